@@ -1,0 +1,214 @@
+"""The nodes of an integer program, as frozen values.
+
+An edge is a named tensor of codes with one scale and zero point. A value is a named float32 tensor. Each node reads and
+writes edges unless it says otherwise. `low` and `high` are the codes between which the result is clamped: a fused ReLU
+or clip is nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from truequant.schemes import ArithmeticRule
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Codes `qmin … qmax` of values `(q - zero_point) * scale`; `scale` is a float32 number. Signed where `qmin < 0`."""
+
+    scale: float
+    zero_point: int
+    qmin: int
+    qmax: int
+
+    @property
+    def signed(self) -> bool:
+        return self.qmin < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """`q = clamp(rint(x / s) + z, qmin, qmax)` of the value `input`; NaN gives code 0."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize:
+    """The value `(q - z) * s` of the edge `input`."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conv:
+    """`acc = sum((xq - zx) * wq) + bq`, then requantized; padding is real 0, the code `zx`.
+
+    weight: int8 `(out, in / groups, *kernel)`; weight_scale: float32 `(out,)` or `(1,)`; bias: int32 `(out,)`.
+    padding: `(begin, end)` for each spatial axis. Where `output` is a value: `float32(acc) * float32(sx * sw)`.
+    """
+
+    input: str
+    output: str
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A conv without space: the last axis of `input` against `weight` `(out, in)` int8; everything else as in `Conv`."""
+
+    input: str
+    output: str
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """The sum of two edges by a named rule; `left` is the operand that the rule calls a."""
+
+    left: str
+    right: str
+    output: str
+    rule: ArithmeticRule
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mul:
+    """The product of two edges by a named rule."""
+
+    left: str
+    right: str
+    output: str
+    rule: ArithmeticRule
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """`entries[q - qmin]` for each code of `input`: int16 `(levels,)`. `function` names what was tabulated."""
+
+    input: str
+    output: str
+    entries: Tensor
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAverage:
+    """Mean over `axes` (negative, counted from the end), an integer sum of `xq - zx`, then
+    `clamp(rint(float32(acc) * float32(sx / float32(sy * n))) + zy)`. The axes stay with length 1 where `keepdim`.
+    """
+
+    input: str
+    output: str
+    axes: tuple[int, ...]
+    keepdim: bool
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool:
+    """Largest code of each window; scale and zero point are kept, padding never wins."""
+
+    input: str
+    output: str
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """`clamp(q, low, high)`; scale and zero point are kept."""
+
+    input: str
+    output: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """`shape`: 0 keeps that axis of the input, one -1 is what remains (ONNX's rule)."""
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    """Axis i of the output is axis `permutation[i]` of the input."""
+
+    input: str
+    output: str
+    permutation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`input[begin:end:step]` along `axis`; `end` None is the axis' end."""
+
+    input: str
+    output: str
+    axis: int
+    begin: int
+    end: int | None
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """Real zeros, the code `z`, before and after each of the last axes: `(begin, end)` of the last axis comes last."""
+
+    input: str
+    output: str
+    padding: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Edges of one scale and zero point, joined along `axis`."""
+
+    inputs: tuple[str, ...]
+    output: str
+    axis: int
+
+
+Node = Quantize | Dequantize | Conv | Linear | Add | Mul | Table | GlobalAverage | MaxPool | Clamp | Reshape | Transpose | Slice | Pad | Concat
+NODE_TYPES: tuple[type[Node], ...] = (
+    Quantize, Dequantize, Conv, Linear, Add, Mul, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose, Slice, Pad, Concat,
+)  # fmt: skip
+
+
+def inputs_of(node: Node) -> tuple[str, ...]:
+    """Names that a node reads, in order."""
+    match node:
+        case Add() | Mul():
+            return (node.left, node.right)
+        case Concat():
+            return node.inputs
+        case _:
+            return (node.input,)

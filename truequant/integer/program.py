@@ -1,0 +1,84 @@
+"""`IntegerProgram`: a model as a list of integer nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from truequant.errors import ConversionError
+from truequant.integer.nodes import Concat, Conv, Dequantize, Edge, Linear, Node, Quantize, inputs_of
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInput:
+    """A tensor that the model takes: its value's name, dtype (a torch name such as "float32"), shape with None where it is
+    dynamic (the batch, by default), and the keyword under which it is passed (None: by position).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    keyword: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntegerProgram:
+    """Nodes in order of execution, single assignment: each name is written once, before it is read.
+
+    edges: every name that holds codes. All other names are values (float32).
+    outputs: what the model returns: a value's name, or a nested list ("[...]"), tuple ({"tuple": [...]}) or dict
+        ({"dict": {...}}) of names, None or numbers.
+    target: the name of the target whose rules the nodes follow.
+    """
+
+    inputs: tuple[ProgramInput, ...]
+    nodes: tuple[Node, ...]
+    edges: Mapping[str, Edge]
+    outputs: Any
+    target: str
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def output_names(self) -> tuple[str, ...]:
+        """Names in `outputs`, in order."""
+        return tuple(_leaves(self.outputs))
+
+    def census(self) -> dict[str, int]:
+        """How many nodes of each kind."""
+        return dict(sorted(Counter(type(node).__name__ for node in self.nodes).items()))
+
+
+def _leaves(tree: Any) -> list[str]:
+    if isinstance(tree, str):
+        return [tree]
+    if isinstance(tree, dict):
+        (content,) = tree.values()
+        return [leaf for item in (content.values() if isinstance(content, dict) else content) for leaf in _leaves(item)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for item in tree for leaf in _leaves(item)]
+    return []
+
+
+def validate(program: IntegerProgram) -> None:
+    """Raise `ConversionError` at the first node that cannot be run."""
+    known = {i.name for i in program.inputs}
+    for node in program.nodes:
+        kind = type(node).__name__
+        for name in inputs_of(node):
+            if name not in known:
+                raise ConversionError(f"{kind} '{node.output}' reads '{name}' before anything wrote it")
+            if (name in program.edges) == isinstance(node, Quantize):
+                raise ConversionError(f"{kind} '{node.output}' reads '{name}'", expected="a value" if isinstance(node, Quantize) else "an edge of codes")
+        if node.output in known:
+            raise ConversionError(f"{kind} '{node.output}' writes a name that exists already")
+        if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear)):
+            raise ConversionError(f"{kind} '{node.output}' writes no edge", expected="scale and zero point of its codes")
+        if isinstance(node, Concat) and len({program.edges[n] for n in (*node.inputs, node.output)}) != 1:
+            raise ConversionError(f"Concat '{node.output}': its edges differ in scale or zero point")
+        known.add(node.output)
+    for name in program.output_names():
+        if name not in known or name in program.edges:
+            raise ConversionError(f"output '{name}' is not a value of the program")

@@ -1,0 +1,33 @@
+"""What an accumulator can reach, from the codes alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT32_EXACT = 2**24
+"""Integers below it, and their sums in any order, are exact in float32."""
+INT16_MAX = 32767
+INT32_MAX = 2**31 - 1
+
+
+def accumulator_bound(weight: Tensor, bias: Tensor | None, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """`max over channels of sum |xq - zx| |wq| + |bq|`, a 0-d float64 tensor. `weight` has its channels on axis 0."""
+    reach = torch.maximum((qmin - zero_point).abs(), (qmax - zero_point).abs()).double()
+    sums = weight.double().abs().flatten(1).sum(1) * reach
+    if bias is not None:
+        sums = sums + bias.double().abs()
+    return sums.max() if sums.numel() else sums.new_zeros(())
+
+
+def pair_bound(weight: Tensor, qmax: int) -> int:
+    """The largest sum of two products u8 x s8 that a kernel without VNNI may form in int16: `qmax` times the sum of the
+    two largest weights of one sign in a channel. Above 32767 the layer can saturate.
+    """
+    flat = weight.double().flatten(1)
+    if flat.numel() == 0:
+        return 0
+    count = min(2, flat.shape[1])
+    positive = flat.clamp(min=0).topk(count, dim=1).values.sum(1).max()
+    negative = (-flat).clamp(min=0).topk(count, dim=1).values.sum(1).max()
+    return int(qmax * torch.maximum(positive, negative))

@@ -1,0 +1,67 @@
+"""Named rules of add, mul and tables. Codes are float32 tensors of integers, scales and zero points float32 tensors.
+
+Rule "onnxruntime" states what QLinearAdd and QLinearMul compute on x86 CPUs with FMA (measured over all 65,536 pairs of
+codes). Rule "portable" is dequantize, float32 op, quantize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from truequant.errors import ArgumentError
+from truequant.numerics.affine import dequantize, quantize
+from truequant.schemes import ArithmeticRule
+
+Qparams = tuple[Tensor, Tensor]
+"""Scale and zero point of an edge."""
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`float32(a * b + c)` with one rounding of operands that are float32: the product of a code is exact in float64."""
+    return (a.double() * b.double() + c.double()).float()
+
+
+def add(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: int, high: int, rule: ArithmeticRule) -> Tensor:
+    """Codes of the sum. The order of the operands matters.
+
+    onnxruntime: ra = sa / sy, rb = sb / sy, C = zy - fma(ra, za, rb * zb), q = clamp(rint(fma(ra, a, fma(rb, b, C)))).
+    """
+    (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
+    if rule == "portable":
+        return quantize(dequantize(a, sa, za) + dequantize(b, sb, zb), sy, zy, low, high)
+    _known(rule)
+    ra, rb = sa / sy, sb / sy
+    constant = zy - fma(ra, za, rb * zb)
+    return torch.clamp(torch.round(fma(ra, a, fma(rb, b, constant))), low, high)
+
+
+def mul(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: int, high: int, rule: ArithmeticRule) -> Tensor:
+    """Codes of the product.
+
+    onnxruntime: M = float32(float32(sa * sb) / sy), p = (a - za) * (b - zb) in integers,
+    q = clamp(rint(float32(float32(M * p) + zy))).
+    """
+    (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
+    if rule == "portable":
+        return quantize(dequantize(a, sa, za) * dequantize(b, sb, zb), sy, zy, low, high)
+    _known(rule)
+    return torch.clamp(torch.round(((sa * sb) / sy) * ((a - za) * (b - zb)) + zy), low, high)
+
+
+def table(function: Callable[[Tensor], Tensor], x_params: Qparams, x_range: tuple[int, int], y_params: Qparams, low: int, high: int) -> Tensor:
+    """Codes of `function` for each input code `qmin … qmax`, float32: computed once in float64, then stored.
+
+    q = clamp(rint(function((code - zx) * sx) / sy) + zy); a NaN gives code 0.
+    """
+    codes = torch.arange(x_range[0], x_range[1] + 1, dtype=torch.float64)
+    values = function((codes - x_params[1].double().cpu()) * x_params[0].double().cpu())
+    result = torch.clamp(torch.round(values / y_params[0].double().cpu()) + y_params[1].double().cpu(), low, high)
+    return torch.where(torch.isnan(result), float(min(max(0, low), high)), result).float()
+
+
+def _known(rule: str) -> None:
+    if rule != "onnxruntime":
+        raise ArgumentError(f"no arithmetic rule {rule!r}", got=rule, expected="'onnxruntime' or 'portable'")

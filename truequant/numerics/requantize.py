@@ -1,0 +1,46 @@
+"""From int32 accumulators to the codes of the next edge.
+
+    M  = float32(float32(sx * sw) / sy)                    a channel
+    yq = clamp(rint(float32(acc) * M) + zy, lo, hi)
+
+The zero point is added after rounding; a fused ReLU or clip moves `lo` and `hi` only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from truequant.numerics.affine import along_axis
+
+
+def multiplier(input_scale: Tensor, weight_scale: Tensor, output_scale: Tensor) -> Tensor:
+    """`float32(float32(sx * sw) / sy)`, of the shape of `weight_scale`."""
+    return (input_scale.float() * weight_scale.float()) / output_scale.float()
+
+
+def requantize(acc: Tensor, factor: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """Codes, float32, of accumulators: integers carried by int32, float32 or float64. `factor` broadcasts against `acc`."""
+    return torch.clamp(torch.round(acc.to(torch.float32) * factor) + zero_point, low, high)
+
+
+def channel_axis(values: Tensor, rank: int, axis: int) -> Tensor:
+    """One value a channel, or one for all, in a shape that broadcasts against a tensor of `rank`."""
+    return values if values.numel() == 1 else along_axis(values, axis, rank)
+
+
+def clamp_codes(
+    minimum: float | None, maximum: float | None, scale: float, zero_point: int, qmin: int, qmax: int
+) -> tuple[int, int]:
+    """`lo, hi` of a fused clamp to `[minimum, maximum]` in values: the codes of its two ends."""
+
+    def code(value: float) -> int:
+        quotient = torch.round(torch.tensor(value, dtype=torch.float32) / torch.tensor(scale, dtype=torch.float32))
+        return int(torch.clamp(quotient + zero_point, qmin, qmax))
+
+    return (qmin if minimum is None else code(minimum)), (qmax if maximum is None else code(maximum))
+
+
+def global_average_factor(input_scale: Tensor, output_scale: Tensor, count: int) -> Tensor:
+    """`float32(sx / float32(sy * n))`: the multiplier of a mean over n elements, as GlobalAveragePool computes it."""
+    return input_scale.float() / (output_scale.float() * float(count))

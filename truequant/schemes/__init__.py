@@ -1,0 +1,53 @@
+"""Decisions as frozen values: no tensors, no modules."""
+
+from truequant.schemes.config import ACTIVATION_8, WEIGHT_8, Ends, QConfig
+from truequant.schemes.dtypes import (
+    INTEGER_TYPES,
+    IntegerType,
+    int1,
+    int2,
+    int3,
+    int4,
+    int5,
+    int6,
+    int7,
+    int8,
+    int16,
+    integer_type,
+    uint1,
+    uint2,
+    uint3,
+    uint4,
+    uint5,
+    uint6,
+    uint7,
+    uint8,
+    uint16,
+)
+from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from truequant.schemes.presets import PRESETS
+from truequant.schemes.rules import INHERIT, Choice, Inherit, Rule, Selector
+from truequant.schemes.scheme import QuantScheme
+from truequant.schemes.strategies import (
+    LSQ,
+    MSE,
+    Entropy,
+    FloatScale,
+    Histogram,
+    MinMax,
+    MovingAverage,
+    Observation,
+    Percentile,
+    PowerOfTwoScale,
+    ScaleRule,
+)
+from truequant.schemes.targets import ONNXRUNTIME, ONNXRUNTIME_VNNI, PORTABLE, TARGETS, ArithmeticRule, Target
+
+__all__ = [
+    "ACTIVATION_8", "INHERIT", "INTEGER_TYPES", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_VNNI", "PORTABLE", "PRESETS",
+    "TARGETS", "WEIGHT_8", "ArithmeticRule", "Choice", "Ends", "Entropy", "FloatScale", "Granularity", "Histogram",
+    "Inherit", "IntegerType", "MinMax", "MovingAverage", "Observation", "PerChannel", "PerGroup", "PerTensor",
+    "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme", "Rule", "ScaleRule", "Selector", "Target", "int1", "int2",
+    "int3", "int4", "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5",
+    "uint6", "uint7", "uint8", "uint16",
+]  # fmt: skip

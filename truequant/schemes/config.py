@@ -1,0 +1,80 @@
+"""`QConfig`: what a whole model becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from truequant.errors import SchemeError
+from truequant.schemes.dtypes import int8, uint8
+from truequant.schemes.granularity import PerChannel
+from truequant.schemes.rules import Rule
+from truequant.schemes.scheme import QuantScheme
+from truequant.schemes.strategies import Observation
+from truequant.schemes.targets import ONNXRUNTIME, Target
+
+if TYPE_CHECKING:
+    from typing import Self
+
+WEIGHT_8 = QuantScheme(int8, PerChannel(0))
+ACTIVATION_8 = QuantScheme(uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Schemes of the layers that read the model's inputs and write its outputs, where they differ from the rest."""
+
+    weight: QuantScheme = WEIGHT_8
+    activation: QuantScheme = ACTIVATION_8
+
+
+@dataclass(frozen=True, slots=True)
+class QConfig:
+    """Global schemes, exceptions, and the target.
+
+    input, output: the model's own inputs and outputs, always 8 bits unless said otherwise; `output=None` returns the
+        last layer's accumulators as float32.
+    ends: first and last layers keep these; `None` treats them as all others.
+    """
+
+    weight: QuantScheme | None = WEIGHT_8
+    activation: QuantScheme | None = ACTIVATION_8
+    input: QuantScheme | None = ACTIVATION_8
+    output: QuantScheme | None = ACTIVATION_8
+    ends: Ends | None = None
+    rules: tuple[Rule, ...] = ()
+    target: Target = ONNXRUNTIME
+
+    def __post_init__(self) -> None:
+        for field in ("weight", "activation", "input", "output"):
+            value = getattr(self, field)
+            if not (value is None or isinstance(value, QuantScheme)):
+                raise SchemeError(f"QConfig: {field} is not a QuantScheme", got=repr(value), expected="a QuantScheme or None")
+        if not isinstance(self.target, Target):
+            raise SchemeError("QConfig: target is not a Target", got=repr(self.target), expected="truequant.schemes.ONNXRUNTIME …")
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise SchemeError("QConfig: not a Rule", got=repr(rule), expected="Rule(selector, …)")
+
+    @staticmethod
+    def preset(name: str) -> QConfig:
+        """The config of a name: w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all."""
+        from truequant.schemes.presets import preset
+
+        return preset(name)
+
+    def with_rules(self, *rules: Rule) -> Self:
+        """A copy with further rules; later rules win."""
+        return replace(self, rules=(*self.rules, *rules))
+
+    def with_observer(self, observer: Observation) -> Self:
+        """A copy whose activations, inputs and outputs are observed in this way."""
+        return self._map_activations(lambda scheme: replace(scheme, observer=observer))
+
+    def _map_activations(self, change: Callable[[QuantScheme], QuantScheme]) -> Self:
+        def on(scheme: QuantScheme | None) -> QuantScheme | None:
+            return None if scheme is None else change(scheme)
+
+        ends = None if self.ends is None else replace(self.ends, activation=change(self.ends.activation))
+        return replace(self, activation=on(self.activation), input=on(self.input), output=on(self.output), ends=ends)
