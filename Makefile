@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The stamp's name carries a digest of everything that an installation depends on, so that `make setup` does nothing,
+# quickly, while these files stay the same, whatever their time stamps say.
+INPUTS := $(sort pyproject.toml $(wildcard setup.py requirements/*.txt csrc/*))
+STAMP := .venv/installed-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
+
+.PHONY: setup demo test quick check format clean
+
+setup: $(STAMP)
+
+$(STAMP):
+	$(PYTHON) -m venv .venv
+	rm -f .venv/installed-*
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/package.txt -r requirements/tools.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: setup  ## the main job on MNIST; options: make demo ARGS="--model resnet"
+	$(BIN)/truequant demo $(ARGS)
+
+test: setup  ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+quick: setup  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not emulated" $(ARGS)
+
+check: setup  ## lint, formatting, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
