@@ -17,6 +17,8 @@ from truequant.schemes import ArithmeticRule
 
 Qparams = tuple[Tensor, Tensor]
 """Scale and zero point of an edge."""
+Bound = int | Tensor
+"""The lowest or highest code of a result."""
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -24,7 +26,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return (a.double() * b.double() + c.double()).float()
 
 
-def add(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: int, high: int, rule: ArithmeticRule) -> Tensor:
+def add(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule) -> Tensor:
     """Codes of the sum. The order of the operands matters.
 
     onnxruntime: ra = sa / sy, rb = sb / sy, C = zy - fma(ra, za, rb * zb), q = clamp(rint(fma(ra, a, fma(rb, b, C)))).
@@ -38,7 +40,7 @@ def add(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qp
     return torch.clamp(torch.round(fma(ra, a, fma(rb, b, constant))), low, high)
 
 
-def mul(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: int, high: int, rule: ArithmeticRule) -> Tensor:
+def mul(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule) -> Tensor:
     """Codes of the product.
 
     onnxruntime: M = float32(float32(sa * sb) / sy), p = (a - za) * (b - zb) in integers,
@@ -51,7 +53,7 @@ def mul(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qp
     return torch.clamp(torch.round(((sa * sb) / sy) * ((a - za) * (b - zb)) + zy), low, high)
 
 
-def table(function: Callable[[Tensor], Tensor], x_params: Qparams, x_range: tuple[int, int], y_params: Qparams, low: int, high: int) -> Tensor:
+def table(function: Callable[[Tensor], Tensor], x_params: Qparams, x_range: tuple[int, int], y_params: Qparams, low: Bound, high: Bound) -> Tensor:
     """Codes of `function` for each input code `qmin … qmax`, float32: computed once in float64, then stored.
 
     q = clamp(rint(function((code - zx) * sx) / sy) + zy); a NaN gives code 0.

@@ -19,9 +19,9 @@ def multiplier(input_scale: Tensor, weight_scale: Tensor, output_scale: Tensor) 
     return (input_scale.float() * weight_scale.float()) / output_scale.float()
 
 
-def requantize(acc: Tensor, factor: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+def requantize(acc: Tensor, factor: Tensor, zero_point: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
     """Codes, float32, of accumulators: integers carried by int32, float32 or float64. `factor` broadcasts against `acc`."""
-    return torch.clamp(torch.round(acc.to(torch.float32) * factor) + zero_point, low, high)
+    return torch.clamp(torch.round(acc.to(torch.float32) * factor) + zero_point, low, high)  # type: ignore[call-overload]
 
 
 def channel_axis(values: Tensor, rank: int, axis: int) -> Tensor:
@@ -30,15 +30,16 @@ def channel_axis(values: Tensor, rank: int, axis: int) -> Tensor:
 
 
 def clamp_codes(
-    minimum: float | None, maximum: float | None, scale: float, zero_point: int, qmin: int, qmax: int
-) -> tuple[int, int]:
-    """`lo, hi` of a fused clamp to `[minimum, maximum]` in values: the codes of its two ends."""
+    minimum: float | None, maximum: float | None, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
+    """`lo, hi` of a fused clamp to `[minimum, maximum]` in values: the codes of its two ends, 0-d float32."""
 
-    def code(value: float) -> int:
-        quotient = torch.round(torch.tensor(value, dtype=torch.float32) / torch.tensor(scale, dtype=torch.float32))
-        return int(torch.clamp(quotient + zero_point, qmin, qmax))
+    def code(value: float) -> Tensor:
+        return torch.clamp(torch.round(value / scale) + zero_point, qmin, qmax)
 
-    return (qmin if minimum is None else code(minimum)), (qmax if maximum is None else code(maximum))
+    low = torch.full_like(zero_point, qmin) if minimum is None else code(minimum)
+    high = torch.full_like(zero_point, qmax) if maximum is None else code(maximum)
+    return low, high
 
 
 def global_average_factor(input_scale: Tensor, output_scale: Tensor, count: int) -> Tensor:

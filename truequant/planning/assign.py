@@ -1,0 +1,174 @@
+"""Which scheme each grid and each weight gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from truequant.errors import PlanError, SchemeError
+from truequant.planning.graph import Graph, Node
+from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the rules of one site say, later rules winning, and the last of them."""
+
+    in_float: bool = False
+    weight: QuantScheme | None | Inherit = INHERIT
+    input: QuantScheme | None | Inherit = INHERIT
+    output: QuantScheme | None | Inherit = INHERIT
+    rule: str | None = None
+
+    @staticmethod
+    def of(rules: list[Rule]) -> Overrides:
+        merged: dict[str, QuantScheme | None | Inherit] = {"scheme": INHERIT, "weight": INHERIT, "input": INHERIT, "output": INHERIT}
+        for rule in rules:
+            if rule.scheme is INHERIT:  # a later rule with a scheme takes the site out of float again
+                merged["scheme"] = INHERIT
+            for field in merged:
+                if getattr(rule, field) is not INHERIT:
+                    merged[field] = getattr(rule, field)
+        in_float = merged["scheme"] is None
+        return Overrides(in_float, merged["weight"], merged["input"], merged["output"], repr(rules[-1]) if rules else None)
+
+
+def leave_in_float(graph: Graph, overrides: dict[int, Overrides], config: QConfig) -> None:
+    """Take out of the integer domain what the rules say, and layers without a scheme for their weight."""
+    for node in graph.nodes:
+        said = overrides[node.index]
+        if said.in_float:
+            node.action, node.reason = "float", f"{said.rule}"
+        elif node.action == "layer" and (config.weight if said.weight is INHERIT else said.weight) is None:
+            node.action, node.reason = "float", "no scheme for its weight"
+
+
+def ends(graph: Graph) -> tuple[set[int], set[int]]:
+    """Indices of the layers with no layer before them, and of those with none behind them."""
+    behind: set[int] = set()  # values that depend on a layer
+    first, has_next = set(), set()
+    sources: dict[int, set[int]] = {}
+    for node in graph.nodes:
+        reached = set().union(*(sources.get(v, set()) for v in node.reads)) if node.reads else set()
+        if node.call.op.role.value == "layer":
+            if not reached:
+                first.add(node.index)
+            has_next |= reached
+            reached = {node.index}
+        for value in node.writes:
+            sources[graph.resolve(value)] = reached | (sources.get(graph.resolve(value), set()) if node.action == "identity" else set())
+        behind |= set(node.writes)
+    layers = {n.index for n in graph.nodes if n.call.op.role.value == "layer"}
+    return first, layers - has_next
+
+
+def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool, rank: int) -> QuantScheme:
+    """The scheme of a layer's weight, which the target must be able to hold."""
+    scheme = config.ends.weight if at_an_end and config.ends is not None else config.weight
+    if isinstance(said.weight, QuantScheme):
+        scheme = said.weight
+    assert scheme is not None  # leave_in_float has seen to it
+    granularity = scheme.granularity
+    deployable = isinstance(granularity, PerTensor) or (isinstance(granularity, PerChannel) and granularity.axis in (0, -rank))
+    if not deployable or isinstance(granularity, PerGroup):
+        raise SchemeError(
+            f"'{node.name}': {granularity} cannot be deployed to target '{config.target}'",
+            got=f"{granularity}, weight of {rank} axes",
+            expected="PerTensor() or PerChannel(axis=0)",
+            fix=f'Rule("{node.name}", weight=QuantScheme({scheme.dtype}, PerChannel(0)))',
+        )
+    if not scheme.dtype.signed or not scheme.is_symmetric or scheme.dtype.bits > 8:
+        raise SchemeError(
+            f"'{node.name}': weights are signed, symmetric and of at most 8 bits", got=str(scheme), fix=f'Rule("{node.name}", weight=QuantScheme(int8, PerChannel(0)))'
+        )
+    return scheme
+
+
+def activation_schemes(
+    graph: Graph, overrides: dict[int, Overrides], config: QConfig, last: set[int]
+) -> dict[int, QuantScheme | None]:
+    """The scheme of each grid that an integer op writes or reads; None where the config leaves it in float."""
+    inputs = {graph.grid(graph.resolve(v)) for v in graph.trace.inputs}
+    outputs = {graph.grid(v) for v in graph.outputs}
+    result: dict[int, QuantScheme | None] = {}
+    for node in graph.nodes:
+        if node.integer:
+            for value in (*node.reads, node.end):
+                result.setdefault(graph.grid(value), None)
+    for grid in result:
+        consumers = [n for n in graph.nodes if n.integer and any(graph.grid(v) == grid for v in n.reads)]
+        writers = [n for n in graph.nodes if n.integer and graph.grid(n.end) == grid]
+        base = config.activation
+        if grid in inputs:
+            base = config.input
+        elif grid in outputs:
+            base = config.output
+        elif config.ends is not None and any(n.index in last for n in consumers):
+            base = config.ends.activation
+        for node in writers:
+            said = [overrides[link.index].output for link in (node, *node.fused)]
+            for scheme in said:
+                base = base if isinstance(scheme, Inherit) else scheme
+        wanted = [(n, base if isinstance(s := overrides[n.index].input, Inherit) else s) for n in consumers]
+        result[grid] = _agreed(wanted, base)
+        scheme = result[grid]
+        if scheme is not None:
+            _deployable(scheme, writers, consumers, config)
+            if not scheme.dtype.signed and scheme.symmetric is None and grid not in inputs and _nonnegative(graph, grid, set()):
+                result[grid] = scheme.with_(symmetric=True)
+    return result
+
+
+def _agreed(wanted: list[tuple[Node, QuantScheme | None]], base: QuantScheme | None) -> QuantScheme | None:
+    if not wanted:
+        return base
+    first, scheme = wanted[0]
+    for other, different in wanted[1:]:
+        if different != scheme:
+            raise PlanError(
+                f"'{first.name}' and '{other.name}' read the same edge and disagree about its scheme",
+                got=f"{first.name}: {scheme}; {other.name}: {different}",
+                expected="one scheme an edge",
+                fix="give both the same input=, or set output= on the op that writes the edge",
+            )
+    return scheme
+
+
+def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node], config: QConfig) -> None:
+    where = (writers or consumers)[0].name
+    if not isinstance(scheme.granularity, PerTensor):
+        raise SchemeError(
+            f"'{where}': activations have one scale a tensor on target '{config.target}'",
+            got=str(scheme.granularity), expected="PerTensor()", fix=f'Rule("{where}", output=QuantScheme({scheme.dtype}))',
+        )  # fmt: skip
+    if scheme.dtype.bits > 8 or (scheme.dtype.bits == 1 and scheme.dtype.signed):
+        raise SchemeError(f"'{where}': {scheme.dtype} activations cannot be deployed to target '{config.target}'", expected="uint1 … uint8, int2 … int8")
+
+
+_POSITIVE_TABLES = frozenset(("sigmoid", "hardsigmoid"))
+
+
+def _nonnegative(graph: Graph, grid: int, seen: set[int]) -> bool:
+    """Whether no value of a grid is ever negative: everything that writes to it ends in a ReLU or averages such values."""
+    if grid in seen:
+        return True
+    seen.add(grid)
+    written = {v for n in graph.nodes if n.integer for v in [n.writes[0], *(w for link in n.fused for w in link.writes)]}
+    for value in graph.members(grid):
+        if value in written or graph.resolve(value) != value:
+            continue
+        writer = graph.writer.get(value)
+        if writer is None or writer.action == "float":
+            return False
+    return all(_writes_nonnegative(graph, n, seen) for n in graph.nodes if n.integer and graph.grid(n.end) == grid)
+
+
+def _writes_nonnegative(graph: Graph, node: Node, seen: set[int]) -> bool:
+    if node.bounds[0] is not None and node.bounds[0] >= 0:
+        return True
+    if node.action in ("average", "pool", "add", "mul"):
+        return all(_nonnegative(graph, graph.grid(v), seen) for v in node.reads)
+    return node.action == "table" and node.call.op.name in _POSITIVE_TABLES
+
+
+Naming = Callable[[Node], str]

@@ -1,0 +1,234 @@
+"""Trace to learn: one forward in each mode, recorded call by call.
+
+The model runs as it is, on the example inputs, without gradients; random state, buffers and training flags are put back.
+No symbolic values are involved, so any Python control flow runs. Each recorded call knows its owner (the innermost module
+whose forward was running), the op, and the ordinal of that op among the owner's own calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from truequant.errors import ArgumentTypeError, PlanError
+from truequant.planning.ops import Op, Role, op_of
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An activation among the arguments of a call."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor that does not depend on the inputs: a parameter or buffer by its name, else anonymous."""
+
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor that depends on the inputs."""
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype.is_floating_point
+
+
+Frame = tuple[tuple[str, int], ...]
+"""Modules being called, outermost first, each with its ordinal among the calls of that module by the one before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One recorded call. `args` and `kwargs` hold `Ref` and `Constant` where tensors stood."""
+
+    op: Op
+    owner: str
+    frame: Frame
+    ordinal: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    mutates: bool
+    location: str
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one forward did."""
+
+    training: bool
+    calls: list[Call] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    module_calls: Counter[str] = field(default_factory=Counter)
+    op_counts: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
+    stale: set[int] = field(default_factory=set)
+    """Values that an in-place op wrote and that were read through the name that existed before."""
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, trace: Trace, names: dict[int, str]) -> None:
+        super().__init__()
+        self.trace, self.names = trace, names
+        self.stack: list[tuple[str, int, Counter[str]]] = [("", 0, Counter())]
+        self.frame: Frame = ()
+        self._values: dict[int, int] = {}
+        self._overwritten: set[int] = set()
+        self._alive: list[Tensor] = []  # keeps ids from being used again
+
+    def add(self, tensor: Tensor) -> int:
+        index = len(self.trace.values)
+        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype))
+        self._values[id(tensor)] = index
+        self._overwritten.discard(id(tensor))
+        self._alive.append(tensor)
+        return index
+
+    def lookup(self, tensor: Tensor) -> int | None:
+        index = self._values.get(id(tensor))
+        if index is not None and id(tensor) in self._overwritten:
+            self.trace.stale.add(index)
+        return index
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = op_of(func)
+        if op is None:
+            return func(*args, **kwargs)
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [(t, i) for t in tensors if (i := self.lookup(t)) is not None]
+        owner = self.stack[-1][0]
+        counts = self.trace.op_counts.setdefault((owner, self.frame), Counter())
+        ordinal = counts[op.name]
+        counts[op.name] += 1
+        if not inputs:
+            return func(*args, **kwargs)
+        recorded_args, recorded_kwargs = pytree.tree_map(self._reference, (tuple(args), dict(kwargs)))
+        versions = [t._version for t, _ in inputs]
+        result = func(*args, **kwargs)
+        outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        if not outputs:
+            return result
+        mutated = [t for (t, _), version in zip(inputs, versions, strict=True) if t._version != version]
+        if mutated and len(outputs) == 1 and outputs[0] is mutated[0]:
+            # The caller gets another name of the same memory, which tells whether the old one is read afterwards.
+            result = outputs[0].view_as(outputs[0])
+            indices = [self.add(result)]
+            self._values[id(mutated[0])] = indices[0]
+            self._overwritten.add(id(mutated[0]))
+        elif op.role is Role.FLOAT and not mutated and all(any(o is t for t, _ in inputs) for o in outputs):
+            return result  # handed its argument back: nothing was computed
+        else:
+            indices = [self.add(t) for t in outputs]
+        self.trace.calls.append(
+            Call(op, owner, self.frame, ordinal, recorded_args, recorded_kwargs, tuple(i for _, i in inputs), tuple(indices), bool(mutated), _location())
+        )
+        return result
+
+    def _reference(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        index = self._values.get(id(leaf))
+        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)))
+
+    def enter(self, name: str) -> None:
+        parent = self.stack[-1][2]
+        ordinal = parent[name]
+        parent[name] += 1
+        self.trace.module_calls[name] += 1
+        self.stack.append((name, ordinal, Counter()))
+        self.frame = tuple((n, o) for n, o, _ in self.stack[2:])
+
+    def leave(self) -> None:
+        self.stack.pop()
+        self.frame = tuple((n, o) for n, o, _ in self.stack[2:])
+
+
+def _location() -> str:
+    """File and line of the nearest caller outside torch and this file."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and "/torch/" not in name:
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor, a tuple (or list) of positional inputs, or a dict of keyword inputs, as `args, kwargs`."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    raise ArgumentTypeError(
+        "example_inputs is no input of a model", got=type(example_inputs).__name__, expected="a tensor, a tuple of positional inputs, or a dict of keyword inputs"
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put back buffers, training flags and random state. BatchNorm stays in eval: it accepts a batch of one there."""
+    modes = {m: m.training for m in model.modules()}
+    buffers = [(b, b.clone()) for b in model.buffers() if b.device.type != "meta"]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        for module in model.modules():
+            module.training = training and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
+    """Record one forward."""
+    result = Trace(training)
+    names = {id(t): n for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    recorder = _Recorder(result, names)
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(f"'{name or type(module).__name__}' is a ScriptModule, whose calls cannot be seen", fix="pass the nn.Module it was scripted from")
+        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name)))
+        handles.append(module.register_forward_hook(lambda m, a, o: recorder.leave(), always_call=True))
+    args, kwargs = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, as_arguments(example_inputs))
+    try:
+        with _undisturbed(model, training):
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    result.inputs.append(recorder.add(leaf))
+            with recorder:
+                outputs = model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, Tensor) and (index := recorder.lookup(leaf)) is not None:
+            result.outputs.append(index)
+    return result

@@ -1,0 +1,202 @@
+"""`plan`: a pure function from a model, example inputs and a config to a `Plan`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from truequant.errors import PlanError, StateError
+from truequant.planning.align import train_ordinals
+from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, weight_scheme
+from truequant.planning.capture import Constant, Trace, as_arguments, trace
+from truequant.planning.fusion import fuse
+from truequant.planning.graph import Graph, Node
+
+from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.selectors import Selectable, matching
+from truequant.schemes import INHERIT, QConfig, QuantScheme
+
+
+def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = None) -> Plan:
+    """Decide how `model` is quantized. The model is run twice, in training and in evaluation mode, and left as it was.
+
+    example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
+    config: a `QConfig`, the name of a preset, or None for "w8a8".
+
+    Raises `PlanError` for a rule that matches nothing or consumers that disagree, `SchemeError` for a scheme that the
+    target cannot hold.
+    """
+    config = QConfig.preset(config) if isinstance(config, str) else (config or QConfig())
+    modules = dict(model.named_modules())
+    if any(hasattr(type(m), "__truequant__") for m in modules.values()):
+        raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
+    evaluated, trained = trace(model, example_inputs, training=False), trace(model, example_inputs, training=True)
+    graph = Graph(evaluated, modules)
+    active = [n for n in graph.nodes if n.action != "identity"]
+    rules = matching(config.rules, [Selectable(n.name, n.call.owner, modules[n.call.owner], n.call.op.name) for n in active])
+    overrides = {n.index: Overrides.of(r) for n, r in zip(active, rules, strict=True)}
+    overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
+    leave_in_float(graph, overrides, config)
+    fuse(graph)
+    return _Builder(graph, trained, overrides, config, example_inputs).plan()
+
+
+class _Builder:
+    def __init__(self, graph: Graph, trained: Trace, overrides: dict[int, Overrides], config: QConfig, example_inputs: Any) -> None:
+        self.graph, self.trained, self.overrides, self.config = graph, trained, overrides, config
+        self.example_inputs = example_inputs
+        self.first, self.last = ends(graph)
+        self.schemes = activation_schemes(graph, overrides, config, self.last)
+        self._without_grid()
+        self.quantizers: dict[str, QuantizerPlan] = {}
+        self.grid_quantizer: dict[int, str] = {}
+
+    def _without_grid(self) -> None:
+        """An op whose input has no grid stays float, and so does one, layers excepted, whose result has none."""
+        changed = True
+        while changed:
+            changed = False
+            for node in self.graph.nodes:
+                if not node.integer:
+                    continue
+                reads = [self.schemes.get(self.graph.grid(v)) for v in node.reads]
+                result = self.schemes.get(self.graph.grid(node.end))
+                bare_layer = node.action == "layer" and not any(link.action in ("clamp", "movement") for link in node.fused)
+                if None in reads or (result is None and not bare_layer):
+                    node.action = "float"
+                    node.reason = "its input is left in float" if None in reads else "its result is left in float"
+                    for link in node.fused:
+                        link.fused_into = None
+                        link.action = "float" if link.action == "norm" else link.action
+                    node.fused, node.norm, changed = [], None, True
+
+    # -- quantizers ----------------------------------------------------------------------------------------------------
+    def _quantizer(self, owner: str, slot: str, kind: Kind, scheme: QuantScheme, channels: int | None = None, tied: bool = False) -> str:
+        name = f"{owner}.{slot}" if owner else slot
+        self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied))
+        return name
+
+    def _slot(self, node: Node) -> str:
+        slot = "output" if node.leaf else f"{node.call.op.name}_{node.call.ordinal}"
+        return slot + "".join(f"_call{k}" for k in node.frame)
+
+    def _place(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Quantizers at the producers of each grid: by index of the node, and by position of the model's input."""
+        graph, at_node, at_input = self.graph, {}, {}
+        outputs = {graph.grid(v) for v in graph.outputs}
+        for position, value in enumerate(graph.trace.inputs):
+            grid = graph.grid(graph.resolve(value))
+            if self.schemes.get(grid) is not None and graph.is_float(value):
+                at_input[position] = self._of_grid(grid, "", f"input_{position}", "input")
+        for node in graph.nodes:
+            last = node.fused[-1] if node.fused else node
+            if node.fused_into is not None or node.action == "identity" or not node.writes:
+                continue
+            for value in [node.end] if node.integer else node.writes if node.action == "float" else []:
+                grid = graph.grid(value)
+                if self.schemes.get(grid) is None:
+                    continue
+                if len(last.writes) > 1:
+                    raise PlanError(f"'{node.name}' returns several tensors, one of which an integer op reads", fix=f'Rule("{node.name}", None) and its readers too')
+                at_node[last.index] = self._of_grid(grid, last.call.owner, self._slot(last), "output" if grid in outputs else "activation")
+        return at_node, at_input
+
+    def _of_grid(self, grid: int, owner: str, slot: str, kind: Kind) -> str:
+        if grid not in self.grid_quantizer:
+            scheme = self.schemes[grid]
+            assert scheme is not None
+            self.grid_quantizer[grid] = self._quantizer(owner, slot, kind, scheme)
+        return self.grid_quantizer[grid]
+
+    def _weight(self, node: Node) -> str:
+        reference = node.call.args[1] if len(node.call.args) > 1 else node.call.kwargs["weight"]
+        if not isinstance(reference, Constant):
+            raise PlanError(f"'{node.name}': its weight is not a tensor", got=repr(reference))
+        output = self.graph.shape(node.writes[0])
+        channels = output[-1] if node.call.op.name == "linear" else output[1]
+        rank = 2 if node.call.op.name == "linear" else len(output)
+        scheme = weight_scheme(node, self.overrides[node.index], self.config, node.index in self.first | self.last, rank)
+        slot = "weight" if node.leaf else f"{node.call.op.name}_{node.call.ordinal}_weight"
+        tied = node.norm is not None and (scheme.power_of_two or scheme.granularity.__class__.__name__ == "PerTensor")
+        per_channel = scheme.granularity.__class__.__name__ == "PerChannel"
+        return self._quantizer(node.call.owner, slot, "weight", scheme, channels if per_channel else None, tied)
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+    def plan(self) -> Plan:
+        at_node, at_input = self._place()
+        ordinals = train_ordinals(self.graph, self.trained)
+        sites = tuple(self._site(n, at_node, ordinals) for n in self.graph.nodes)
+        return Plan(self.config, sites, tuple(self.quantizers.values()), self._inputs(at_input), self._owners(), self._notes())
+
+    def _site(self, node: Node, at_node: dict[int, str], ordinals: dict[int, int | None]) -> Site:
+        graph = self.graph
+        integer_reads = node.integer or node.action in ("clamp", "norm", "concat", "movement")
+        reads = tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action == "float" else ()
+        said = self.overrides[node.index]
+        emits = self.grid_quantizer.get(graph.grid(node.end)) if node.integer else None
+        if node.action in ("clamp", "concat", "movement") and node.fused_into is None:
+            emits = self.grid_quantizer.get(graph.grid(node.writes[0]))
+        reason = node.reason
+        if node.fused_into is not None:
+            reason = f"computed with {node.fused_into.name}"
+        elif node.index in self.first | self.last and node.action == "layer" and self.config.ends is not None and said.weight is INHERIT:
+            reason += ", at an end of the model"
+        return Site(
+            name=node.name, owner=node.call.owner, op=node.call.op.name, ordinal=node.call.ordinal, frame=node.frame, leaf=node.leaf,
+            action=node.action, reason=reason, train_ordinal=ordinals.get(node.index), reads=reads,
+            weight=self._weight(node) if node.action == "layer" else None, emits=emits, quantizer=at_node.get(node.index),
+            fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
+            fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
+            writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
+        )  # fmt: skip
+
+    def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:
+        args, kwargs = as_arguments(self.example_inputs)
+        specs: list[TensorSpec] = []
+        position = 0
+        for where, argument in (*enumerate(args), *kwargs.items()):
+            for leaf in pytree.tree_leaves(argument):
+                if isinstance(leaf, Tensor):
+                    shape: tuple[int | None, ...] = (None, *leaf.shape[1:]) if leaf.dim() else ()
+                    specs.append(TensorSpec(where, f"input_{position}", str(leaf.dtype).removeprefix("torch."), shape, at_input.get(position)))
+                    position += 1
+        return tuple(specs)
+
+    def _owners(self) -> tuple[OwnerPlan, ...]:
+        """Modules that own a site, and those between them and the root that count the calls of a module called repeatedly."""
+        graph = self.graph
+        owners = {n.call.owner for n in graph.nodes} | {""}
+        counts: dict[str, tuple[Counter[str], Counter[str]]] = {}
+        for position, recorded in enumerate((graph.trace, self.trained)):
+            for (owner, _), calls in recorded.op_counts.items():
+                pair = counts.setdefault(owner, (Counter(), Counter()))
+                pair[position].update({op: n - pair[position][op] for op, n in calls.items() if n > pair[position][op]})
+        for name in graph.multiple:
+            owners |= {parent for parent in _ancestors(name)} | {name}
+        result = []
+        for owner in sorted(owners):
+            pair = counts.get(owner, (Counter(), Counter()))
+            rows = tuple((op, pair[0][op], pair[1][op]) for op in sorted({*pair[0], *pair[1]}))
+            result.append(OwnerPlan(owner, owner in graph.leaves, owner in graph.multiple, () if owner in graph.leaves else rows))
+        return tuple(result)
+
+    def _notes(self) -> tuple[str, ...]:
+        called = {n.call.owner for n in self.graph.nodes} | set(self.graph.trace.module_calls)
+        notes = []
+        for name, module in self.graph.modules.items():
+            has_weight = any(True for _ in module.parameters(recurse=False))
+            if has_weight and name not in called:
+                where = "in training only" if self.trained.module_calls[name] else "by no example input"
+                notes.append(f"'{name}' ({type(module).__name__}) stays float: called {where}")
+        return tuple(notes)
+
+
+def _ancestors(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts))]
+
+
+

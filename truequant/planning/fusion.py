@@ -1,0 +1,67 @@
+"""What is computed together with what.
+
+The result of an op that computes codes runs through a chain of single readers: a BatchNorm right behind a layer, then
+clamps and data movement in any order. All of them commute with quantization, so the one quantizer of the chain sits at its
+end, while in evaluation the op at its head already emits the codes of that grid.
+"""
+
+from __future__ import annotations
+
+from truequant.planning.graph import MOVES, Graph, Node
+
+
+def fuse(graph: Graph) -> None:
+    """Fill in `fused`, `norm` and `bounds` of each node that heads a chain, and `fused_into` of the others."""
+    for node in graph.nodes:
+        if node.integer:
+            _follow(node, graph)
+    for node in graph.nodes:
+        if node.action == "norm" and node.fused_into is None:
+            node.action = "float"
+    for node in graph.nodes:
+        if node.action in MOVES and node.fused_into is None:
+            graph.join([*node.reads, *node.writes])
+        elif node.integer:
+            chain = [node, *node.fused]
+            graph.join(value for link in chain for value in link.writes)
+
+
+def _follow(node: Node, graph: Graph) -> None:
+    value = node.writes[0]
+    while value not in graph.outputs:
+        readers = graph.readers.get(value, [])
+        if len(readers) != 1:
+            return
+        (reader,) = readers
+        if reader.action == "norm" and not node.fused and node.action == "layer" and _folds(node, reader, graph):
+            node.norm = reader
+        elif reader.action == "clamp":
+            node.bounds = _intersect(node.bounds, reader.bounds)
+        elif not (reader.action == "movement" and len(reader.writes) == 1):
+            return
+        node.fused.append(reader)
+        reader.fused_into = node
+        value = reader.writes[0]
+
+
+def _folds(layer: Node, norm: Node, graph: Graph) -> bool:
+    """A BatchNorm normalizes axis 1: of a linear layer that is the features only where the input has two axes.
+
+    Both must be modules of torch's: their parameters are found there.
+    """
+    rank = graph.rank(layer.writes[0])
+    right_axis = rank == 2 if layer.call.op.name == "linear" else rank > 2
+    has_statistics = getattr(graph.modules[norm.call.owner], "running_mean", None) is not None
+    return right_axis and layer.leaf and norm.leaf and has_statistics
+
+
+def _intersect(a: tuple[float | None, float | None], b: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    """The clamp that `b` after `a` is: each end of `a` clamped by `b`."""
+
+    def through(end: float | None, fallback: float | None) -> float | None:
+        if end is None:
+            return fallback
+        low, high = b
+        return min(max(end, low if low is not None else end), high if high is not None else max(end, low if low is not None else end))
+
+    return through(a[0], b[0]), through(a[1], b[1])

@@ -1,0 +1,236 @@
+"""The evaluated forward as a graph: what each call is, who reads a value, which values share a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
+from truequant.planning.ops import Role, clamp_bounds
+from truequant.planning.plan import Action
+
+
+@dataclass(slots=True)
+class Node:
+    """A call with the decision about it. `reads` and `writes` are values, seen through ops that do nothing in evaluation."""
+
+    index: int
+    call: Call
+    name: str
+    frame: tuple[int, ...]
+    leaf: bool
+    action: Action
+    reason: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    bounds: tuple[float | None, float | None] = (None, None)
+    fused: list[Node] = field(default_factory=list)
+    norm: Node | None = None
+    fused_into: Node | None = None
+
+    @property
+    def integer(self) -> bool:
+        """Whether it computes new codes."""
+        return self.action in _COMPUTES
+
+    @property
+    def end(self) -> int:
+        """The value after all that is fused into it."""
+        return (self.fused[-1] if self.fused else self).writes[0]
+
+
+_COMPUTES = frozenset(("layer", "add", "mul", "table", "average", "pool"))
+MOVES = frozenset(("movement", "concat", "clamp"))
+
+
+def frame_key(frame: Frame, multiple: set[str]) -> tuple[int, ...]:
+    """The ordinals of those modules of a frame that are called more than once."""
+    return tuple(ordinal for name, ordinal in frame if name in multiple)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """A module of torch's without children whose forward is torch's own: it makes one call, so its name names the call."""
+    kind = type(module)
+    if any(True for _ in module.children()):
+        return False
+    if getattr(module, "parametrizations", None) is not None:
+        kind = kind.__mro__[1]
+    return kind.__module__.startswith("torch.nn.modules")
+
+
+def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
+    """`conv1`, `relu#1` for the second call of a module, `block.add_0` for a function call."""
+    owner = call.owner + (f"#{'.'.join(map(str, key))}" if key else "")
+    if leaf:
+        return owner
+    op = f"{call.op.name}_{call.ordinal}"
+    return f"{owner}.{op}" if owner else op
+
+
+class Graph:
+    """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
+
+    def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
+        self.trace, self.modules = trace, modules
+        self.multiple = {name for name, n in trace.module_calls.items() if n > 1 and name}
+        calls_of: dict[tuple[str, Frame], int] = {}
+        for call in trace.calls:
+            calls_of[call.owner, call.frame] = calls_of.get((call.owner, call.frame), 0) + 1
+        self.leaves = {o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)}
+        self._alias: dict[int, int] = {}
+        self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
+        self.outputs = {self.resolve(v) for v in trace.outputs}
+        self.readers: dict[int, list[Node]] = {}
+        self.writer: dict[int, Node] = {}
+        for node in self.nodes:
+            if node.action == "identity":
+                continue
+            for value in dict.fromkeys(node.reads):
+                self.readers.setdefault(value, []).append(node)
+            for value in node.writes:
+                self.writer[value] = node
+        self._parent: dict[int, int] = {}
+
+    def resolve(self, value: int) -> int:
+        return self._alias.get(value, value)
+
+    def is_float(self, value: int) -> bool:
+        return self.trace.values[value].is_float
+
+    def rank(self, value: int) -> int:
+        return len(self.trace.values[value].shape)
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        return self.trace.values[value].shape
+
+    def _node(self, index: int, call: Call) -> Node:
+        reads = tuple(self.resolve(v) for v in call.inputs)
+        leaf = call.owner in self.leaves
+        key = frame_key(call.frame, self.multiple)
+        action, reason, bounds = classify(call, reads, self)
+        if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
+            self._alias[call.outputs[0]] = reads[0]
+        return Node(index, call, site_name(call, key, leaf), key, leaf, action, reason, reads, call.outputs, bounds)
+
+    # -- values that share one grid ------------------------------------------------------------------------------------
+    def grid(self, value: int) -> int:
+        """The representative of all values that share this one's scale and zero point."""
+        root = value
+        while self._parent.get(root, root) != root:
+            root = self._parent[root]
+        while self._parent.get(value, value) != root:
+            self._parent[value], value = root, self._parent.get(value, value)
+        return root
+
+    def join(self, values: Iterable[int]) -> None:
+        first, *rest = (self.grid(v) for v in values)
+        for other in rest:
+            self._parent[max(first, other)] = min(first, other)
+            first = min(first, other)
+
+    def members(self, grid: int) -> Iterator[int]:
+        return (v.index for v in self.trace.values if self.grid(self.resolve(v.index)) == grid)
+
+
+def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str, tuple[float | None, float | None]]:
+    """What quantization makes of a call, from the op and its arguments alone."""
+    none = (None, None)
+    role = call.op.role
+    if not all(graph.is_float(v) for v in reads):
+        return "float", "reads tensors that are not floating point", none
+    match role:
+        case Role.LAYER:
+            if isinstance(call.args[0], Ref) and len(reads) == 1:
+                return "layer", "integer layer", none
+            return "float", "its weight or bias depends on the inputs", none
+        case Role.NORM:
+            return "norm", "stands alone: no layer before it to fold into", none
+        case Role.CLAMP:
+            bounds = clamp_bounds(call.op.name, call.args, dict(call.kwargs))
+            return ("float", "its bounds are tensors", none) if bounds is None else ("clamp", "clamp of codes", bounds)
+        case Role.ADD | Role.MUL:
+            if len(reads) != 2 or call.kwargs.get("alpha", 1) != 1 or len(call.args) > 2:
+                return "float", "one operand is no activation, or alpha is not 1", none
+            return ("add" if role is Role.ADD else "mul"), f"integer {role.value}", none
+        case Role.TABLE:
+            return ("table", "a table of codes", none) if len(reads) == 1 else ("float", "a parameter of it depends on the inputs", none)
+        case Role.AVERAGE:
+            return (*_average(call, graph, reads[0]), none)
+        case Role.CONCAT:
+            plain = not any(isinstance(leaf, Constant) for leaf in pytree.tree_leaves(call.args))
+            return ("concat", "one grid for all parts", none) if plain else ("float", "joins a tensor that is no activation", none)
+        case Role.MOVEMENT:
+            return (*_movement(call, reads), none)
+        case Role.IDENTITY:
+            return "identity", "nothing in evaluation", none
+        case _:
+            return "float", "no integer form known", none
+
+
+def _movement(call: Call, reads: tuple[int, ...]) -> tuple[Action, str]:
+    if len(reads) != 1 or any(isinstance(leaf, Constant) for leaf in pytree.tree_leaves((call.args, dict(call.kwargs)))):
+        return "float", "indexed by a tensor"
+    if call.op.name == "pad":
+        mode = call.args[2] if len(call.args) > 2 else call.kwargs.get("mode", "constant")
+        value = call.args[3] if len(call.args) > 3 else call.kwargs.get("value")
+        if mode != "constant" or value not in (None, 0, 0.0):
+            return "float", f"pads with {mode if mode != 'constant' else value}, not with real zeros"
+    if call.op.name.startswith("max_pool") and (call.kwargs.get("return_indices") or (len(call.args) > 6 and call.args[6])):
+        return "float", "returns indices"
+    return "movement", "moves codes"
+
+
+def average_axes(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> tuple[int, ...] | None:
+    """Axes, negative, of an average over whole axes; None where it is an average over windows."""
+    if op == "mean":
+        axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+        if axes is None:
+            axes = tuple(range(rank))
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        return tuple(sorted(a % rank - rank for a in axes))
+    if op.startswith("adaptive"):
+        n = int(op[-2])
+        size = args[1] if len(args) > 1 else kwargs["output_size"]
+        sizes = (size,) * n if isinstance(size, int) else tuple(size)
+        return tuple(range(-n, 0)) if all(s == 1 for s in sizes) else None
+    return None
+
+
+def _average(call: Call, graph: Graph, value: int) -> tuple[Action, str]:
+    shape = graph.shape(value)
+    axes = average_axes(call.op.name, call.args, call.kwargs, len(shape))
+    if axes is not None:
+        if call.kwargs.get("dtype") not in (None, torch.float32) or -len(shape) in axes:
+            return "float", "averages over the batch, or changes the dtype"
+        return "average", "integer sum"
+    if call.op.name.startswith("adaptive"):
+        return "float", "windows of an adaptive pooling differ in size"
+    arguments = pool_arguments(call.op.name, call.args, call.kwargs)
+    if arguments["ceil_mode"] or arguments["divisor_override"] or (any(arguments["padding"]) and not arguments["count_include_pad"]):
+        return "float", "its windows do not all hold the same number of elements"
+    return "pool", "integer layer of ones"
+
+
+def pool_arguments(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `avg_pool{1,2}d` by name, sizes as tuples."""
+    n = int(op[-2])
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    found = dict(zip(names, args, strict=False)) | dict(kwargs)
+
+    def sizes(value: Any) -> tuple[int, ...]:
+        return (value,) * n if isinstance(value, int) else tuple(value)
+
+    kernel = sizes(found["kernel_size"])
+    return {
+        "kernel": kernel,
+        "stride": sizes(found.get("stride")) if found.get("stride") not in (None, [], ()) else kernel,
+        "padding": sizes(found.get("padding", 0)),
+        "ceil_mode": bool(found.get("ceil_mode", False)),
+        "count_include_pad": bool(found.get("count_include_pad", True)),
+        "divisor_override": found.get("divisor_override"),
+    }

@@ -1,0 +1,129 @@
+"""The table of ops: which functions are the same op, and what an op does to codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import resolve_name
+
+
+class Role(Enum):
+    """What an op does, seen from quantization."""
+
+    LAYER = "layer"  # sums of products with a weight
+    NORM = "norm"  # a per-channel affine map that folds into a layer before it
+    CLAMP = "clamp"  # a clamp of values: fuses into what precedes it, or moves codes
+    ADD = "add"
+    MUL = "mul"
+    TABLE = "table"  # a function of one code
+    AVERAGE = "average"
+    CONCAT = "concat"
+    MOVEMENT = "movement"  # keeps scale and zero point
+    IDENTITY = "identity"  # does nothing in evaluation
+    FLOAT = "float"  # not known: stays float
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An op by its name, its role and the functions under which it is called (in-place variants among them)."""
+
+    name: str
+    role: Role
+    functions: tuple[Callable[..., Any], ...]
+
+
+T = Tensor
+OPS: tuple[Op, ...] = (
+    Op("linear", Role.LAYER, (F.linear,)),
+    Op("conv1d", Role.LAYER, (F.conv1d,)),
+    Op("conv2d", Role.LAYER, (F.conv2d,)),
+    Op("conv3d", Role.LAYER, (F.conv3d,)),
+    Op("batch_norm", Role.NORM, (F.batch_norm, torch.batch_norm)),
+    Op("relu", Role.CLAMP, (F.relu, F.relu_, torch.relu, T.relu, T.relu_)),
+    Op("relu6", Role.CLAMP, (F.relu6,)),
+    Op("hardtanh", Role.CLAMP, (F.hardtanh, F.hardtanh_)),
+    Op("clamp", Role.CLAMP, (torch.clamp, torch.clamp_, T.clamp, T.clamp_, torch.clip, T.clip, T.clip_, torch.clamp_min, T.clamp_min, T.clamp_min_)),
+    Op("add", Role.ADD, (torch.add, T.add, T.add_, T.__add__, T.__radd__, T.__iadd__)),
+    Op("mul", Role.MUL, (torch.mul, T.mul, T.mul_, torch.multiply, T.multiply, T.__mul__, T.__rmul__, T.__imul__)),
+    Op("sigmoid", Role.TABLE, (torch.sigmoid, T.sigmoid, T.sigmoid_, F.sigmoid)),
+    Op("tanh", Role.TABLE, (torch.tanh, T.tanh, T.tanh_, F.tanh)),
+    Op("hardswish", Role.TABLE, (F.hardswish,)),
+    Op("hardsigmoid", Role.TABLE, (F.hardsigmoid,)),
+    Op("silu", Role.TABLE, (F.silu,)),
+    Op("gelu", Role.TABLE, (F.gelu,)),
+    Op("elu", Role.TABLE, (F.elu, F.elu_)),
+    Op("leaky_relu", Role.TABLE, (F.leaky_relu, F.leaky_relu_)),
+    Op("mean", Role.AVERAGE, (torch.mean, T.mean)),
+    Op("adaptive_avg_pool1d", Role.AVERAGE, (F.adaptive_avg_pool1d,)),
+    Op("adaptive_avg_pool2d", Role.AVERAGE, (F.adaptive_avg_pool2d,)),
+    Op("avg_pool1d", Role.AVERAGE, (F.avg_pool1d,)),
+    Op("avg_pool2d", Role.AVERAGE, (F.avg_pool2d,)),
+    Op("cat", Role.CONCAT, (torch.cat, torch.concat, torch.concatenate)),
+    Op("max_pool1d", Role.MOVEMENT, (F.max_pool1d, torch.max_pool1d)),
+    Op("max_pool2d", Role.MOVEMENT, (F.max_pool2d, torch.max_pool2d)),
+    Op("flatten", Role.MOVEMENT, (torch.flatten, T.flatten)),
+    Op("reshape", Role.MOVEMENT, (torch.reshape, T.reshape)),
+    Op("view", Role.MOVEMENT, (T.view,)),
+    Op("permute", Role.MOVEMENT, (torch.permute, T.permute)),
+    Op("transpose", Role.MOVEMENT, (torch.transpose, T.transpose, torch.swapaxes, T.swapaxes)),
+    Op("squeeze", Role.MOVEMENT, (torch.squeeze, T.squeeze)),
+    Op("unsqueeze", Role.MOVEMENT, (torch.unsqueeze, T.unsqueeze)),
+    Op("pad", Role.MOVEMENT, (F.pad,)),
+    Op("getitem", Role.MOVEMENT, (T.__getitem__,)),
+    Op("chunk", Role.MOVEMENT, (torch.chunk, T.chunk)),
+    Op("split", Role.MOVEMENT, (torch.split, T.split)),
+    Op("dropout", Role.IDENTITY, (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)),
+    Op("contiguous", Role.IDENTITY, (T.contiguous,)),
+    Op("clone", Role.IDENTITY, (torch.clone, T.clone)),
+)
+
+_BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for function in op.functions}
+_BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
+
+# Questions about a tensor, not computations on one.
+_PROPERTIES = frozenset(("dim", "size", "numel", "stride", "is_contiguous", "get_device", "is_floating_point", "__get__", "__len__", "type", "data_ptr"))
+
+
+def op_of(function: Callable[..., Any]) -> Op | None:
+    """The op that a function computes; one of role FLOAT for a function that is not in the table, None for a property."""
+    op = _BY_FUNCTION.get(function)
+    if op is not None:
+        return op
+    name = getattr(function, "__name__", "")
+    if name in _PROPERTIES:
+        return None
+    return Op(_label(function), Role.FLOAT, (function,))
+
+
+def op_named(name: str) -> Op | None:
+    """The op of the table with that name."""
+    return _BY_NAME.get(name)
+
+
+def _label(function: Callable[..., Any]) -> str:
+    """A name for a function that is not in the table: its last part, as in 'softmax'."""
+    full = resolve_name(function) or getattr(function, "__name__", repr(function))
+    return str(full).rsplit(".", 1)[-1]
+
+
+def clamp_bounds(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float | None, float | None] | None:
+    """`(min, max)` of a clamp op called so; None where a bound is a tensor."""
+    if op == "relu":
+        return 0.0, None
+    if op == "relu6":
+        return 0.0, 6.0
+    names = ("min_val", "max_val") if op == "hardtanh" else ("min", "max")
+    default = (-1.0, 1.0) if op == "hardtanh" else (None, None)
+    bounds = []
+    for position, (name, fallback) in enumerate(zip(names, default, strict=True), start=1):
+        value = args[position] if len(args) > position else kwargs.get(name, fallback)
+        if not (value is None or isinstance(value, (int, float))):
+            return None
+        bounds.append(None if value is None else float(value))
+    return bounds[0], bounds[1]

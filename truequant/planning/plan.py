@@ -1,0 +1,134 @@
+"""`Plan`: every decision about a model, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from truequant.schemes import QConfig, QuantScheme, Target
+
+Action = Literal["layer", "norm", "add", "mul", "table", "average", "pool", "clamp", "concat", "movement", "identity", "float"]
+Kind = Literal["input", "activation", "output", "weight"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizerPlan:
+    """A quantizer: submodule `slot` of the quantizers of module `owner`. `name` is `owner.slot`.
+
+    follows: the site whose grid it shares in name; one_sided: its values are never negative.
+    channels: how many scales a per-channel scheme has, or the shape of per-group ones; None for one.
+    tied: a weight's scale belongs to the weight with its BatchNorm folded in.
+    """
+
+    name: str
+    owner: str
+    slot: str
+    kind: Kind
+    scheme: QuantScheme
+    channels: int | tuple[int, ...] | None = None
+    tied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A call site: the `ordinal`-th call of `op` among `owner`'s own calls, in the frame of calls `frame`.
+
+    reads: the quantizers of the activations that it reads, in order, None for a float.
+    emits: the quantizer on whose grid its integer result lies in evaluation.
+    quantizer: the quantizer that runs on what this site returns.
+    fused: names of the sites that are computed with this one; norm: the one of them that is a BatchNorm.
+    fused_into: the site that this one is computed with.
+    minimum, maximum: the clamp of the result, in values.
+    train_ordinal: the ordinal in training; None where the site lives in evaluation only.
+    writes_back: an in-place op whose result is read through the tensor that it overwrote.
+    """
+
+    name: str
+    owner: str
+    op: str
+    ordinal: int
+    frame: tuple[int, ...]
+    leaf: bool
+    action: Action
+    reason: str
+    train_ordinal: int | None = None
+    reads: tuple[str | None, ...] = ()
+    weight: str | None = None
+    emits: str | None = None
+    quantizer: str | None = None
+    fused: tuple[str, ...] = ()
+    norm: str | None = None
+    fused_into: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    writes_back: bool = False
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input tensor: where it stands (position or keyword), its quantizer, dtype, and shape with None where dynamic."""
+
+    where: int | str
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    quantizer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerPlan:
+    """What a module is swapped for: `multiple` where one forward calls it more than once."""
+
+    name: str
+    leaf: bool
+    multiple: bool
+    counts: tuple[tuple[str, int, int], ...] = ()
+    """Calls of each op in one call of the owner: `(op, in evaluation, in training)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Frozen, printable, comparable. `prepare` executes it and decides nothing."""
+
+    config: QConfig
+    sites: tuple[Site, ...]
+    quantizers: tuple[QuantizerPlan, ...]
+    inputs: tuple[TensorSpec, ...]
+    owners: tuple[OwnerPlan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> Target:
+        return self.config.target
+
+    def site(self, name: str) -> Site:
+        """The site of a name."""
+        return next(s for s in self.sites if s.name == name)
+
+    def quantizer(self, name: str) -> QuantizerPlan:
+        """The quantizer of a name."""
+        return next(q for q in self.quantizers if q.name == name)
+
+    def in_float(self) -> tuple[Site, ...]:
+        """Sites left in float."""
+        return tuple(s for s in self.sites if s.action == "float")
+
+    def __str__(self) -> str:
+        schemes = {q.name: str(q.scheme) for q in self.quantizers}
+        rows = [("site", "op", "weight", "reads", "result", "why")]
+        for spec in self.inputs:
+            rows.append((spec.name, "input", "", "", schemes.get(spec.quantizer or "", "float"), "model input"))
+        for s in self.sites:
+            result = schemes.get(s.emits or s.quantizer or "", "float" if s.action in ("float", "layer") else "")
+            if s.fused_into:
+                result = f"in {s.fused_into}"
+            reads = ", ".join("float" if r is None else r for r in s.reads)
+            rows.append((s.name, s.op, schemes.get(s.weight or "", ""), reads, result, s.reason))
+        return "\n".join([*_aligned(rows), *(f"note: {n}" for n in self.notes)])
+
+
+def _aligned(rows: list[tuple[Any, ...]]) -> list[str]:
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * min(120, sum(widths) + 2 * len(widths)), *lines[1:]]
