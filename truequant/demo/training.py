@@ -1,0 +1,73 @@
+"""An ordinary PyTorch training loop, used unchanged for float training and for quantization-aware training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: SGD with Nesterov momentum; the learning rate falls along half a cosine from `learning_rate` to 0."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+
+    def steps(self, images: int) -> int:
+        """Steps of the whole training; the last, incomplete batch of an epoch is left out."""
+        return self.epochs * (images // self.batch_size)
+
+
+def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, on_step: OnStep | None = None) -> None:
+    """Train `model` in place and leave it in `eval()`. `on_step(step, loss)` is called behind each step, from 1.
+
+    The order of the images depends on `recipe.seed` alone, so that two models see the same batches.
+    """
+    steps = recipe.steps(len(images))
+    if steps:
+        _run(model, images, labels, recipe, steps, on_step)
+    model.eval()
+
+
+def _run(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, steps: int, on_step: OnStep | None) -> None:
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    shuffle = torch.Generator().manual_seed(recipe.seed)
+    model.train()
+    step = 0
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(images), generator=shuffle)
+        for batch in order.split(recipe.batch_size):
+            if len(batch) < recipe.batch_size:
+                continue
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if on_step is not None:
+                on_step(step, loss.item())
+
+
+@torch.no_grad()
+def logits(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500) -> Tensor:
+    """What `model` answers, `(n, classes)`; a module is evaluated as it stands, in the mode it is in."""
+    return torch.cat([model(batch) for batch in images.split(batch_size)])
+
+
+def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
+    """Top-1 in percent."""
+    return 100 * (logits(model, images).argmax(1) == labels).sum().item() / len(labels)
