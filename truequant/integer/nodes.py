@@ -197,7 +197,23 @@ class Concat:
     axis: int
 
 
-Node = Quantize | Dequantize | Conv | Linear | Add | Mul | Table | GlobalAverage | MaxPool | Clamp | Reshape | Transpose | Slice | Pad | Concat
+Node = (
+    Quantize
+    | Dequantize
+    | Conv
+    | Linear
+    | Add
+    | Mul
+    | Table
+    | GlobalAverage
+    | MaxPool
+    | Clamp
+    | Reshape
+    | Transpose
+    | Slice
+    | Pad
+    | Concat
+)
 NODE_TYPES: tuple[type[Node], ...] = (
     Quantize, Dequantize, Conv, Linear, Add, Mul, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose, Slice, Pad, Concat,
 )  # fmt: skip

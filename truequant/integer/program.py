@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from truequant.errors import ConversionError
+from truequant.integer.checks import check_edge, check_node
 from truequant.integer.nodes import Concat, Conv, Dequantize, Edge, Linear, Node, Quantize, inputs_of
 
 
@@ -63,22 +66,41 @@ def _leaves(tree: Any) -> list[str]:
 
 
 def validate(program: IntegerProgram) -> None:
-    """Raise `ConversionError` at the first node that cannot be run."""
-    known = {i.name for i in program.inputs}
+    """Raise `ConversionError` at the first input, edge or node that cannot be run."""
+    known: set[str] = set()
+    for tensor in program.inputs:
+        if not isinstance(getattr(torch, tensor.dtype, None), torch.dtype):
+            raise ConversionError(
+                f"input '{tensor.name}': no such dtype", got=repr(tensor.dtype), expected="a name such as 'float32'"
+            )
+        if tensor.name in known or tensor.name in program.edges:
+            raise ConversionError(
+                f"input '{tensor.name}' is not a value of its own", expected="one name for each input, and no edge"
+            )
+        known.add(tensor.name)
+    for name, edge in program.edges.items():
+        check_edge(name, edge)
     for node in program.nodes:
         kind = type(node).__name__
         for name in inputs_of(node):
             if name not in known:
                 raise ConversionError(f"{kind} '{node.output}' reads '{name}' before anything wrote it")
             if (name in program.edges) == isinstance(node, Quantize):
-                raise ConversionError(f"{kind} '{node.output}' reads '{name}'", expected="a value" if isinstance(node, Quantize) else "an edge of codes")
+                raise ConversionError(
+                    f"{kind} '{node.output}' reads '{name}'",
+                    expected="a value" if isinstance(node, Quantize) else "an edge of codes",
+                )
         if node.output in known:
             raise ConversionError(f"{kind} '{node.output}' writes a name that exists already")
         if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear)):
             raise ConversionError(f"{kind} '{node.output}' writes no edge", expected="scale and zero point of its codes")
         if isinstance(node, Concat) and len({program.edges[n] for n in (*node.inputs, node.output)}) != 1:
             raise ConversionError(f"Concat '{node.output}': its edges differ in scale or zero point")
+        check_node(node, program.edges)
         known.add(node.output)
+    for name in program.edges:
+        if name not in known:
+            raise ConversionError(f"edge '{name}' is written by no node")
     for name in program.output_names():
         if name not in known or name in program.edges:
             raise ConversionError(f"output '{name}' is not a value of the program")

@@ -14,11 +14,19 @@ from torch import Tensor
 
 from truequant.schemes import Granularity, PerChannel, PerGroup
 
+Bound = int | Tensor
+"""The lowest or highest code of a result: both bounds of a call are integers, or both are tensors."""
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+
+def clamp(codes: Tensor, low: Bound, high: Bound) -> Tensor:
+    """`min(max(codes, low), high)`; NaN stays."""
+    return torch.clamp(codes, low, high)  # type: ignore[arg-type]
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
     """Codes of `x` as float32. NaN becomes code 0 (clamped into the range), as in onnxruntime."""
-    codes = torch.clamp(torch.round(x.float() / scale) + zero_point, qmin, qmax)
-    return torch.where(torch.isnan(codes), float(min(max(0, qmin), qmax)), codes)
+    codes = torch.round(x.float() / scale) + zero_point
+    return clamp(torch.where(torch.isnan(codes), 0.0, codes), qmin, qmax)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from truequant.errors import ArgumentError
-from truequant.numerics.affine import dequantize, quantize
+from truequant.numerics.affine import Bound, clamp, dequantize, quantize
 from truequant.schemes import ArithmeticRule
 
 Qparams = tuple[Tensor, Tensor]
 """Scale and zero point of an edge."""
-Bound = int | Tensor
-"""The lowest or highest code of a result."""
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -26,7 +24,9 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return (a.double() * b.double() + c.double()).float()
 
 
-def add(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule) -> Tensor:
+def add(
+    a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule
+) -> Tensor:
     """Codes of the sum. The order of the operands matters.
 
     onnxruntime: ra = sa / sy, rb = sb / sy, C = zy - fma(ra, za, rb * zb), q = clamp(rint(fma(ra, a, fma(rb, b, C)))).
@@ -37,10 +37,12 @@ def add(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qp
     _known(rule)
     ra, rb = sa / sy, sb / sy
     constant = zy - fma(ra, za, rb * zb)
-    return torch.clamp(torch.round(fma(ra, a, fma(rb, b, constant))), low, high)
+    return clamp(torch.round(fma(ra, a, fma(rb, b, constant))), low, high)
 
 
-def mul(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule) -> Tensor:
+def mul(
+    a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule
+) -> Tensor:
     """Codes of the product.
 
     onnxruntime: M = float32(float32(sa * sb) / sy), p = (a - za) * (b - zb) in integers,
@@ -50,18 +52,25 @@ def mul(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qp
     if rule == "portable":
         return quantize(dequantize(a, sa, za) * dequantize(b, sb, zb), sy, zy, low, high)
     _known(rule)
-    return torch.clamp(torch.round(((sa * sb) / sy) * ((a - za) * (b - zb)) + zy), low, high)
+    return clamp(torch.round(((sa * sb) / sy) * ((a - za) * (b - zb)) + zy), low, high)
 
 
-def table(function: Callable[[Tensor], Tensor], x_params: Qparams, x_range: tuple[int, int], y_params: Qparams, low: Bound, high: Bound) -> Tensor:
+def table(
+    function: Callable[[Tensor], Tensor],
+    x_params: Qparams,
+    x_range: tuple[int, int],
+    y_params: Qparams,
+    low: Bound,
+    high: Bound,
+) -> Tensor:
     """Codes of `function` for each input code `qmin … qmax`, float32: computed once in float64, then stored.
 
     q = clamp(rint(function((code - zx) * sx) / sy) + zy); a NaN gives code 0.
     """
     codes = torch.arange(x_range[0], x_range[1] + 1, dtype=torch.float64)
     values = function((codes - x_params[1].double().cpu()) * x_params[0].double().cpu())
-    result = torch.clamp(torch.round(values / y_params[0].double().cpu()) + y_params[1].double().cpu(), low, high)
-    return torch.where(torch.isnan(result), float(min(max(0, low), high)), result).float()
+    result = torch.round(values / y_params[0].double().cpu()) + y_params[1].double().cpu()
+    return clamp(torch.where(torch.isnan(result), 0.0, result), low, high).float()
 
 
 def _known(rule: str) -> None:

@@ -6,8 +6,8 @@ With per-channel factors f = gamma / sqrt(var + eps) (1 without BatchNorm):
     tied scales (per tensor, powers of two):  wq = rint(w * f / sw'),  sw' the scale of the folded weight
     bq = rint(b' / float32(sx * sw')),  b' = beta + (b - mean) * f
 
-Nothing divides by gamma. sw' is floored so that |bq| <= 2^30, sx * sw' >= 2^-100 and sw' >= 2^-120; where the floor acts, codes are
-computed at that scale (0 for a dead channel). Factors and b' are float64, all scales float32.
+Nothing divides by gamma. sw' is floored so that |bq| <= 2^30, sx * sw' >= 2^-100 and sw' >= 2^-120; where the floor acts,
+codes are computed at that scale (0 for a dead channel). Factors and b' are float64, all scales float32.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def folded_bias(bias: Tensor | None, norm: Normalization | None, channels: int, 
     return b if norm.beta is None else b + norm.beta.double()
 
 
-def fold(weight: Tensor, scale: Tensor, scheme: QuantScheme, bias: Tensor | None, norm: Normalization | None, input_scale: Tensor) -> IntegerWeights:
+def fold(
+    weight: Tensor, scale: Tensor, scheme: QuantScheme, bias: Tensor | None, norm: Normalization | None, input_scale: Tensor
+) -> IntegerWeights:
     """Integers of a layer. `weight` has its output channels on axis 0 and `scale` is the weight's own scale, `(C,)` or `()`:
     of `w` where scales are free, of the folded weight `w * f` where they are tied.
     """

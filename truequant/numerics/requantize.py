@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from truequant.numerics.affine import along_axis
+from truequant.numerics.affine import Bound, along_axis, clamp
 
 
 def multiplier(input_scale: Tensor, weight_scale: Tensor, output_scale: Tensor) -> Tensor:
@@ -19,9 +19,9 @@ def multiplier(input_scale: Tensor, weight_scale: Tensor, output_scale: Tensor) 
     return (input_scale.float() * weight_scale.float()) / output_scale.float()
 
 
-def requantize(acc: Tensor, factor: Tensor, zero_point: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+def requantize(acc: Tensor, factor: Tensor, zero_point: Tensor, low: Bound, high: Bound) -> Tensor:
     """Codes, float32, of accumulators: integers carried by int32, float32 or float64. `factor` broadcasts against `acc`."""
-    return torch.clamp(torch.round(acc.to(torch.float32) * factor) + zero_point, low, high)  # type: ignore[call-overload]
+    return clamp(torch.round(acc.to(torch.float32) * factor) + zero_point, low, high)
 
 
 def channel_axis(values: Tensor, rank: int, axis: int) -> Tensor:
@@ -35,7 +35,8 @@ def clamp_codes(
     """`lo, hi` of a fused clamp to `[minimum, maximum]` in values: the codes of its two ends, 0-d float32."""
 
     def code(value: float) -> Tensor:
-        return torch.clamp(torch.round(value / scale) + zero_point, qmin, qmax)
+        # A tensor over a tensor: torch computes number / tensor as number * reciprocal, which rounds twice.
+        return clamp(torch.round(torch.full_like(scale, value) / scale) + zero_point, qmin, qmax)
 
     low = torch.full_like(zero_point, qmin) if minimum is None else code(minimum)
     high = torch.full_like(zero_point, qmax) if maximum is None else code(maximum)

@@ -1,0 +1,71 @@
+"""Execution of a program: one function for each kind of node, in the order of the nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from truequant.integer import elementwise, layers, movement, pooling
+from truequant.integer.nodes import (
+    Add,
+    Clamp,
+    Concat,
+    Conv,
+    Dequantize,
+    GlobalAverage,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Pad,
+    Quantize,
+    Reshape,
+    Slice,
+    Table,
+    Transpose,
+    inputs_of,
+)
+from truequant.integer.program import IntegerProgram
+
+RUN: dict[type[Node], Callable[..., Tensor]] = {
+    Quantize: elementwise.quantize,
+    Dequantize: elementwise.dequantize,
+    Conv: layers.conv,
+    Linear: layers.linear,
+    Add: elementwise.binary,
+    Mul: elementwise.binary,
+    Table: elementwise.table,
+    GlobalAverage: pooling.global_average,
+    MaxPool: pooling.max_pool,
+    Clamp: elementwise.clamp,
+    Reshape: movement.reshape,
+    Transpose: movement.transpose,
+    Slice: movement.cut,
+    Pad: movement.pad,
+    Concat: movement.concat,
+}
+"""`run(node, program, *inputs) -> output`. Inputs have shapes that `output_shape` accepts."""
+
+
+@torch.no_grad()
+def execute(program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
+    """The tensors named in `keep`, in the order in which they are written: codes as integers, values as float32.
+
+    `inputs` are the program's, by name; `program_shapes` says whether they fit. What is not kept lives until its last reader.
+    """
+    readers = Counter(name for node in program.nodes for name in inputs_of(node))
+    alive = dict(inputs)
+    kept = {name: alive[name] for name in alive if name in keep}
+    for node in program.nodes:
+        names = inputs_of(node)
+        alive[node.output] = result = RUN[type(node)](node, program, *(alive[name] for name in names))
+        if node.output in keep:
+            kept[node.output] = result
+        readers.subtract(names)
+        for name in {*names, node.output}:
+            if readers[name] == 0:
+                del alive[name]
+    return kept

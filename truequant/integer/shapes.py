@@ -1,0 +1,169 @@
+"""Shapes of every tensor of a program from the shapes of its inputs, in plain integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from truequant.errors import ConversionError
+from truequant.integer.checks import label
+from truequant.integer.nodes import (
+    Add,
+    Concat,
+    Conv,
+    GlobalAverage,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Pad,
+    Reshape,
+    Slice,
+    Transpose,
+    inputs_of,
+)
+from truequant.integer.program import IntegerProgram
+
+Shape = tuple[int, ...]
+
+
+def program_shapes(program: IntegerProgram, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shape of every name. ConversionError at the first node that its input does not fit."""
+    shapes = dict(inputs)
+    for node in program.nodes:
+        shapes[node.output] = output_shape(node, [shapes[name] for name in inputs_of(node)])
+    return shapes
+
+
+def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
+    """The shape that a node writes. ConversionError where it cannot read such inputs."""
+    shape = inputs[0]
+    match node:
+        case Conv():
+            return _conv(node, shape)
+        case Linear():
+            if not shape or shape[-1] != node.weight.shape[1]:
+                raise _misfit(node, shape, f"a last axis of {node.weight.shape[1]}")
+            return (*shape[:-1], node.weight.shape[0])
+        case Add() | Mul():
+            return _broadcast(node, *inputs)
+        case GlobalAverage():
+            return _average(node, shape)
+        case MaxPool():
+            return _pool(node, shape)
+        case Reshape():
+            return reshaped(node, shape)
+        case Transpose():
+            if len(node.permutation) != len(shape):
+                raise _misfit(node, shape, f"{len(node.permutation)} axes")
+            return tuple(shape[axis] for axis in node.permutation)
+        case Slice():
+            axis = _axis(node, node.axis, shape)
+            length = len(range(*slice(node.begin, node.end, node.step).indices(shape[axis])))
+            return (*shape[:axis], length, *shape[axis + 1 :])
+        case Pad():
+            if len(node.padding) > len(shape):
+                raise _misfit(node, shape, f"at least {len(node.padding)} axes")
+            kept = len(shape) - len(node.padding)
+            return (*shape[:kept], *(n + sum(pair) for n, pair in zip(shape[kept:], node.padding, strict=True)))
+        case Concat():
+            return _concat(node, inputs)
+        case _:
+            return shape
+
+
+def pooled_length(length: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Windows along one axis, as torch counts them: in ceil mode the last one starts inside the input or its left padding."""
+    span = length + 2 * padding - dilation * (kernel - 1) - 1
+    count = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
+    return count - 1 if ceil_mode and (count - 1) * stride >= length + padding else count
+
+
+def reshaped(node: Reshape, shape: Shape) -> Shape:
+    """The target of a reshape with its 0 and -1 filled in, also where an axis is empty."""
+    kept = {axis for axis, size in enumerate(node.shape) if size == 0}
+    if any(axis >= len(shape) for axis in kept):
+        raise _misfit(node, shape, f"axes to keep for {node.shape}")
+    sizes = [shape[axis] if axis in kept else size for axis, size in enumerate(node.shape)]
+    # Kept axes cancel out, so that an empty batch still tells what -1 stands for.
+    remaining = math.prod(size for axis, size in enumerate(shape) if axis not in kept)
+    named = math.prod(size for axis, size in enumerate(sizes) if axis not in kept and size != -1)
+    if -1 in sizes:
+        if named == 0 or remaining % named:
+            raise _misfit(node, shape, f"elements for {node.shape}")
+        sizes[sizes.index(-1)] = remaining // named
+    elif named != remaining:
+        raise _misfit(node, shape, f"elements for {node.shape}")
+    return tuple(sizes)
+
+
+def _conv(node: Conv, shape: Shape) -> Shape:
+    channels = node.weight.shape[1] * node.groups
+    if len(shape) != node.weight.dim() or shape[1] != channels:
+        raise _misfit(node, shape, f"{node.weight.dim()} axes, {channels} channels on axis 1")
+    spatial = []
+    for length, kernel, stride, pads, dilation in zip(
+        shape[2:], node.weight.shape[2:], node.stride, node.padding, node.dilation, strict=True
+    ):
+        count = (length + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
+        if count < 1:
+            raise _misfit(node, shape, f"room for a window of {tuple(node.weight.shape[2:])}")
+        spatial.append(count)
+    return (shape[0], node.weight.shape[0], *spatial)
+
+
+def _pool(node: MaxPool, shape: Shape) -> Shape:
+    rank = len(node.kernel)
+    if len(shape) <= rank:
+        raise _misfit(node, shape, f"more than {rank} axes")
+    fields = zip(shape[-rank:], node.kernel, node.stride, node.padding, node.dilation, strict=True)
+    spatial = [pooled_length(*sizes, node.ceil_mode) for sizes in fields]
+    if min(spatial) < 1:
+        raise _misfit(node, shape, f"room for a window of {node.kernel}")
+    return (*shape[:-rank], *spatial)
+
+
+def _average(node: GlobalAverage, shape: Shape) -> Shape:
+    if len(shape) < -min(node.axes):
+        raise _misfit(node, shape, f"axes {node.axes}")
+    axes = {axis % len(shape) for axis in node.axes}
+    if 0 in (shape[axis] for axis in axes):
+        raise _misfit(node, shape, "something to average")
+    if node.keepdim:
+        return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
+def _broadcast(node: Node, left: Shape, right: Shape) -> Shape:
+    rank = max(len(left), len(right))
+    sizes = []
+    for a, b in zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True):
+        if a != b and 1 not in (a, b):
+            raise ConversionError(
+                f"{label(node)} cannot join its inputs", got=f"shapes {left} and {right}", expected="shapes that broadcast"
+            )
+        sizes.append(b if a == 1 else a)
+    return tuple(sizes)
+
+
+def _concat(node: Concat, inputs: Sequence[Shape]) -> Shape:
+    first = inputs[0]
+    axis = _axis(node, node.axis, first)
+    for shape in inputs:
+        if len(shape) != len(first) or (*shape[:axis], *shape[axis + 1 :]) != (*first[:axis], *first[axis + 1 :]):
+            raise ConversionError(
+                f"{label(node)} cannot join its inputs",
+                got=f"shapes {list(inputs)}",
+                expected=f"equal sizes but on axis {axis}",
+            )
+    return (*first[:axis], sum(shape[axis] for shape in inputs), *first[axis + 1 :])
+
+
+def _axis(node: Node, axis: int, shape: Shape) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise _misfit(node, shape, f"an axis {axis}")
+    return axis % len(shape)
+
+
+def _misfit(node: Node, shape: Shape, expected: str) -> ConversionError:
+    return ConversionError(f"{label(node)} cannot read its input", got=f"shape {shape}", expected=expected)
