@@ -1,0 +1,71 @@
+"""The two tables at the end of a run: what each stage of the model is worth, and whether anything changed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One form of the model. top1: percent; size: bytes of its file, None without one; latency: seconds by batch size."""
+
+    name: str
+    top1: float
+    size: int | None
+    latency: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One runtime against the model as it was evaluated in training, over all edges of the program and all images."""
+
+    runtime: str
+    codes_compared: int
+    codes_different: int
+    max_difference: int
+    argmax_changed: int
+
+
+def stage_table(stages: Sequence[Stage], title: str) -> Table:
+    """A row a stage: top-1, size of the file, latency for each batch size measured."""
+    table = _table(title)
+    table.add_column("", no_wrap=True)
+    for heading in ("top-1", "file", *(f"batch {batch}" for batch in _batches(stages))):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in stages:
+        latencies = (_milliseconds(stage.latency.get(batch)) for batch in _batches(stages))
+        table.add_row(stage.name, f"{stage.top1:.2f} %", _kilobytes(stage.size), *latencies)
+    return table
+
+
+def comparison_table(comparisons: Sequence[Comparison], title: str) -> Table:
+    """A row a runtime: codes compared, different, largest difference, changed predictions."""
+    table = _table(title)
+    table.add_column("", no_wrap=True)
+    for heading in ("codes compared", "different", "largest difference", "changed predictions"):
+        table.add_column(heading, justify="right")
+    for row in comparisons:
+        style = "green" if row.codes_different == row.argmax_changed == 0 else "bold red"
+        counts = (row.codes_compared, row.codes_different, row.max_difference, row.argmax_changed)
+        table.add_row(row.runtime, *(f"{count:,}" for count in counts), style=style)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _batches(stages: Sequence[Stage]) -> list[int]:
+    return sorted({batch for stage in stages for batch in stage.latency})
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:.2f} ms"
+
+
+def _kilobytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1000:,.1f} kB"
