@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from truequant.planning.align import train_ordinals
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.capture import Constant, Trace, as_arguments, trace
 from truequant.planning.fusion import fuse
-from truequant.planning.graph import Graph, Node
+from truequant.planning.graph import Graph, Node, is_leaf
 
 from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.selectors import Selectable, matching
@@ -129,7 +130,7 @@ class _Builder:
         at_node, at_input = self._place()
         ordinals = train_ordinals(self.graph, self.trained)
         sites = tuple(self._site(n, at_node, ordinals) for n in self.graph.nodes)
-        return Plan(self.config, sites, tuple(self.quantizers.values()), self._inputs(at_input), self._owners(), self._notes())
+        return Plan(self.config, sites, tuple(self.quantizers.values()), self._inputs(at_input), self._owners(), self._uncalled(), self._notes())
 
     def _site(self, node: Node, at_node: dict[int, str], ordinals: dict[int, int | None]) -> Site:
         graph = self.graph
@@ -175,7 +176,10 @@ class _Builder:
                 pair = counts.setdefault(owner, (Counter(), Counter()))
                 pair[position].update({op: n - pair[position][op] for op, n in calls.items() if n > pair[position][op]})
         for name in graph.multiple:
-            owners |= {parent for parent in _ancestors(name)} | {name}
+            owners |= {name, *_ancestors(name)}
+        for call in graph.trace.calls:  # a shared module may be called by another module than the one it is named after
+            names = ["", *(name for name, _ in call.frame)]
+            owners |= {caller for caller, called in pairwise(names) if called in graph.multiple}
         result = []
         for owner in sorted(owners):
             pair = counts.get(owner, (Counter(), Counter()))
@@ -183,14 +187,17 @@ class _Builder:
             result.append(OwnerPlan(owner, owner in graph.leaves, owner in graph.multiple, () if owner in graph.leaves else rows))
         return tuple(result)
 
+    def _uncalled(self) -> tuple[str, ...]:
+        called = set(self.graph.trace.module_calls) | set(self.trained.module_calls)
+        modules = self.graph.modules.items()
+        return tuple(n for n, m in modules if n not in called and is_leaf(m) and any(True for _ in m.parameters(recurse=False)))
+
     def _notes(self) -> tuple[str, ...]:
-        called = {n.call.owner for n in self.graph.nodes} | set(self.graph.trace.module_calls)
-        notes = []
+        evaluated, trained = self.graph.trace.module_calls, self.trained.module_calls
+        notes = [f"'{name}' stays float: no example input calls it; a call of it raises PlanError" for name in self._uncalled()]
         for name, module in self.graph.modules.items():
-            has_weight = any(True for _ in module.parameters(recurse=False))
-            if has_weight and name not in called:
-                where = "in training only" if self.trained.module_calls[name] else "by no example input"
-                notes.append(f"'{name}' ({type(module).__name__}) stays float: called {where}")
+            if name in trained and name not in evaluated and is_leaf(module) and any(True for _ in module.parameters(recurse=False)):
+                notes.append(f"'{name}' stays float: it is called in training only")
         return tuple(notes)
 
 

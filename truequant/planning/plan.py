@@ -96,6 +96,8 @@ class Plan:
     quantizers: tuple[QuantizerPlan, ...]
     inputs: tuple[TensorSpec, ...]
     owners: tuple[OwnerPlan, ...]
+    uncalled: tuple[str, ...] = ()
+    """Layers that no example input called."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -1,0 +1,5 @@
+"""Post-training quantization: ranges from data."""
+
+from truequant.calibration.calibrate import calibrate
+
+__all__ = ["calibrate"]

@@ -1,0 +1,181 @@
+"""Evaluation on codes: integers carried by float tensors, exact below 2^24 in float32 and below 2^53 in float64.
+
+Each function returns the dequantized result of its site, float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from truequant import numerics
+from truequant.fake.clock import local
+from truequant.fake.quantizers import FakeQuantize
+from truequant.numerics import Qparams
+from truequant.planning import average_axes, pool_arguments
+
+if TYPE_CHECKING:
+    from truequant.fake.sites import RuntimeSite
+
+Compute = Callable[["RuntimeSite", Callable[..., Any], Sequence[Any], dict[str, Any]], Tensor]
+
+
+@contextlib.contextmanager
+def _exact_sums(device: str) -> Iterator[None]:
+    """No autocast, and none of the kernels that are not plain sums of products."""
+    with torch.autocast(device, enabled=False), torch.backends.nnpack.flags(enabled=False):
+        if device == "cuda":
+            with torch.backends.cudnn.flags(enabled=False):
+                yield
+        else:
+            yield
+
+
+def _params(quantizer: FakeQuantize) -> Qparams:
+    return quantizer.effective_scale(), quantizer.zero_point
+
+
+def site_bounds(site: RuntimeSite, emits: FakeQuantize) -> tuple[Tensor, Tensor]:
+    """The codes between which the result is clamped: those of the grid, moved by a fused clamp."""
+    scale, zero_point = _params(emits)
+    return numerics.clamp_codes(site.plan.minimum, site.plan.maximum, scale, zero_point, emits.scheme.qmin, emits.scheme.qmax)
+
+
+def _result(site: RuntimeSite, codes: Tensor) -> Tensor:
+    assert site.emits is not None
+    if local.recorder is not None:
+        local.recorder(site.plan.name, codes)
+    return numerics.dequantize(codes, *_params(site.emits))
+
+
+def integers(site: RuntimeSite, weight: Tensor, bias: Tensor | None) -> numerics.IntegerWeights:
+    """Weight codes, scale and bias codes of a layer, its BatchNorm folded in."""
+    assert site.weight is not None and site.reads[0] is not None
+    norm = site.normalization() if site.norm is not None else None
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    scale = site.weight.scale_of(weight, norm.factor() if norm is not None else None).detach()
+    return numerics.fold(weight, scale, site.weight.scheme, bias, norm, site.reads[0].effective_scale().detach())
+
+
+def _carrier(weights: numerics.IntegerWeights, reads: FakeQuantize) -> torch.dtype:
+    """float32 where every sum stays exact in it."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return torch.float64
+    if torch.compiler.is_compiling():
+        per_channel = weights.weight.numel() // max(1, weights.weight.shape[0])
+        worst = per_channel * max(1, reads.scheme.qmax - reads.scheme.qmin) * 128
+        return torch.float32 if worst < numerics.FLOAT32_EXACT else torch.float64
+    bound = numerics.accumulator_bound(weights.weight, None, reads.zero_point, reads.scheme.qmin, reads.scheme.qmax)
+    return torch.float32 if float(bound) < numerics.FLOAT32_EXACT else torch.float64
+
+
+def layer(site: RuntimeSite, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """acc = sum((xq - zx) * wq) + bq, requantized to the site's grid; float32(acc) * float32(sx * sw) without one."""
+    reads = site.reads[0]
+    assert reads is not None
+    weights = integers(site, weight, bias)
+    carrier = _carrier(weights, reads)
+    with _exact_sums(x.device.type):
+        codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point)
+        acc = torch.round(linear(codes.to(carrier), weights.weight.to(carrier), None)).double()
+        axis = acc.dim() - 1 if site.plan.op == "linear" else 1
+        acc = acc + numerics.along_axis(weights.bias, axis, acc.dim())
+        scale = reads.effective_scale() * weights.scale
+        if site.emits is None:
+            return acc.float() * numerics.channel_axis(scale, acc.dim(), axis)
+        factor = numerics.channel_axis(numerics.multiplier(reads.effective_scale(), weights.scale, site.emits.effective_scale()), acc.dim(), axis)
+        return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
+
+
+def _codes(site: RuntimeSite, position: int, x: Tensor) -> Tensor:
+    grid = site.reads[position]
+    assert grid is not None
+    return numerics.recover(x.detach(), grid.effective_scale(), grid.zero_point) + grid.zero_point
+
+
+def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Add or mul, by the named rule of the target."""
+    left, right = (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+    assert site.emits is not None and site.reads[0] is not None and site.reads[1] is not None
+    rule = numerics.add if site.plan.action == "add" else numerics.mul
+    low, high = site_bounds(site, site.emits)
+    codes = rule(
+        _codes(site, 0, left), _codes(site, 1, right), _params(site.reads[0]), _params(site.reads[1]), _params(site.emits), low, high, site.arithmetic
+    )
+    return _result(site, codes)
+
+
+def table_of(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Codes of the result for each code that is read."""
+    reads, emits = site.reads[0], site.emits
+    assert reads is not None and emits is not None
+    rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "input")}
+    low, high = site_bounds(site, emits)
+
+    def values(x: Tensor) -> Tensor:
+        result: Tensor = function(x, *args[1:], **rest)
+        return result
+
+    return numerics.table(values, _params(reads), (reads.scheme.qmin, reads.scheme.qmax), _params(emits), low.cpu(), high.cpu())
+
+
+def _table(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    x = args[0] if args else kwargs["input"]
+    entries = table_of(site, function, args, kwargs).to(x.device)
+    reads = site.reads[0]
+    assert reads is not None
+    return _result(site, entries[(_codes(site, 0, x) - reads.scheme.qmin).long()])
+
+
+def _average(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Integer sum over whole axes, then the rule of GlobalAveragePool."""
+    x = args[0] if args else kwargs["input"]
+    reads, emits = site.reads[0], site.emits
+    assert reads is not None and emits is not None
+    axes = average_axes(site.plan.op, args, kwargs, x.dim())
+    assert axes is not None
+    keepdim = site.plan.op != "mean" or bool(args[2] if len(args) > 2 else kwargs.get("keepdim", False))
+    acc = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point).double().sum(axes, keepdim=keepdim)
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    factor = numerics.global_average_factor(reads.effective_scale(), emits.effective_scale(), count)
+    return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+
+
+def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Average over windows of n elements: a depthwise integer layer of ones with `sw = float32(1 / n)`."""
+    x = args[0] if args else kwargs["input"]
+    reads, emits = site.reads[0], site.emits
+    assert reads is not None and emits is not None
+    found = pool_arguments(site.plan.op, args, kwargs)
+    count = 1
+    for n in found["kernel"]:
+        count *= n
+    codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point).double()
+    pool = F.avg_pool1d if site.plan.op == "avg_pool1d" else F.avg_pool2d
+    acc = torch.round(pool(codes, found["kernel"], found["stride"], found["padding"]) * count)
+    weight_scale = torch.tensor(1.0 / count, dtype=torch.float32, device=x.device)
+    factor = numerics.multiplier(reads.effective_scale(), weight_scale, emits.effective_scale())
+    return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+
+
+def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """A clamp that is computed with nothing before it: on codes, keeping scale and zero point."""
+    x = args[0] if args else kwargs["input"]
+    if site.plan.fused_into is not None:
+        result: Tensor = function(*args, **kwargs)
+        return result
+    assert site.emits is not None
+    low, high = site_bounds(site, site.emits)
+    return _result(site, torch.clamp(_codes(site, 0, x), low, high))
+
+
+COMPUTES: dict[str, Compute] = {
+    "add": _elementwise, "mul": _elementwise, "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
+}  # fmt: skip

@@ -1,0 +1,50 @@
+"""`codes`: the integers that an evaluated model computes, edge by edge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truequant.errors import StateError
+from truequant.fake.clock import local
+from truequant.fake.wrapper import QATModuleWrapper
+from truequant.planning import as_arguments
+
+
+def outermost(model: nn.Module) -> QATModuleWrapper:
+    """The model itself, which must be the outermost prepared module."""
+    if not isinstance(model, QATModuleWrapper) or model.binding.plan is None:
+        raise StateError(
+            f"{type(model).__name__} is not prepared" if not isinstance(model, QATModuleWrapper) else f"{type(model).__name__} is a part of a prepared model",
+            fix="tq.prepare(model, example_inputs) returns the model to pass here",
+        )
+    return model
+
+
+def codes(model: nn.Module, example: Any) -> dict[str, Tensor]:
+    """The codes of every edge, int16, by the name of the site that computed it, of one forward in evaluation.
+
+    example: a tensor, a tuple of positional inputs, or a dict of keyword inputs. The model's mode is put back.
+    """
+    model = outermost(model)
+    found: dict[str, Tensor] = {}
+
+    def record(name: str, values: Tensor) -> None:
+        found[name] = values.to(torch.int16)
+
+    args, kwargs = as_arguments(example)
+    modes = {m: m.training for m in model.modules()}
+    before = local.recorder
+    try:
+        for module in modes:
+            module.training = False  # not .eval(): looking at codes commits nothing
+        local.recorder = record
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        local.recorder = before
+        for module, mode in modes.items():
+            module.training = mode
+    return found

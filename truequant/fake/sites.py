@@ -1,0 +1,155 @@
+"""What happens at one call site: fake-quantized floats in training, integer codes in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from truequant import numerics
+from truequant.fake import evaluation
+from truequant.fake.clock import Clock, local
+from truequant.fake.marks import mark
+from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.planning import Site
+from truequant.schemes import ArithmeticRule
+
+Function = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class RuntimeSite:
+    """A planned site with the quantizers and modules that the plan names."""
+
+    plan: Site
+    clock: Clock
+    owner: nn.Module
+    reads: tuple[FakeQuantize | None, ...] = ()
+    weight: WeightQuantizer | None = None
+    emits: FakeQuantize | None = None
+    quantizer: FakeQuantize | None = None
+    norm: nn.Module | None = None
+    """Of a layer: the BatchNorm that folds into it."""
+    layer: RuntimeSite | None = None
+    """Of such a BatchNorm: the layer's site."""
+    arithmetic: ArithmeticRule = "onnxruntime"
+
+    def exact(self) -> bool:
+        """Whether this site computes on codes now."""
+        if not self.clock.enabled or self.clock.calibrating or self.owner.training:
+            return False
+        return self.norm is None or not self.norm.training
+
+    # -- one call ------------------------------------------------------------------------------------------------------
+    def run(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call `function` as the plan says and pass its result through the quantizer that sits here."""
+        name = self.plan.name
+        if local.marking:
+            fused_norm = self.layer is not None and self.layer.exact()
+            y = mark(args[0] if fused_norm else function(*args, **kwargs), name)
+            return self.finish(y)
+        if not self.clock.enabled:
+            return function(*args, **kwargs)
+        action = self.plan.action
+        if action == "norm":
+            y = args[0] if self.layer is not None and self.layer.exact() else function(*args, **kwargs)
+        elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and (self.emits is not None):
+            y = compute(self, function, args, kwargs)
+            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+                y = _straight_through(y, function(*args, **kwargs))
+        else:
+            y = function(*args, **kwargs)
+            if local.recorder is not None and action in ("movement", "concat"):
+                self._record_movement(y)
+        return self.finish(y)
+
+    def run_layer(self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+        """Run a layer: `linear(x, weight, bias)` is its sum of products."""
+        if local.marking:
+            return self.finish(mark(linear(x, weight, bias), self.plan.name))
+        if self.exact() and self.weight is not None:
+            y = evaluation.layer(self, linear, x, weight, bias)
+            if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+                y = _straight_through(y, self._float_result(linear, x, weight, bias))
+            return self.finish(y)
+        if not self.clock.enabled or self.weight is None:
+            return self.finish(linear(x, weight, bias))
+        factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        if bias is not None and self.norm is None:
+            bias = self._rounded(bias, weight)
+        return self.finish(linear(x, self.weight(weight, factor), bias))
+
+    def finish(self, y: Any) -> Any:
+        """The quantizer behind this site."""
+        if self.quantizer is None or not isinstance(y, Tensor):
+            return y
+        if local.marking:
+            return mark(y, f"{self.plan.name}:quantizer")
+        y = self.quantizer(y)
+        if local.recorder is not None and not self.plan.fused_into and self.plan.action == "float":
+            local.recorder(self.plan.name, self.quantizer.codes(y))
+        return y
+
+    def _record_movement(self, y: Any) -> None:
+        """Codes that were only moved lie on the grid that was read."""
+        grid = self.emits or (self.reads[0] if self.reads else None)
+        if grid is not None and isinstance(y, Tensor):
+            local.recorder(self.plan.name, grid.codes(y))
+
+    def _float_result(self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What an exact result stands for, as a differentiable function of floats."""
+        assert self.weight is not None
+        factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        y = linear(x.to(weight.dtype), self.weight(weight, factor), bias)
+        if self.norm is None:
+            return y
+        norm: Any = self.norm
+        return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+    # -- bias and BatchNorm in training --------------------------------------------------------------------------------
+    def normalization(self) -> numerics.Normalization:
+        """The BatchNorm of this layer, with running statistics."""
+        norm: Any = self.norm
+        return numerics.Normalization(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+    def _ready(self) -> bool:
+        return not self.clock.calibrating and self.reads[0] is not None and self.reads[0].is_calibrated
+
+    def _bias_scale(self, weight: Tensor) -> Tensor:
+        """`sx * sw` of the folded weight, float64, `(C,)` or `(1,)`."""
+        assert self.weight is not None and self.reads[0] is not None
+        if self.norm is None:
+            return self.reads[0].effective_scale().double() * self.weight.scale_of(weight).reshape(-1)
+        factor = self.normalization().factor()
+        scale = self.weight.scale_of(weight, factor).double().reshape(-1)
+        if numerics.folds_free(self.weight.scheme):
+            scale = scale * factor.abs()
+        return self.reads[0].effective_scale().double() * torch.clamp(scale, min=numerics.MIN_SCALE)
+
+    def _rounded(self, bias: Tensor, weight: Tensor) -> Tensor:
+        """`bias` rounded to the grid that the integer layer has for it, straight through."""
+        if not self._ready():
+            return bias
+        with torch.no_grad():
+            unit = self._bias_scale(weight)
+            error = (torch.round(bias.double() / unit) * unit - bias.double()).to(bias.dtype)
+        return bias + error
+
+    def rounded_shift(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """What rounding the folded bias adds to the output of this layer's BatchNorm; None before ranges are set."""
+        if not self._ready() or not self.clock.enabled:
+            return None
+        with torch.no_grad():
+            folded = numerics.folded_bias(bias, self.normalization(), weight.shape[0], weight)
+            unit = self._bias_scale(weight)
+            return (torch.round(folded / unit) * unit - folded).float()
+
+
+def _straight_through(exact: Tensor, differentiable: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `differentiable`: what is added is 0 where it is finite."""
+    zero = differentiable - differentiable.detach()
+    return exact + torch.where(torch.isfinite(differentiable.detach()), zero, 0.0).float()

@@ -1,0 +1,285 @@
+"""`QATModuleWrapper`: a module whose class was swapped for a subclass of its own, so that its calls find their quantizers.
+
+`isinstance`, hierarchy, parameters and their names stay as they were. Quantizers are submodules in `quantizers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from truequant.errors import PlanError, StateError
+from truequant.fake.clock import Clock, local
+from truequant.fake.frames import Frame, key_of
+from truequant.fake.inputs import InputQuantizer, quantize_inputs
+from truequant.fake.sites import RuntimeSite
+from truequant.planning import Plan, op_of
+
+Sites = Mapping[tuple[str, int], RuntimeSite]
+QUANTIZERS = "quantizers"
+
+
+@dataclass(eq=False)
+class Binding:
+    """What `prepare` hangs on a swapped module. Keys of the tables are frame keys."""
+
+    name: str
+    clock: Clock
+    multiple: bool = False
+    leaf: dict[tuple[int, ...], RuntimeSite] | None = None
+    evaluated: dict[tuple[int, ...], Sites] = field(default_factory=dict)
+    trained: dict[tuple[int, ...], Sites] = field(default_factory=dict)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    acts: bool = False
+    """Whether calls of functions in the module's own forward need to be seen in every forward."""
+    plan: Plan | None = None
+    """Of the outermost module: the plan of the whole model."""
+    inputs: tuple[InputQuantizer, ...] = ()
+    """Of the outermost module."""
+
+
+class _CallSites(TorchFunctionMode):
+    """Active in one forward of one owner: the n-th call of an op there finds its site."""
+
+    def __init__(self, binding: Binding, frame: Frame, training: bool) -> None:
+        super().__init__()
+        self.binding, self.frame, self.training = binding, frame, training
+        table = binding.trained if training else binding.evaluated
+        self.sites: Sites = table.get(frame.key, {})
+        self.seen: dict[str, int] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if local.frame is not self.frame:
+            return func(*args, **kwargs)
+        op = op_of(func)
+        if op is None:
+            return func(*args, **kwargs)
+        ordinal = self.seen.get(op.name, 0)
+        self.seen[op.name] = ordinal + 1
+        site = self.sites.get((op.name, ordinal))
+        if site is None:
+            self._expect(op.name, ordinal, args)
+            return func(*args, **kwargs)
+        with Frame(self.frame.key):
+            if site.plan.action == "layer":
+                return _functional_layer(site, func, args, kwargs)
+            if site.plan.writes_back or _in_place(func, kwargs):
+                return _in_place_call(site, func, args, kwargs)
+            return site.run(func, args, kwargs)
+
+    def _expect(self, op: str, ordinal: int, args: Sequence[Any]) -> None:
+        """A call that planning never saw must not pass silently."""
+        counts = self.binding.counts.get(op)
+        if counts is not None and ordinal < max(counts):
+            return
+        if any(isinstance(a, Tensor) and a.is_floating_point() for a in args) and op in _WATCHED:
+            known = 0 if counts is None else counts[self.training]
+            where = f"'{self.binding.name}'" if self.binding.name else "the model"
+            raise PlanError(
+                f"{where}: call {ordinal} of '{op}' was not there when the model was prepared",
+                got=f"at least {ordinal + 1} calls of '{op}' in one forward", expected=f"{known}",
+                fix="prepare with example inputs that take this path",
+            )  # fmt: skip
+
+
+_WATCHED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "batch_norm", "add", "mul", "cat", "mean", "avg_pool2d", "adaptive_avg_pool2d"))
+
+
+def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name.endswith("__"))
+
+
+def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an in-place op out of place; write its quantized result back where the plan saw the old tensor read afterwards."""
+    name = getattr(func, "__name__", "").strip("_")
+    arguments = {k: v for k, v in kwargs.items() if k != "inplace"}
+    name = name[1:] if name in ("iadd", "imul") else name
+    plain = func if "inplace" in kwargs else getattr(Tensor, name, None) or getattr(F, name)
+    y = site.run(plain, args, arguments)
+    if site.plan.writes_back:
+        args[0].copy_(y)
+        return args[0]
+    return y
+
+
+def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """`F.linear(x, w, b)` or `F.conv2d(x, w, b, …)` called on tensors."""
+    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs}
+    rest = {k: v for k, v in kwargs.items() if k not in named}
+    return site.run_layer(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))
+
+
+class QATModuleWrapper(nn.Module):
+    """A swapped module; never constructed, see `QATModuleWrapper.wrap` and `truequant.prepare`."""
+
+    __truequant__ = True
+    binding: Binding
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        binding = self.binding
+        key = key_of(self, binding.multiple)
+        if binding.plan is not None:
+            return self._outermost(args, kwargs)
+        with Frame(key) as frame:
+            return self._forward(binding, frame, args, kwargs)
+
+    def _forward(self, binding: Binding, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if binding.leaf is not None:
+            site = binding.leaf.get(frame.key)
+            if site is None:
+                raise PlanError(
+                    f"'{binding.name}' is called in a way that was not there when the model was prepared", got=f"call {frame.key}",
+                    expected=f"calls {sorted(binding.leaf)}" if binding.leaf else "no call", fix="prepare with example inputs that take this path",
+                )  # fmt: skip
+            return self._leaf(site, args, kwargs)
+        if binding.acts or local.recorder is not None or local.marking:
+            with _CallSites(binding, frame, self.training):
+                return super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module: Any = self
+        action = site.plan.action
+        if action == "layer":
+            linear = F.linear if site.plan.op == "linear" else module._conv_forward
+            return site.run_layer(linear, args[0] if args else kwargs["input"], module.weight, module.bias)
+        forward = super().forward
+        if action == "norm" and site.layer is not None and self.training:
+            return site.finish(self._shifted(site.layer, forward, args, kwargs))
+        if getattr(self, "inplace", False) is True:
+            return self._in_place(site, args, kwargs)
+        return site.run(forward, args, kwargs)
+
+    def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """BatchNorm in training, moved by what rounding the folded bias will do; its own bias is shadowed for this call."""
+        owner: Any = layer.owner
+        shift = layer.rounded_shift(owner.weight, owner.bias)
+        if shift is None:
+            return forward(*args, **kwargs)
+        bias = self._parameters.get("bias")
+        self.__dict__["bias"] = shift.to(args[0].dtype) if bias is None else bias + shift.to(bias.dtype)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            del self.__dict__["bias"]
+
+    def _in_place(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module with `inplace=True`, run out of place."""
+        self.__dict__["inplace"] = False
+        try:
+            y = site.run(super().forward, args, kwargs)
+        finally:
+            self.__dict__["inplace"] = True
+        if site.plan.writes_back:
+            args[0].copy_(y)
+            return args[0]
+        return y
+
+    def _outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        binding = self.binding
+        clock = binding.clock
+        counts = (self.training or clock.calibrating) and clock.enabled
+        if counts:
+            clock.begin()
+        with Frame(()) as frame:
+            args, kwargs = self._quantized_inputs(args, kwargs)
+            outputs = self._forward(binding, frame, args, kwargs)
+        if counts:
+            clock.watch(outputs)
+        return outputs
+
+    def _quantized_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return quantize_inputs(self.binding.inputs, args, kwargs) if self.binding.inputs else (args, kwargs)
+
+    # -- the swap ------------------------------------------------------------------------------------------------------
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (base_class(self),), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    kind = qat_class(base)
+    return kind.__new__(kind)
+
+
+class _HidesQuantizers:
+    """For containers that iterate over their children: quantizers are none of them."""
+
+    _modules: dict[str, nn.Module | None]
+
+    def _visible(self) -> dict[str, nn.Module | None]:
+        return {k: m for k, m in self._modules.items() if k != QUANTIZERS}
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._visible() if isinstance(self, nn.ModuleDict) else self._visible().values())
+
+    def __len__(self) -> int:
+        return len(self._visible())
+
+    def keys(self) -> Any:
+        return self._visible().keys()
+
+    def items(self) -> Any:
+        return self._visible().items()
+
+    def values(self) -> Any:
+        return self._visible().values()
+
+
+class _HiddenInSequence(_HidesQuantizers):
+    def __getitem__(self, index: Any) -> Any:
+        items = list(self._visible().items())
+        if isinstance(index, slice):
+            chosen = nn.Sequential() if isinstance(self, nn.Sequential) else nn.ModuleList()
+            for name, module in items[index]:
+                chosen.add_module(name, module)
+            return chosen
+        return items[index][1]
+
+
+@lru_cache(maxsize=None)
+def qat_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The swapped class of a class: made once, a subclass of it."""
+    bases: tuple[type, ...] = (QATModuleWrapper, base)
+    if issubclass(base, (nn.Sequential, nn.ModuleList)):
+        bases = (QATModuleWrapper, _HiddenInSequence, base)
+    elif issubclass(base, nn.ModuleDict):
+        bases = (QATModuleWrapper, _HidesQuantizers, base)
+    return type(f"QAT{base.__name__}", bases, {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers."})
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """What a swapped module was before."""
+    kinds = type(module).__mro__
+    return next(k for k in kinds[kinds.index(QATModuleWrapper) + 1 :] if not issubclass(k, _HidesQuantizers))
+
+
+def swap(module: nn.Module, binding: Binding) -> None:
+    """Make `module` a `QATModuleWrapper` in place."""
+    if isinstance(module, QATModuleWrapper):
+        raise StateError(f"'{binding.name or type(module).__name__}' is prepared already", fix="tq.restore_float(model) first")
+    if QUANTIZERS in module.__dict__ or QUANTIZERS in module._modules or QUANTIZERS in module._parameters or QUANTIZERS in module._buffers:
+        raise PlanError(f"'{binding.name or type(module).__name__}' has an attribute '{QUANTIZERS}' of its own", fix="rename it: that is where quantizers live")
+    module.__class__ = qat_class(type(module))
+    module.__dict__["binding"] = binding
+
+
+def unswap(module: nn.Module) -> None:
+    """Give a swapped module its own class back and drop its quantizers."""
+    base = base_class(module)
+    module._modules.pop(QUANTIZERS, None)
+    del module.__dict__["binding"]
+    module.__class__ = base
+
+
+__all__ = ["QUANTIZERS", "Binding", "QATModuleWrapper", "base_class", "qat_class", "swap", "unswap"]

@@ -1,0 +1,131 @@
+"""Lowering of sites that compute new codes: one function for each action of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node as GraphNode
+
+from truequant.errors import ConversionError
+from truequant.fake import RuntimeSite, integers, table_of
+from truequant.integer import nodes as program_nodes
+from truequant.planning import average_axes, pool_arguments
+from truequant.transform.lowering import Codes, Lowered, Lowering, sizes
+
+
+def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    source = low.input_codes(node, site)
+    weight, bias = _parameters(low, node, site)
+    with torch.no_grad():
+        found = integers(site, weight, bias)
+    output, lowest, highest = low.result(site)
+    codes, bias_codes = found.weight.to(torch.int8).contiguous(), found.bias.to(torch.int32)
+    scale = found.scale.float()
+    if site.plan.op == "linear":
+        low.emit(program_nodes.Linear(source.name, output.name, codes, scale, bias_codes, lowest, highest))
+        return output
+    n = weight.dim() - 2
+    named = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)) | dict(node.kwargs)
+    stride, dilation = sizes(named.get("stride", 1), n), sizes(named.get("dilation", 1), n)
+    padding = _padding(named.get("padding", 0), weight.shape[2:], dilation, n)
+    groups: Any = named.get("groups", 1)
+    low.emit(program_nodes.Conv(source.name, output.name, codes, scale, bias_codes, stride, padding, dilation, int(groups), lowest, highest))
+    return output
+
+
+def _parameters(low: Lowering, node: GraphNode, site: RuntimeSite) -> tuple[Tensor, Tensor | None]:
+    owner: Any = site.owner
+    if site.plan.leaf:
+        return owner.weight, owner.bias
+    named = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+
+    def tensor(argument: Any) -> Tensor | None:
+        if argument is None:
+            return None
+        if isinstance(argument, GraphNode) and argument.name in low.constants:
+            return low.constants[argument.name]
+        raise ConversionError(f"'{site.plan.name}': its weight is computed in the forward", got=str(argument), expected="a parameter or buffer")
+
+    weight = tensor(named["weight"])
+    assert weight is not None
+    return weight, tensor(named.get("bias"))
+
+
+def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int], n: int) -> tuple[tuple[int, int], ...]:
+    if padding == "valid":
+        return ((0, 0),) * n
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    return tuple((p, p) for p in sizes(padding, n))
+
+
+def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    operands = list(node.all_input_nodes)
+    if len(operands) == 1:  # x + x
+        operands *= 2
+    left, right = (low.values[o] for o in operands)
+    if not isinstance(left, Codes) or not isinstance(right, Codes):
+        raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized")
+    output, lowest, highest = low.result(site)
+    kind = program_nodes.Add if site.plan.action == "add" else program_nodes.Mul
+    low.emit(kind(left.name, right.name, output.name, site.arithmetic, lowest, highest))
+    return output
+
+
+def _table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    source = low.input_codes(node, site)
+    output, _, _ = low.result(site)
+    # The exported op is what ran in evaluation, its constants included.
+    target: Any = node.target
+    with torch.no_grad():
+        entries = table_of(site, target, node.args, dict(node.kwargs))
+    low.emit(program_nodes.Table(source.name, output.name, entries.to(torch.int16), site.plan.op))
+    return output
+
+
+def _average(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    source = low.input_codes(node, site)
+    output, lowest, highest = low.result(site)
+    rank = node.all_input_nodes[0].meta["val"].dim()
+    axes = average_axes(site.plan.op, node.args, node.kwargs, rank)
+    assert axes is not None
+    low.emit(program_nodes.GlobalAverage(source.name, output.name, axes, node.meta["val"].dim() == rank, lowest, highest))
+    return output
+
+
+def _pool(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    source = low.input_codes(node, site)
+    output, lowest, highest = low.result(site)
+    found = pool_arguments(site.plan.op, node.args, node.kwargs)
+    channels = int(node.meta["val"].shape[1])
+    kernel = found["kernel"]
+    count = 1
+    for k in kernel:
+        count *= k
+    low.emit(
+        program_nodes.Conv(
+            source.name, output.name, torch.ones(channels, 1, *kernel, dtype=torch.int8), torch.tensor([1.0 / count], dtype=torch.float32),
+            torch.zeros(channels, dtype=torch.int32), found["stride"], tuple((p, p) for p in found["padding"]), (1,) * len(kernel), channels,
+            lowest, highest,
+        )  # fmt: skip
+    )
+    return output
+
+
+def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    source = low.values[node.all_input_nodes[0]]
+    if site.plan.fused_into is not None:
+        return source
+    source = low.input_codes(node, site)
+    output, lowest, highest = low.result(site)
+    low.emit(program_nodes.Clamp(source.name, output.name, lowest, highest))
+    return output
+
+
+ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
+    "layer": _layer, "add": _elementwise, "mul": _elementwise, "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
+}  # fmt: skip

@@ -1,0 +1,181 @@
+"""`convert`: the evaluated model as an integer program."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from truequant.errors import CalibrationError, ConversionError
+from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
+from truequant.integer import Int8Model, IntegerProgram, ProgramInput
+from truequant.integer.nodes import Dequantize
+from truequant.planning import Plan
+from truequant.transform.actions import ACTIONS
+from truequant.transform.lowering import Codes, Floats, Lowering, Tables
+from truequant.transform.movement import MOVEMENTS, PASSING
+
+
+def convert(model: nn.Module) -> Int8Model:
+    """The Int8 model: int8 weights, int32 biases, the very codes that `model.eval()` computes. `model` is left as it is.
+
+    Raises `CalibrationError` for a range that was never observed, `ConversionError` for a parameter or range that is not
+    finite, an op that the program cannot hold, or a forward that is no static graph.
+    """
+    root = outermost(model)
+    plan = root.binding.plan
+    assert plan is not None
+    _check(root)
+    sites = runtime_sites(root)
+    with _marking(root):
+        exported = _export(root, plan)
+    program = _lower(exported, root, plan, sites)
+    return Int8Model(program)
+
+
+def runtime_sites(model: nn.Module) -> dict[str, RuntimeSite]:
+    """All sites of a prepared model by name."""
+    found: dict[str, RuntimeSite] = {}
+    for module in model.modules():
+        if not isinstance(module, QATModuleWrapper):
+            continue
+        binding = module.binding
+        for table in [binding.leaf or {}] if binding.leaf is not None else [dict(enumerate(t.values())) for t in binding.evaluated.values()]:
+            found |= {site.plan.name: site for site in table.values()}
+    return found
+
+
+def _check(model: nn.Module) -> None:
+    """Refuse what cannot be deployed, all of it at once."""
+    unset = [name for name, q in quantizers(model) if not q.is_calibrated]
+    if unset:
+        raise CalibrationError(
+            f"{len(unset)} ranges were never observed: {', '.join(repr(n) for n in unset[:5])}" + (" …" if len(unset) > 5 else ""),
+            fix="tq.calibrate(model, batches), or a training step, before tq.convert(model)",
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and ".observer." not in name and not bool(torch.isfinite(tensor).all()):
+            raise ConversionError(f"'{name}' is not finite", got="NaN or infinity", expected="finite numbers", fix="look for the step at which the loss broke")
+
+
+@contextlib.contextmanager
+def _marking(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with marks instead of quantizers; modes are put back without committing anything."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        local.marking = True
+        yield
+    finally:
+        local.marking = False
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    axes: list[Any] = []
+    named_axes: dict[str, Any] = {}
+    for spec in plan.inputs:
+        # Two, because export takes sizes 0 and 1 for constants.
+        example = torch.zeros([2 if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype), device=device)
+        dynamic = {i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None}
+        if isinstance(spec.where, int):
+            args.append(example)
+            axes.append(dynamic)
+        else:
+            kwargs[spec.where], named_axes[spec.where] = example, dynamic
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            return torch.export.export(_Exported(model), tuple(args), kwargs, dynamic_shapes=_dynamic(axes, named_axes), strict=False)
+    except ConversionError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            "the evaluated forward is no static graph", got=f"{type(error).__name__}: {first}",
+            expected="control flow that does not depend on the values of tensors", fix="the prepared model still trains and evaluates as it is",
+        ) from error  # fmt: skip
+
+
+def _dynamic(axes: list[Any], named: dict[str, Any]) -> dict[str, Any]:
+    """By the parameters of `_Exported.forward`, of which `torch.export` wants only those that are used."""
+    return {name: value for name, value in (("args", tuple(axes)), ("kwargs", named)) if value}
+
+
+class _Exported(nn.Module):
+    """`torch.export` wants dynamic shapes by parameter name: these two names fit any signature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
+def _lower(exported: torch.export.ExportedProgram, model: QATModuleWrapper, plan: Plan, sites: dict[str, RuntimeSite]) -> IntegerProgram:
+    signature = exported.graph_signature
+    tensors = {**dict(exported.state_dict), **exported.constants}
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
+    lowering = Lowering(Tables(ACTIONS, MOVEMENTS, PASSING), sites, {q.name: q.quantizer for q in model.binding.inputs}, constants)
+    specs = {name: spec for name, spec in zip(signature.user_inputs, plan.inputs, strict=False)}
+    inputs: list[ProgramInput] = []
+    outputs: Any = None
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in constants:
+                lowering.values[node] = constants[node.name]
+            elif node.name in specs:
+                spec = specs[node.name]
+                name = f"{spec.name}.value"
+                shape = tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape)
+                inputs.append(ProgramInput(name, spec.dtype, shape, spec.where if isinstance(spec.where, str) else None))
+                lowering.values[node] = Floats(name)
+        elif node.op == "call_function":
+            lowering.lower(node)
+        elif node.op == "output":
+            outputs = _outputs(lowering, node.args[0], exported)
+    return IntegerProgram(tuple(inputs), tuple(lowering.nodes), lowering.edges, outputs, plan.target.name)
+
+
+def _outputs(lowering: Lowering, leaves: Any, exported: torch.export.ExportedProgram) -> Any:
+    """The structure that the model returns, with names of values for tensors."""
+    names: list[Any] = []
+    done: dict[str, str] = {}
+    for leaf in leaves:
+        value = lowering.values.get(leaf) if isinstance(leaf, torch.fx.Node) else leaf
+        if isinstance(value, Codes):
+            if value.name not in done:
+                done[value.name] = f"{value.name}.value"
+                lowering.emit(Dequantize(value.name, done[value.name]))
+            names.append(done[value.name])
+        elif isinstance(value, Floats):
+            names.append(value.name)
+        elif value is None or isinstance(value, (int, float, bool)):
+            names.append(value)
+        else:
+            raise ConversionError("the model returns something that the program cannot hold", got=type(value).__name__, expected="tensors, numbers, None")
+    spec = exported.call_spec.out_spec
+    assert spec is not None
+    return _tree(pytree.tree_unflatten(names, spec))
+
+
+def _tree(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return {"tuple": [_tree(v) for v in value]}
+    if isinstance(value, list):
+        return [_tree(v) for v in value]
+    if isinstance(value, dict):
+        return {"dict": {str(k): _tree(v) for k, v in value.items()}}
+    return value

@@ -1,0 +1,172 @@
+"""From the exported graph of an evaluated model to the nodes of an integer program.
+
+The graph is walked once. Each tensor in it is either codes on a grid or a float value, exactly as in evaluation: a layer
+emits the codes of the grid at the end of its chain, what is fused into it passes them on, and a quantizer on codes of its
+own grid does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node as GraphNode
+
+from truequant import numerics
+from truequant.errors import ConversionError
+from truequant.fake import FakeQuantize, RuntimeSite, site_bounds
+from truequant.integer import nodes as program_nodes
+from truequant.integer.nodes import Edge, Node
+
+QUANTIZER = ":quantizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """An edge of the program."""
+
+    name: str
+    grid: FakeQuantize
+
+
+@dataclass(frozen=True, slots=True)
+class Floats:
+    """A value of the program."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What split and chunk return: slices of an edge, not cut before they are taken."""
+
+    whole: Codes
+    axis: int
+    cuts: tuple[tuple[int, int], ...]
+
+
+Lowered = Codes | Floats | Parts | Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """How to lower: a site by its action, a movement by the function in the graph, and what passes its input on."""
+
+    actions: Mapping[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]]
+    movements: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
+    passing: frozenset[Any]
+
+
+class Lowering:
+    """Nodes and edges found so far."""
+
+    def __init__(self, tables: Tables, sites: Mapping[str, RuntimeSite], inputs: Mapping[str, FakeQuantize], constants: Mapping[str, Tensor]) -> None:
+        self.tables, self.sites, self.inputs, self.constants = tables, sites, inputs, constants
+        self.nodes: list[Node] = []
+        self.edges: dict[str, Edge] = {}
+        self.values: dict[GraphNode, Lowered] = {}
+
+    def codes(self, name: str, grid: FakeQuantize) -> Codes:
+        """A new edge on `grid`."""
+        self.edges[name] = Edge(float(grid.effective_scale()), int(grid.zero_point), grid.scheme.qmin, grid.scheme.qmax)
+        return Codes(name, grid)
+
+    def emit(self, node: Node) -> None:
+        self.nodes.append(node)
+
+    def unique(self, name: str) -> str:
+        taken = {n.output for n in self.nodes}
+        return name if name not in taken else next(f"{name}_{i}" for i in range(2, len(taken) + 3) if f"{name}_{i}" not in taken)
+
+    # -- one node of the graph -----------------------------------------------------------------------------------------
+    def lower(self, node: GraphNode) -> None:
+        if node.target is torch.ops.truequant.mark.default:
+            self.values[node] = self._mark(node)
+            return
+        site = self._site_of(node)
+        self.values[node] = self._op(node, site)
+
+    def _site_of(self, node: GraphNode) -> RuntimeSite | None:
+        """The site whose mark reads this node."""
+        for user in node.users:
+            if user.target is torch.ops.truequant.mark.default and not str(user.args[1]).endswith(QUANTIZER):
+                return self.sites[str(user.args[1])]
+        return None
+
+    def _mark(self, node: GraphNode) -> Lowered:
+        source, name = self.values[_node(node.args[0])], str(node.args[1])
+        if not name.endswith(QUANTIZER):
+            return source
+        name = name.removesuffix(QUANTIZER)
+        grid = self.inputs[name] if name in self.inputs else self.sites[name].quantizer
+        assert grid is not None
+        if isinstance(source, Floats):
+            edge = self.codes(self.unique(name if name in self.inputs else f"{name}.codes" if source.name == name else name), grid)
+            self.emit(program_nodes.Quantize(source.name, edge.name))
+            return edge
+        if isinstance(source, Codes) and source.grid is not grid:
+            return self._requantized(source, name, grid)
+        return source
+
+    def _requantized(self, source: Codes, name: str, grid: FakeQuantize) -> Codes:
+        """Codes of one grid on another: a table."""
+        entries = numerics.table(
+            lambda v: v, (source.grid.effective_scale(), source.grid.zero_point), (source.grid.scheme.qmin, source.grid.scheme.qmax),
+            (grid.effective_scale(), grid.zero_point), grid.scheme.qmin, grid.scheme.qmax,
+        )  # fmt: skip
+        edge = self.codes(self.unique(f"{name}.requantized"), grid)
+        self.emit(program_nodes.Table(source.name, edge.name, entries.to(torch.int16), "requantize"))
+        return edge
+
+    def _op(self, node: GraphNode, site: RuntimeSite | None) -> Lowered:
+        sources = [self.values.get(n) for n in node.all_input_nodes]
+        if not any(isinstance(s, (Codes, Floats, Parts)) for s in sources):
+            return None
+        if site is not None and site.plan.action in self.tables.actions and site.exact():
+            return self.tables.actions[site.plan.action](self, node, site)
+        first = self.values.get(_node(node.all_input_nodes[0]))
+        if site is not None and site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
+            return first
+        if node.target in self.tables.passing:
+            return first
+        if node.target in self.tables.movements and isinstance(first, (Codes, Parts)):
+            name = self.unique(site.plan.name if site is not None else node.name)
+            return self.tables.movements[node.target](self, node, name, first)
+        where = site.plan.name if site is not None else node.name
+        raise ConversionError(
+            f"'{where}': {node.target} has no place in an integer program",
+            got=f"{node.target}: {site.plan.reason if site is not None else 'not a planned site'}",
+            expected="ops with an integer form between quantized edges",
+            fix="print(model plan) names what stays float and why",
+        )
+
+    # -- helpers for actions -------------------------------------------------------------------------------------------
+    def input_codes(self, node: GraphNode, site: RuntimeSite, position: int = 0) -> Codes:
+        source = self.values[node.all_input_nodes[position]]
+        grid = site.reads[position]
+        if not isinstance(source, Codes) or grid is None:
+            raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized", got=type(source).__name__, expected="codes")
+        return source if source.grid is grid else self._requantized(source, site.plan.name, grid)
+
+    def result(self, site: RuntimeSite) -> tuple[Codes | Floats, int, int]:
+        """The name that a site writes, with the codes between which it is clamped."""
+        if site.emits is None:
+            return Floats(site.plan.name), 0, 0
+        low, high = site_bounds(site, site.emits)
+        return self.codes(site.plan.name, site.emits), int(low), int(high)
+
+
+def _node(argument: Any) -> GraphNode:
+    assert isinstance(argument, GraphNode)
+    return argument
+
+
+def sizes(value: Any, n: int) -> tuple[int, ...]:
+    """One size for each of n spatial axes."""
+    if isinstance(value, int):
+        return (value,) * n
+    values = tuple(int(v) for v in value)
+    return values * n if len(values) == 1 else values

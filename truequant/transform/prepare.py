@@ -1,0 +1,181 @@
+"""`prepare` executes a plan: it makes quantizers, binds sites to them, and swaps classes. It decides nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from truequant.errors import ArgumentTypeError, StateError
+from truequant.fake import (
+    QUANTIZERS,
+    Binding,
+    Clock,
+    FakeQuantize,
+    InputQuantizer,
+    QATModuleWrapper,
+    RuntimeSite,
+    WeightQuantizer,
+    outermost,
+    swap,
+    unswap,
+)
+from truequant.planning import OwnerPlan, Plan, Site, plan
+from truequant.schemes import QConfig
+
+
+def prepare(model: nn.Module, example_inputs: Any, config: QConfig | Plan | str | None = None, *, inplace: bool = False) -> nn.Module:
+    """Make `model` quantization-aware: the same module with quantizers where the plan says.
+
+    `isinstance`, hierarchy, parameters and their names stay; `train()` trains with fake quantization, `eval()` computes the
+    codes that the converted model computes.
+
+    example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
+    config: a `QConfig`, a preset's name, a `Plan` made from this very model, or None for "w8a8".
+    inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
+    Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError("prepare: the model is not an nn.Module", got=type(model).__name__, expected="nn.Module")
+    if any(isinstance(m, QATModuleWrapper) for m in model.modules()):
+        raise StateError("the model is prepared already", fix="prepare the float model, or tq.restore_float(model) first")
+    decided = config if isinstance(config, Plan) else plan(model, example_inputs, config)
+    model = model if inplace else copy.deepcopy(model)
+    _Preparation(model, decided).run()
+    return model
+
+
+def restore_float(model: nn.Module) -> nn.Module:
+    """The float model again, in place: trained weights, no quantizers."""
+    outermost(model)
+    for module in list(model.modules()):
+        if isinstance(module, QATModuleWrapper):
+            unswap(module)
+    return model
+
+
+class _Preparation:
+    def __init__(self, model: nn.Module, decided: Plan) -> None:
+        self.model, self.plan = model, decided
+        self.modules = dict(model.named_modules())
+        self.clock = Clock()
+        self.quantizers: dict[str, FakeQuantize | WeightQuantizer] = {}
+        self.sites: dict[str, RuntimeSite] = {}
+        self.of_owner: dict[str, list[Site]] = {}
+        for site in decided.sites:
+            self.of_owner.setdefault(site.owner, []).append(site)
+
+    def run(self) -> None:
+        bindings = self._bindings()
+        for name, binding in bindings.items():
+            swap(self.modules[name], binding)
+        self._make_quantizers()
+        self._make_sites()
+        for name, binding in bindings.items():
+            self._fill(binding, self.of_owner.get(name, []))
+        for site in self.sites.values():
+            self._initialize_weight(site)
+        root: Any = self.model
+        root.binding.plan = self.plan
+        root.binding.inputs = self._inputs()
+
+    # -- modules -------------------------------------------------------------------------------------------------------
+    def _bindings(self) -> dict[str, Binding]:
+        """One for each owner, each module below an owner that watches its own calls, and each layer never called."""
+        planned = {o.name: o for o in self.plan.owners}
+        watched = [o.name for o in self.plan.owners if not o.leaf and self._acts(o.name)]
+        names = set(planned) | set(self.plan.uncalled) | {""}
+        for name in self.modules:
+            if any(name.startswith(f"{w}." if w else "") for w in watched):
+                names.add(name)
+        return {n: self._binding(n, planned.get(n)) for n in self.modules if n in names}
+
+    def _binding(self, name: str, owner: OwnerPlan | None) -> Binding:
+        binding = Binding(name, self.clock)
+        if owner is not None:
+            binding.multiple = owner.multiple
+            binding.leaf = {} if owner.leaf else None
+            binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
+            binding.acts = not owner.leaf and self._acts(name)
+        elif name in self.plan.uncalled:
+            binding.leaf = {}
+        return binding
+
+    def _acts(self, owner: str) -> bool:
+        return any(
+            s.quantizer is not None or s.writes_back or s.action in _ACTIVE or (s.action == "clamp" and s.fused_into is None and s.emits is not None)
+            for s in self.of_owner.get(owner, [])
+        )
+
+    def _fill(self, binding: Binding, sites: list[Site]) -> None:
+        for site in sites:
+            runtime = self.sites[site.name]
+            if binding.leaf is not None:
+                binding.leaf[site.frame] = runtime
+                continue
+            evaluated: Any = binding.evaluated.setdefault(site.frame, {})
+            evaluated[site.op, site.ordinal] = runtime
+            if site.train_ordinal is not None:
+                trained: Any = binding.trained.setdefault(site.frame, {})
+                trained[site.op, site.train_ordinal] = runtime
+
+    # -- quantizers and sites ------------------------------------------------------------------------------------------
+    def _make_quantizers(self) -> None:
+        device = next((p.device for p in self.model.parameters()), None)
+        for q in self.plan.quantizers:
+            quantizer: FakeQuantize | WeightQuantizer
+            if q.kind == "weight":
+                quantizer = WeightQuantizer(q.scheme, q.channels, tied=q.tied)
+            else:
+                quantizer = FakeQuantize(q.scheme, q.channels)
+                quantizer.owns_clock = False
+            quantizer.name, quantizer.clock = q.name, self.clock
+            quantizer.train(self.modules[q.owner].training)
+            if device is not None:
+                quantizer.to(device)
+            owner = self.modules[q.owner]
+            if QUANTIZERS not in owner._modules:
+                owner.add_module(QUANTIZERS, nn.ModuleDict())
+            holder: Any = owner._modules[QUANTIZERS]
+            holder[q.slot] = quantizer
+            self.quantizers[q.name] = quantizer
+
+    def _activation(self, name: str | None) -> FakeQuantize | None:
+        quantizer = self.quantizers[name] if name is not None else None
+        assert quantizer is None or isinstance(quantizer, FakeQuantize)
+        return quantizer
+
+    def _make_sites(self) -> None:
+        for site in self.plan.sites:
+            weight = self.quantizers[site.weight] if site.weight is not None else None
+            assert weight is None or isinstance(weight, WeightQuantizer)
+            self.sites[site.name] = RuntimeSite(
+                site, self.clock, self.modules[site.owner], tuple(self._activation(r) for r in site.reads), weight,
+                self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.target.arithmetic,
+            )  # fmt: skip
+        for runtime in self.sites.values():
+            if runtime.plan.norm is not None:
+                norm = self.sites[runtime.plan.norm]
+                runtime.norm, norm.layer = norm.owner, runtime
+
+    def _initialize_weight(self, site: RuntimeSite) -> None:
+        if site.weight is None or site.weight.is_calibrated:
+            return
+        weight = getattr(site.owner, "weight", None)
+        if site.plan.leaf and weight is not None and weight.device.type != "meta":
+            site.weight.initialize(weight, site.normalization().factor() if site.norm is not None else None)
+
+    def _inputs(self) -> tuple[InputQuantizer, ...]:
+        seen: Counter[int | str] = Counter()
+        result = []
+        for spec in self.plan.inputs:
+            quantizer = self._activation(spec.quantizer)
+            if quantizer is not None:
+                result.append(InputQuantizer(spec.where, seen[spec.where], spec.name, quantizer))
+            seen[spec.where] += 1
+        return tuple(result)
+
+
+_ACTIVE = frozenset(("layer", "add", "mul", "table", "average", "pool"))
