@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 OnStep = Callable[[int, float], None]
+OnEpoch = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +29,28 @@ class Recipe:
         return self.epochs * (images // self.batch_size)
 
 
-def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, on_step: OnStep | None = None) -> None:
-    """Train `model` in place and leave it in `eval()`. `on_step(step, loss)` is called behind each step, from 1.
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> None:
+    """Train `model` in place and leave it in `eval()`.
 
-    The order of the images depends on `recipe.seed` alone, so that two models see the same batches.
+    `on_step(step, loss)` is called behind each step and `on_epoch(step)`, with the model in `eval()`, behind each epoch;
+    steps count from 1. The order of the images depends on `recipe.seed` alone, so that two models see the same batches.
     """
     steps = recipe.steps(len(images))
-    if steps:
-        _run(model, images, labels, recipe, steps, on_step)
-    model.eval()
-
-
-def _run(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, steps: int, on_step: OnStep | None) -> None:
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     shuffle = torch.Generator().manual_seed(recipe.seed)
-    model.train()
     step = 0
     for _ in range(recipe.epochs):
+        model.train()
         order = torch.randperm(len(images), generator=shuffle)
         for batch in order.split(recipe.batch_size):
             if len(batch) < recipe.batch_size:
@@ -60,6 +63,10 @@ def _run(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, steps
             step += 1
             if on_step is not None:
                 on_step(step, loss.item())
+        model.eval()
+        if on_epoch is not None:
+            on_epoch(step)
+    model.eval()
 
 
 @torch.no_grad()
@@ -70,4 +77,4 @@ def logits(model: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 
 
 def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
     """Top-1 in percent."""
-    return 100 * (logits(model, images).argmax(1) == labels).sum().item() / len(labels)
+    return 100 * int((logits(model, images).argmax(1) == labels).sum()) / len(labels)
