@@ -1,7 +1,9 @@
 """Conv and Linear: exact integer sums, then requantization.
 
-torch has no integer matrix product on CPUs, so sums are carried by float64, which holds every integer below 2^53: no sum of
-codes comes near it, whatever the order of the terms. Depthwise layers sum int32 products directly, tap by tap.
+torch has no integer matrix product on CPUs, so a sum is carried by a float that holds every partial sum exactly, whatever
+the order of its terms: float32 where the layer's codes keep all of them below 2^24, else float64, whose 2^53 no layer reaches.
+The factors are below 2^8, so that a product is exact even where float32 products are allowed bfloat16 or TF32 factors.
+Depthwise layers sum int32 products directly, tap by tap.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from truequant.integer.nodes import Conv, Edge, Linear
 from truequant.integer.program import IntegerProgram
 from truequant.integer.shapes import output_shape
 from truequant.integer.storage import CHUNK, scale_of, storage, zero_point_of
-from truequant.numerics import INT32_MAX, accumulator_bound, channel_axis, multiplier, requantize
+from truequant.numerics import FLOAT32_EXACT, INT32_MAX, accumulator_bound, channel_axis, multiplier, requantize
 
 INT32_MIN = -INT32_MAX - 1
 
@@ -26,15 +28,15 @@ INT32_MIN = -INT32_MAX - 1
 def linear(node: Linear, program: IntegerProgram, x: Tensor) -> Tensor:
     """`x` `(…, in)` of codes to `(…, out)`."""
     rows = x.reshape(-1, x.shape[-1])
-    weight = node.weight.to(x.device, torch.float64).t()
     source = program.edges[node.input]
-    bound = _bound(node, source)
+    carrier = _carrier(node, source)
+    weight = node.weight.to(x.device, carrier).t()
     result = torch.empty((rows.shape[0], weight.shape[1]), dtype=_result_dtype(node, program), device=x.device)
     step = max(1, CHUNK // max(weight.shape))
     for begin in range(0, rows.shape[0], step):
         piece = slice(begin, begin + step)
-        sums = (rows[piece].to(torch.float64) - source.zero_point) @ weight
-        result[piece] = _finish(node, program, _accumulators(node, sums, bound))
+        sums = (rows[piece].to(carrier) - source.zero_point) @ weight
+        result[piece] = _finish(node, program, _accumulators(node, source, sums))
     return result.reshape(*x.shape[:-1], weight.shape[1])
 
 
@@ -42,9 +44,10 @@ def conv(node: Conv, program: IntegerProgram, x: Tensor) -> Tensor:
     """`x` `(N, C, *space)` of codes to `(N, out, *space')`, over pieces of the batch and, for large images, of their rows."""
     source = program.edges[node.input]
     shape = output_shape(node, [tuple(x.shape)])
-    bound = _bound(node, source)
     depthwise = node.weight.shape[1] == 1 and node.groups == x.shape[1]
-    carrier = torch.float64 if not depthwise else torch.int32 if bound <= INT32_MAX else torch.int64
+    carrier = torch.int64 if depthwise else _carrier(node, source)
+    if depthwise and _bound(node, source, None) <= INT32_MAX:
+        carrier = torch.int32
     weight = node.weight.to(x.device, carrier)
     result = torch.empty(shape, dtype=_result_dtype(node, program), device=x.device)
     # The largest intermediate of one image: its windows side by side, or its sums.
@@ -58,7 +61,7 @@ def conv(node: Conv, program: IntegerProgram, x: Tensor) -> Tensor:
             bottom = min(top + rows, shape[2])
             window = padded[:, :, top * stride : (bottom - 1) * stride + reach]
             sums = (_tap_sums if depthwise else _window_sums)(node, window, weight)
-            codes = _finish(node, program, _accumulators(node, sums, bound))
+            codes = _finish(node, program, _accumulators(node, source, sums))
             result[first : first + images, :, top:bottom] = codes
     return result
 
@@ -70,7 +73,7 @@ def _centred(x: Tensor, source: Edge, node: Conv, carrier: torch.dtype) -> Tenso
 
 
 def _window_sums(node: Conv, x: Tensor, weight: Tensor) -> Tensor:
-    """`(n, out, *space')` float64: each window's elements as one column, times the weight as a matrix."""
+    """`(n, out, *space')`: each window's elements as one column, times the weight as a matrix."""
     for axis, (size, stride, dilation) in enumerate(zip(weight.shape[2:], node.stride, node.dilation, strict=True), start=2):
         x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
     rank, batch, groups = weight.dim() - 2, x.shape[0], node.groups
@@ -98,14 +101,21 @@ def _tap_sums(node: Conv, x: Tensor, weight: Tensor) -> Tensor:
     return sums
 
 
-def _bound(node: Conv | Linear, source: Edge) -> float:
+def _bound(node: Conv | Linear, source: Edge, bias: Tensor | None) -> float:
     zero_point = torch.tensor(source.zero_point, dtype=torch.float64, device=node.weight.device)
-    return float(accumulator_bound(node.weight, node.bias, zero_point, source.qmin, source.qmax))
+    return float(accumulator_bound(node.weight, bias, zero_point, source.qmin, source.qmax))
 
 
-def _accumulators(node: Conv | Linear, sums: Tensor, bound: float) -> Tensor:
+def _carrier(node: Conv | Linear, source: Edge) -> torch.dtype:
+    small = max(source.qmax - source.zero_point, source.zero_point - source.qmin) < 2**8
+    return torch.float32 if small and _bound(node, source, None) < FLOAT32_EXACT else torch.float64
+
+
+def _accumulators(node: Conv | Linear, source: Edge, sums: Tensor) -> Tensor:
     """Sums plus bias as int32. ConversionError where one does not fit: kernels would wrap silently."""
-    total = sums + channel_axis(node.bias.to(sums.device, sums.dtype), sums.dim(), 1)
+    bound = _bound(node, source, node.bias)
+    wide = torch.int32 if bound <= INT32_MAX else torch.int64
+    total = sums.to(wide) + channel_axis(node.bias.to(sums.device, wide), sums.dim(), 1)
     if bound > INT32_MAX and total.numel():
         low, high = int(total.min()), int(total.max())
         if low < INT32_MIN or high > INT32_MAX:

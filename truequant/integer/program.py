@@ -13,6 +13,10 @@ from truequant.errors import ConversionError
 from truequant.integer.checks import check_edge, check_node
 from truequant.integer.nodes import Concat, Conv, Dequantize, Edge, Linear, Node, Quantize, inputs_of
 
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES}
+"""What a program's input may be, by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramInput:
@@ -69,10 +73,8 @@ def validate(program: IntegerProgram) -> None:
     """Raise `ConversionError` at the first input, edge or node that cannot be run."""
     known: set[str] = set()
     for tensor in program.inputs:
-        if not isinstance(getattr(torch, tensor.dtype, None), torch.dtype):
-            raise ConversionError(
-                f"input '{tensor.name}': no such dtype", got=repr(tensor.dtype), expected="a name such as 'float32'"
-            )
+        if tensor.dtype not in DTYPES:
+            raise ConversionError(f"input '{tensor.name}': no such dtype", got=repr(tensor.dtype), expected=", ".join(DTYPES))
         if tensor.name in known or tensor.name in program.edges:
             raise ConversionError(
                 f"input '{tensor.name}' is not a value of its own", expected="one name for each input, and no edge"

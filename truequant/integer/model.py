@@ -1,0 +1,104 @@
+"""`Int8Model`: an integer program that is called like the model it came from."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from truequant.errors import ArgumentError, ArgumentTypeError, ConversionError
+from truequant.files import read_container, write_container
+from truequant.integer.binding import bind, build
+from truequant.integer.describe import describe
+from truequant.integer.execute import execute
+from truequant.integer.nodes import Node
+from truequant.integer.program import IntegerProgram
+from truequant.integer.serialize import from_container, to_container
+from truequant.integer.shapes import program_shapes
+
+
+class Int8Model(nn.Module):
+    """A model that computes with integers: int8 weights, int32 sums, codes between its nodes.
+
+    Called like the model it was converted from, it returns the same structure. It has no parameters, trains nothing, and
+    gives the same integers for any batch size, number of threads and device. `state_dict` holds the whole program under
+    one key. ArgumentError where the inputs are not those of the signature; ConversionError where a sum leaves int32.
+    """
+
+    def __init__(self, program: IntegerProgram) -> None:
+        super().__init__()
+        if not isinstance(program, IntegerProgram):
+            raise ArgumentTypeError(
+                "Int8Model holds an integer program", got=type(program).__name__, fix="truequant.convert(qat)"
+            )
+        self.program = program
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        values = self._execute(args, kwargs, frozenset(self.program.output_names()))
+        return build(self.program.outputs, values)
+
+    def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The integers on every edge for these inputs, in the order in which they are computed."""
+        return self._execute(args, kwargs, frozenset(self.program.edges))
+
+    def ops(self) -> dict[str, int]:
+        """How many nodes of each kind: the census."""
+        return self.program.census()
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of the saved file."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save(Path(folder) / "model.tq")
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write one file, atomically, and return its size in bytes. Equal models give equal bytes."""
+        return write_container(path, *to_container(self.program))
+
+    def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: frozenset[str]) -> dict[str, Tensor]:
+        inputs = bind(self.program, args, kwargs)
+        try:
+            program_shapes(self.program, {name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        except ConversionError as error:
+            shapes = ", ".join(f"'{name}' {tuple(tensor.shape)}" for name, tensor in inputs.items())
+            raise ArgumentError(
+                f"the model cannot compute inputs of these shapes: {error.what}",
+                got=f"{error.got}; inputs {shapes}",
+                expected=error.expected,
+            ) from error
+        return execute(self.program, inputs, keep)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow `.to(device)` and `.cuda()`; `.half()` and `.double()` change nothing: integers have one precision."""
+        device = fn(torch.empty(0)).device
+        self.program = replace(self.program, nodes=tuple(_moved(node, device) for node in self.program.nodes))
+        return self
+
+    def get_extra_state(self) -> dict[str, object]:
+        header, tensors = to_container(self.program)
+        return {"header": header, "tensors": tensors}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.program = from_container(state["header"], state["tensors"], "state_dict")
+
+    def __repr__(self) -> str:
+        return describe(self.program)
+
+
+def load(path: str | os.PathLike[str]) -> Int8Model:
+    """The model of a file that `Int8Model.save` wrote. FileError for a file that is damaged, foreign or lies."""
+    header, tensors = read_container(path)
+    return Int8Model(from_container(header, tensors, f"'{path}'"))
+
+
+def _moved(node: Node, device: torch.device) -> Node:
+    tensors = {name: getattr(node, name) for name in node.__dataclass_fields__}
+    moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+    return replace(node, **moved) if moved else node  # type: ignore[arg-type]
