@@ -47,7 +47,11 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, inputs: Callable[[Any
         for module, mode in modes.items():
             module.training = mode
     if count == 0:
-        raise ArgumentError("calibrate: there were no batches", expected="at least one item", fix="pass a list or a DataLoader that is not used up")
+        raise ArgumentError(
+            "calibrate: there were no batches",
+            expected="at least one item",
+            fix="pass a list or a DataLoader that is not used up",
+        )
     for quantizer in activations:
         if quantizer.is_calibrated:
             quantizer.commit()

@@ -11,6 +11,6 @@ from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_c
 
 __all__ = [
     "QUANTIZERS", "Binding", "Clock", "FakeQuantize", "InputQuantizer", "QATModuleWrapper", "RuntimeSite", "WeightQuantizer",
-    "base_class", "codes", "freeze", "integers", "local", "outermost", "qat_class", "quantizers", "quantizers_off", "site_bounds", "swap",
-    "table_of", "unfreeze", "unswap",
+    "base_class", "codes", "freeze", "integers", "local", "outermost", "qat_class", "quantizers", "quantizers_off",
+    "site_bounds", "swap", "table_of", "unfreeze", "unswap",
 ]  # fmt: skip

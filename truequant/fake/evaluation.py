@@ -55,7 +55,8 @@ def _result(site: RuntimeSite, codes: Tensor) -> Tensor:
 
 def integers(site: RuntimeSite, weight: Tensor, bias: Tensor | None) -> numerics.IntegerWeights:
     """Weight codes, scale and bias codes of a layer, its BatchNorm folded in."""
-    assert site.weight is not None and site.reads[0] is not None
+    assert site.weight is not None
+    assert site.reads[0] is not None
     norm = site.normalization() if site.norm is not None else None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     scale = site.weight.scale_of(weight, norm.factor() if norm is not None else None).detach()
@@ -74,7 +75,9 @@ def _carrier(weights: numerics.IntegerWeights, reads: FakeQuantize) -> torch.dty
     return torch.float32 if float(bound) < numerics.FLOAT32_EXACT else torch.float64
 
 
-def layer(site: RuntimeSite, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def layer(
+    site: RuntimeSite, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     """acc = sum((xq - zx) * wq) + bq, requantized to the site's grid; float32(acc) * float32(sx * sw) without one."""
     reads = site.reads[0]
     assert reads is not None
@@ -88,7 +91,9 @@ def layer(site: RuntimeSite, linear: Callable[[Tensor, Tensor, Tensor | None], T
         scale = reads.effective_scale() * weights.scale
         if site.emits is None:
             return acc.float() * numerics.channel_axis(scale, acc.dim(), axis)
-        factor = numerics.channel_axis(numerics.multiplier(reads.effective_scale(), weights.scale, site.emits.effective_scale()), acc.dim(), axis)
+        factor = numerics.channel_axis(
+            numerics.multiplier(reads.effective_scale(), weights.scale, site.emits.effective_scale()), acc.dim(), axis
+        )
         return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
 
 
@@ -101,11 +106,20 @@ def _codes(site: RuntimeSite, position: int, x: Tensor) -> Tensor:
 def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Add or mul, by the named rule of the target."""
     left, right = (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
-    assert site.emits is not None and site.reads[0] is not None and site.reads[1] is not None
+    assert site.emits is not None
+    assert site.reads[0] is not None
+    assert site.reads[1] is not None
     rule = numerics.add if site.plan.action == "add" else numerics.mul
     low, high = site_bounds(site, site.emits)
     codes = rule(
-        _codes(site, 0, left), _codes(site, 1, right), _params(site.reads[0]), _params(site.reads[1]), _params(site.emits), low, high, site.arithmetic
+        _codes(site, 0, left),
+        _codes(site, 1, right),
+        _params(site.reads[0]),
+        _params(site.reads[1]),
+        _params(site.emits),
+        low,
+        high,
+        site.arithmetic,
     )
     return _result(site, codes)
 
@@ -113,7 +127,8 @@ def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence
 def table_of(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Codes of the result for each code that is read."""
     reads, emits = site.reads[0], site.emits
-    assert reads is not None and emits is not None
+    assert reads is not None
+    assert emits is not None
     rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "input")}
     low, high = site_bounds(site, emits)
 
@@ -136,7 +151,8 @@ def _average(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any
     """Integer sum over whole axes, then the rule of GlobalAveragePool."""
     x = args[0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
-    assert reads is not None and emits is not None
+    assert reads is not None
+    assert emits is not None
     axes = average_axes(site.plan.op, args, kwargs, x.dim())
     assert axes is not None
     keepdim = site.plan.op != "mean" or bool(args[2] if len(args) > 2 else kwargs.get("keepdim", False))
@@ -152,7 +168,8 @@ def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], 
     """Average over windows of n elements: a depthwise integer layer of ones with `sw = float32(1 / n)`."""
     x = args[0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
-    assert reads is not None and emits is not None
+    assert reads is not None
+    assert emits is not None
     found = pool_arguments(site.plan.op, args, kwargs)
     count = 1
     for n in found["kernel"]:

@@ -22,7 +22,10 @@ def _shape(scheme: QuantScheme, channels: int | Shape | None) -> Shape:
         return ()
     if channels is None:
         raise ArgumentError(
-            f"{scheme.granularity} needs to know how many scales there are", got="channels=None", expected="the number of channels", fix="channels=…"
+            f"{scheme.granularity} needs to know how many scales there are",
+            got="channels=None",
+            expected="the number of channels",
+            fix="channels=…",
         )
     return (channels,) if isinstance(channels, int) else tuple(channels)
 
@@ -36,6 +39,7 @@ class _Grid(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    calibrated: Tensor
     _calibrated: bool
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None) -> None:
@@ -55,7 +59,9 @@ class _Grid(nn.Module):
         if self.shift is None:
             return self.scale
         t = self.shift.float()
-        return torch.clamp(self.scale * torch.where(t < 0, torch.exp(torch.clamp(t, max=0.0)), 1.0 + t), numerics.MIN_SCALE, numerics.MAX_SCALE)
+        return torch.clamp(
+            self.scale * torch.where(t < 0, torch.exp(torch.clamp(t, max=0.0)), 1.0 + t), numerics.MIN_SCALE, numerics.MAX_SCALE
+        )
 
     @property
     def is_calibrated(self) -> bool:
@@ -78,12 +84,13 @@ class _Grid(nn.Module):
         rule = self.scheme.scale
         assert isinstance(rule, LSQ)
         factor = rule.gradient_scale / float(max(1, elements) * max(1, self.scheme.qmax)) ** 0.5
-        result: Tensor = _ScaleGradient.apply(self.effective_scale(), factor / (self.scale * self.scale))
+        gain = factor / (self.scale * self.scale)
+        result: Tensor = _ScaleGradient.apply(self.effective_scale(), gain)  # type: ignore[no-untyped-call]
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {k: b for k, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for key, buffer in before.items():
             moved = self._buffers[key]
             if moved is not None and moved.dtype != buffer.dtype:
@@ -163,7 +170,9 @@ class FakeQuantize(_Grid):
         if self.shift is not None and torch.is_grad_enabled():
             features = x.numel() // max(1, x.shape[0] if x.dim() else 1)
             scale, zero_point = self.grid(x, self._trainable_scale(features // max(1, self.scale.numel())))
-            return kernels.fake_quantize_learned(x if self.training else x.float(), scale, zero_point, scheme.qmin, scheme.qmax, factor=1.0)
+            return kernels.fake_quantize_learned(
+                x if self.training else x.float(), scale, zero_point, scheme.qmin, scheme.qmax, factor=1.0
+            )
         scale, zero_point = self.grid(x)
         if self.training:
             return kernels.fake_quantize(x, scale, zero_point, scheme.qmin, scheme.qmax, identity=identity)
@@ -209,7 +218,14 @@ class FakeQuantize(_Grid):
 
     def train(self, mode: bool = True) -> FakeQuantize:
         """`eval()` commits what is pending."""
-        if not mode and self.training and self._calibrated and self.clock.state == "training" and self.shift is None and self.observing:
+        if (
+            not mode
+            and self.training
+            and self._calibrated
+            and self.clock.state == "training"
+            and self.shift is None
+            and self.observing
+        ):
             self.commit()
         return super().train(mode)
 
@@ -250,7 +266,9 @@ class WeightQuantizer(_Grid):
             return weight
         scheme, identity = self.scheme, self.scheme.gradient == "identity"
         learning = self.shift is not None and torch.is_grad_enabled()
-        scale = self._trainable_scale(weight.numel() // max(1, self.scale.numel())) if learning else self.scale_of(weight, factor)
+        scale = (
+            self._trainable_scale(weight.numel() // max(1, self.scale.numel())) if learning else self.scale_of(weight, factor)
+        )
         if self.shift is None and self.training and self.clock.state != "frozen":
             self._set(scale.detach(), self.zero_point)
         if self.tied and factor is not None:

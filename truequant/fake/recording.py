@@ -17,7 +17,9 @@ def outermost(model: nn.Module) -> QATModuleWrapper:
     """The model itself, which must be the outermost prepared module."""
     if not isinstance(model, QATModuleWrapper) or model.binding.plan is None:
         raise StateError(
-            f"{type(model).__name__} is not prepared" if not isinstance(model, QATModuleWrapper) else f"{type(model).__name__} is a part of a prepared model",
+            f"{type(model).__name__} is not prepared"
+            if not isinstance(model, QATModuleWrapper)
+            else f"{type(model).__name__} is a part of a prepared model",
             fix="tq.prepare(model, example_inputs) returns the model to pass here",
         )
     return model

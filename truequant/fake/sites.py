@@ -67,7 +67,9 @@ class RuntimeSite:
                 self._record_movement(y)
         return self.finish(y)
 
-    def run_layer(self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    def run_layer(
+        self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Any:
         """Run a layer: `linear(x, weight, bias)` is its sum of products."""
         if local.marking:
             return self.finish(mark(linear(x, weight, bias), self.plan.name))
@@ -100,7 +102,9 @@ class RuntimeSite:
         if grid is not None and isinstance(y, Tensor):
             local.recorder(self.plan.name, grid.codes(y))
 
-    def _float_result(self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _float_result(
+        self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """What an exact result stands for, as a differentiable function of floats."""
         assert self.weight is not None
         factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
@@ -121,7 +125,8 @@ class RuntimeSite:
 
     def _bias_scale(self, weight: Tensor) -> Tensor:
         """`sx * sw` of the folded weight, float64, `(C,)` or `(1,)`."""
-        assert self.weight is not None and self.reads[0] is not None
+        assert self.weight is not None
+        assert self.reads[0] is not None
         if self.norm is None:
             return self.reads[0].effective_scale().double() * self.weight.scale_of(weight).reshape(-1)
         factor = self.normalization().factor()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -89,12 +88,18 @@ class _CallSites(TorchFunctionMode):
             )  # fmt: skip
 
 
-_WATCHED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "batch_norm", "add", "mul", "cat", "mean", "avg_pool2d", "adaptive_avg_pool2d"))
+_WATCHED = frozenset(
+    ("linear", "conv1d", "conv2d", "conv3d", "batch_norm", "add", "mul", "cat", "mean", "avg_pool2d", "adaptive_avg_pool2d")
+)
 
 
 def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name.endswith("__"))
+    return (
+        bool(kwargs.get("inplace"))
+        or (name.endswith("_") and not name.endswith("__"))
+        or (name.startswith("__i") and name.endswith("__"))
+    )
 
 
 def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -112,7 +117,9 @@ def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[A
 
 def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """`F.linear(x, w, b)` or `F.conv2d(x, w, b, …)` called on tensors."""
-    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs}
+    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {
+        k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs
+    }
     rest = {k: v for k, v in kwargs.items() if k not in named}
     return site.run_layer(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))
 
@@ -136,9 +143,11 @@ class QATModuleWrapper(nn.Module):
             site = binding.leaf.get(frame.key)
             if site is None:
                 raise PlanError(
-                    f"'{binding.name}' is called in a way that was not there when the model was prepared", got=f"call {frame.key}",
-                    expected=f"calls {sorted(binding.leaf)}" if binding.leaf else "no call", fix="prepare with example inputs that take this path",
-                )  # fmt: skip
+                    f"'{binding.name}' is called in a way that was not there when the model was prepared",
+                    got=f"call {frame.key}",
+                    expected=f"calls {sorted(binding.leaf)}" if binding.leaf else "no call",
+                    fix="prepare with example inputs that take this path",
+                )
             return self._leaf(site, args, kwargs)
         if binding.acts or local.recorder is not None or local.marking:
             with _CallSites(binding, frame, self.training):
@@ -247,29 +256,44 @@ class _HiddenInSequence(_HidesQuantizers):
         return items[index][1]
 
 
-@lru_cache(maxsize=None)
+_SWAPPED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def qat_class(base: type[nn.Module]) -> type[nn.Module]:
     """The swapped class of a class: made once, a subclass of it."""
+    if base in _SWAPPED:
+        return _SWAPPED[base]
     bases: tuple[type, ...] = (QATModuleWrapper, base)
     if issubclass(base, (nn.Sequential, nn.ModuleList)):
         bases = (QATModuleWrapper, _HiddenInSequence, base)
     elif issubclass(base, nn.ModuleDict):
         bases = (QATModuleWrapper, _HidesQuantizers, base)
-    return type(f"QAT{base.__name__}", bases, {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers."})
+    attributes = {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers."}
+    _SWAPPED[base] = type(f"QAT{base.__name__}", bases, attributes)
+    return _SWAPPED[base]
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
     """What a swapped module was before."""
-    kinds = type(module).__mro__
-    return next(k for k in kinds[kinds.index(QATModuleWrapper) + 1 :] if not issubclass(k, _HidesQuantizers))
+    kinds: tuple[Any, ...] = type(module).__mro__
+    before: type[nn.Module] = next(k for k in kinds[kinds.index(QATModuleWrapper) + 1 :] if not issubclass(k, _HidesQuantizers))
+    return before
 
 
 def swap(module: nn.Module, binding: Binding) -> None:
     """Make `module` a `QATModuleWrapper` in place."""
     if isinstance(module, QATModuleWrapper):
         raise StateError(f"'{binding.name or type(module).__name__}' is prepared already", fix="tq.restore_float(model) first")
-    if QUANTIZERS in module.__dict__ or QUANTIZERS in module._modules or QUANTIZERS in module._parameters or QUANTIZERS in module._buffers:
-        raise PlanError(f"'{binding.name or type(module).__name__}' has an attribute '{QUANTIZERS}' of its own", fix="rename it: that is where quantizers live")
+    if (
+        QUANTIZERS in module.__dict__
+        or QUANTIZERS in module._modules
+        or QUANTIZERS in module._parameters
+        or QUANTIZERS in module._buffers
+    ):
+        raise PlanError(
+            f"'{binding.name or type(module).__name__}' has an attribute '{QUANTIZERS}' of its own",
+            fix="rename it: that is where quantizers live",
+        )
     module.__class__ = qat_class(type(module))
     module.__dict__["binding"] = binding
 

@@ -59,7 +59,10 @@ class _Learned(torch.autograd.Function):
 
 
 class _Binary(torch.autograd.Function):
-    """y = s where x >= 0, else -s;  dx = g where |rint(x / s)| <= 1, else 0;  ds = f * sum g * {sign - x / s inside; sign outside}."""
+    """y = s where x >= 0, else -s.
+
+    dx = g where |rint(x / s)| <= 1, else 0;  ds = f * sum g * {sign - x / s inside; sign outside}.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, factor: float, identity: bool) -> Tensor:
@@ -86,19 +89,19 @@ def _reduce(values: Tensor, like: Tensor) -> Tensor:
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, identity: bool = False) -> Tensor:
     """Fake quantization with the straight-through gradient. NaN passes through."""
-    result: Tensor = _StraightThrough.apply(x, scale, zero_point, qmin, qmax, identity)
+    result: Tensor = _StraightThrough.apply(x, scale, zero_point, qmin, qmax, identity)  # type: ignore[no-untyped-call]
     return result
 
 
 def fake_quantize_learned(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, factor: float) -> Tensor:
     """Fake quantization whose scale receives the LSQ gradient times `factor`."""
-    result: Tensor = _Learned.apply(x, scale, zero_point, qmin, qmax, factor)
+    result: Tensor = _Learned.apply(x, scale, zero_point, qmin, qmax, factor)  # type: ignore[no-untyped-call]
     return result
 
 
 def fake_binarize(x: Tensor, scale: Tensor, *, factor: float = 1.0, identity: bool = False) -> Tensor:
     """Binary weights `{-s, +s}`."""
-    result: Tensor = _Binary.apply(x, scale, factor, identity)
+    result: Tensor = _Binary.apply(x, scale, factor, identity)  # type: ignore[no-untyped-call]
     return result
 
 

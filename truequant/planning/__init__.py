@@ -8,6 +8,6 @@ from truequant.planning.ops import Op, Role, clamp_bounds, op_named, op_of
 from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 
 __all__ = [
-    "Op", "OwnerPlan", "Plan", "QuantizerPlan", "Role", "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "clamp_bounds",
-    "op_named", "op_of", "plan", "pool_arguments",
+    "Op", "OwnerPlan", "Plan", "QuantizerPlan", "Role", "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes",
+    "clamp_bounds", "op_named", "op_of", "plan", "pool_arguments",
 ]  # fmt: skip

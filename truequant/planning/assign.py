@@ -15,14 +15,19 @@ class Overrides:
     """What the rules of one site say, later rules winning, and the last of them."""
 
     in_float: bool = False
-    weight: QuantScheme | None | Inherit = INHERIT
-    input: QuantScheme | None | Inherit = INHERIT
-    output: QuantScheme | None | Inherit = INHERIT
+    weight: QuantScheme | Inherit | None = INHERIT
+    input: QuantScheme | Inherit | None = INHERIT
+    output: QuantScheme | Inherit | None = INHERIT
     rule: str | None = None
 
     @staticmethod
     def of(rules: list[Rule]) -> Overrides:
-        merged: dict[str, QuantScheme | None | Inherit] = {"scheme": INHERIT, "weight": INHERIT, "input": INHERIT, "output": INHERIT}
+        merged: dict[str, QuantScheme | Inherit | None] = {
+            "scheme": INHERIT,
+            "weight": INHERIT,
+            "input": INHERIT,
+            "output": INHERIT,
+        }
         for rule in rules:
             if rule.scheme is INHERIT:  # a later rule with a scheme takes the site out of float again
                 merged["scheme"] = INHERIT
@@ -56,7 +61,9 @@ def ends(graph: Graph) -> tuple[set[int], set[int]]:
             has_next |= reached
             reached = {node.index}
         for value in node.writes:
-            sources[graph.resolve(value)] = reached | (sources.get(graph.resolve(value), set()) if node.action == "identity" else set())
+            sources[graph.resolve(value)] = reached | (
+                sources.get(graph.resolve(value), set()) if node.action == "identity" else set()
+            )
         behind |= set(node.writes)
     layers = {n.index for n in graph.nodes if n.call.op.role.value == "layer"}
     return first, layers - has_next
@@ -79,7 +86,9 @@ def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool,
         )
     if not scheme.dtype.signed or not scheme.is_symmetric or scheme.dtype.bits > 8:
         raise SchemeError(
-            f"'{node.name}': weights are signed, symmetric and of at most 8 bits", got=str(scheme), fix=f'Rule("{node.name}", weight=QuantScheme(int8, PerChannel(0)))'
+            f"'{node.name}': weights are signed, symmetric and of at most 8 bits",
+            got=str(scheme),
+            fix=f'Rule("{node.name}", weight=QuantScheme(int8, PerChannel(0)))',
         )
     return scheme
 
@@ -142,7 +151,10 @@ def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node],
             got=str(scheme.granularity), expected="PerTensor()", fix=f'Rule("{where}", output=QuantScheme({scheme.dtype}))',
         )  # fmt: skip
     if scheme.dtype.bits > 8 or (scheme.dtype.bits == 1 and scheme.dtype.signed):
-        raise SchemeError(f"'{where}': {scheme.dtype} activations cannot be deployed to target '{config.target}'", expected="uint1 … uint8, int2 … int8")
+        raise SchemeError(
+            f"'{where}': {scheme.dtype} activations cannot be deployed to target '{config.target}'",
+            expected="uint1 … uint8, int2 … int8",
+        )
 
 
 _POSITIVE_TABLES = frozenset(("sigmoid", "hardsigmoid"))

@@ -140,7 +140,18 @@ class _Recorder(TorchFunctionMode):
         else:
             indices = [self.add(t) for t in outputs]
         self.trace.calls.append(
-            Call(op, owner, self.frame, ordinal, recorded_args, recorded_kwargs, tuple(i for _, i in inputs), tuple(indices), bool(mutated), _location())
+            Call(
+                op,
+                owner,
+                self.frame,
+                ordinal,
+                recorded_args,
+                recorded_kwargs,
+                tuple(i for _, i in inputs),
+                tuple(indices),
+                bool(mutated),
+                _location(),
+            )
         )
         return result
 
@@ -183,7 +194,9 @@ def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     raise ArgumentTypeError(
-        "example_inputs is no input of a model", got=type(example_inputs).__name__, expected="a tensor, a tuple of positional inputs, or a dict of keyword inputs"
+        "example_inputs is no input of a model",
+        got=type(example_inputs).__name__,
+        expected="a tensor, a tuple of positional inputs, or a dict of keyword inputs",
     )
 
 
@@ -209,12 +222,17 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
 def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
     """Record one forward."""
     result = Trace(training)
-    names = {id(t): n for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    names = {
+        id(t): n for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    }
     recorder = _Recorder(result, names)
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise PlanError(f"'{name or type(module).__name__}' is a ScriptModule, whose calls cannot be seen", fix="pass the nn.Module it was scripted from")
+            raise PlanError(
+                f"'{name or type(module).__name__}' is a ScriptModule, whose calls cannot be seen",
+                fix="pass the nn.Module it was scripted from",
+            )
         handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name)))
         handles.append(module.register_forward_hook(lambda m, a, o: recorder.leave(), always_call=True))
     args, kwargs = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, as_arguments(example_inputs))

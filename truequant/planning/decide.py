@@ -15,7 +15,6 @@ from truequant.planning.assign import Overrides, activation_schemes, ends, leave
 from truequant.planning.capture import Constant, Trace, as_arguments, trace
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
-
 from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.selectors import Selectable, matching
 from truequant.schemes import INHERIT, QConfig, QuantScheme
@@ -46,7 +45,9 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
 
 
 class _Builder:
-    def __init__(self, graph: Graph, trained: Trace, overrides: dict[int, Overrides], config: QConfig, example_inputs: Any) -> None:
+    def __init__(
+        self, graph: Graph, trained: Trace, overrides: dict[int, Overrides], config: QConfig, example_inputs: Any
+    ) -> None:
         self.graph, self.trained, self.overrides, self.config = graph, trained, overrides, config
         self.example_inputs = example_inputs
         self.first, self.last = ends(graph)
@@ -75,7 +76,9 @@ class _Builder:
                     node.fused, node.norm, changed = [], None, True
 
     # -- quantizers ----------------------------------------------------------------------------------------------------
-    def _quantizer(self, owner: str, slot: str, kind: Kind, scheme: QuantScheme, channels: int | None = None, tied: bool = False) -> str:
+    def _quantizer(
+        self, owner: str, slot: str, kind: Kind, scheme: QuantScheme, channels: int | None = None, tied: bool = False
+    ) -> str:
         name = f"{owner}.{slot}" if owner else slot
         self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied))
         return name
@@ -101,8 +104,13 @@ class _Builder:
                 if self.schemes.get(grid) is None:
                     continue
                 if len(last.writes) > 1:
-                    raise PlanError(f"'{node.name}' returns several tensors, one of which an integer op reads", fix=f'Rule("{node.name}", None) and its readers too')
-                at_node[last.index] = self._of_grid(grid, last.call.owner, self._slot(last), "output" if grid in outputs else "activation")
+                    raise PlanError(
+                        f"'{node.name}' returns several tensors, one of which an integer op reads",
+                        fix=f'Rule("{node.name}", None) and its readers too',
+                    )
+                at_node[last.index] = self._of_grid(
+                    grid, last.call.owner, self._slot(last), "output" if grid in outputs else "activation"
+                )
         return at_node, at_input
 
     def _of_grid(self, grid: int, owner: str, slot: str, kind: Kind) -> str:
@@ -130,12 +138,22 @@ class _Builder:
         at_node, at_input = self._place()
         ordinals = train_ordinals(self.graph, self.trained)
         sites = tuple(self._site(n, at_node, ordinals) for n in self.graph.nodes)
-        return Plan(self.config, sites, tuple(self.quantizers.values()), self._inputs(at_input), self._owners(), self._uncalled(), self._notes())
+        return Plan(
+            self.config,
+            sites,
+            tuple(self.quantizers.values()),
+            self._inputs(at_input),
+            self._owners(),
+            self._uncalled(),
+            self._notes(),
+        )
 
     def _site(self, node: Node, at_node: dict[int, str], ordinals: dict[int, int | None]) -> Site:
         graph = self.graph
         integer_reads = node.integer or node.action in ("clamp", "norm", "concat", "movement")
-        reads = tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action == "float" else ()
+        reads = (
+            tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action == "float" else ()
+        )
         said = self.overrides[node.index]
         emits = self.grid_quantizer.get(graph.grid(node.end)) if node.integer else None
         if node.action in ("clamp", "concat", "movement") and node.fused_into is None:
@@ -143,11 +161,16 @@ class _Builder:
         reason = node.reason
         if node.fused_into is not None:
             reason = f"computed with {node.fused_into.name}"
-        elif node.index in self.first | self.last and node.action == "layer" and self.config.ends is not None and said.weight is INHERIT:
+        elif (
+            node.index in self.first | self.last
+            and node.action == "layer"
+            and self.config.ends is not None
+            and said.weight is INHERIT
+        ):
             reason += ", at an end of the model"
         return Site(
-            name=node.name, owner=node.call.owner, op=node.call.op.name, ordinal=node.call.ordinal, frame=node.frame, leaf=node.leaf,
-            action=node.action, reason=reason, train_ordinal=ordinals.get(node.index), reads=reads,
+            name=node.name, owner=node.call.owner, op=node.call.op.name, ordinal=node.call.ordinal, frame=node.frame,
+            leaf=node.leaf, action=node.action, reason=reason, train_ordinal=ordinals.get(node.index), reads=reads,
             weight=self._weight(node) if node.action == "layer" else None, emits=emits, quantizer=at_node.get(node.index),
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
@@ -158,11 +181,16 @@ class _Builder:
         args, kwargs = as_arguments(self.example_inputs)
         specs: list[TensorSpec] = []
         position = 0
-        for where, argument in (*enumerate(args), *kwargs.items()):
+        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for where, argument in arguments:
             for leaf in pytree.tree_leaves(argument):
                 if isinstance(leaf, Tensor):
                     shape: tuple[int | None, ...] = (None, *leaf.shape[1:]) if leaf.dim() else ()
-                    specs.append(TensorSpec(where, f"input_{position}", str(leaf.dtype).removeprefix("torch."), shape, at_input.get(position)))
+                    specs.append(
+                        TensorSpec(
+                            where, f"input_{position}", str(leaf.dtype).removeprefix("torch."), shape, at_input.get(position)
+                        )
+                    )
                     position += 1
         return tuple(specs)
 
@@ -184,7 +212,9 @@ class _Builder:
         for owner in sorted(owners):
             pair = counts.get(owner, (Counter(), Counter()))
             rows = tuple((op, pair[0][op], pair[1][op]) for op in sorted({*pair[0], *pair[1]}))
-            result.append(OwnerPlan(owner, owner in graph.leaves, owner in graph.multiple, () if owner in graph.leaves else rows))
+            result.append(
+                OwnerPlan(owner, owner in graph.leaves, owner in graph.multiple, () if owner in graph.leaves else rows)
+            )
         return tuple(result)
 
     def _uncalled(self) -> tuple[str, ...]:
@@ -196,7 +226,12 @@ class _Builder:
         evaluated, trained = self.graph.trace.module_calls, self.trained.module_calls
         notes = [f"'{name}' stays float: no example input calls it; a call of it raises PlanError" for name in self._uncalled()]
         for name, module in self.graph.modules.items():
-            if name in trained and name not in evaluated and is_leaf(module) and any(True for _ in module.parameters(recurse=False)):
+            if (
+                name in trained
+                and name not in evaluated
+                and is_leaf(module)
+                and any(True for _ in module.parameters(recurse=False))
+            ):
                 notes.append(f"'{name}' stays float: it is called in training only")
         return tuple(notes)
 
@@ -204,6 +239,3 @@ class _Builder:
 def _ancestors(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(len(parts))]
-
-
-

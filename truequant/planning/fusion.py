@@ -62,6 +62,8 @@ def _intersect(a: tuple[float | None, float | None], b: tuple[float | None, floa
         if end is None:
             return fallback
         low, high = b
-        return min(max(end, low if low is not None else end), high if high is not None else max(end, low if low is not None else end))
+        return min(
+            max(end, low if low is not None else end), high if high is not None else max(end, low if low is not None else end)
+        )
 
     return through(a[0], b[0]), through(a[1], b[1])

@@ -81,7 +81,9 @@ class Graph:
         calls_of: dict[tuple[str, Frame], int] = {}
         for call in trace.calls:
             calls_of[call.owner, call.frame] = calls_of.get((call.owner, call.frame), 0) + 1
-        self.leaves = {o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)}
+        self.leaves = {
+            o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
+        }
         self._alias: dict[int, int] = {}
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
@@ -158,12 +160,18 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
                 return "float", "one operand is no activation, or alpha is not 1", none
             return ("add" if role is Role.ADD else "mul"), f"integer {role.value}", none
         case Role.TABLE:
-            return ("table", "a table of codes", none) if len(reads) == 1 else ("float", "a parameter of it depends on the inputs", none)
+            return (
+                ("table", "a table of codes", none)
+                if len(reads) == 1
+                else ("float", "a parameter of it depends on the inputs", none)
+            )
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
         case Role.CONCAT:
             plain = not any(isinstance(leaf, Constant) for leaf in pytree.tree_leaves(call.args))
-            return ("concat", "one grid for all parts", none) if plain else ("float", "joins a tensor that is no activation", none)
+            return (
+                ("concat", "one grid for all parts", none) if plain else ("float", "joins a tensor that is no activation", none)
+            )
         case Role.MOVEMENT:
             return (*_movement(call, reads), none)
         case Role.IDENTITY:
@@ -211,7 +219,11 @@ def _average(call: Call, graph: Graph, value: int) -> tuple[Action, str]:
     if call.op.name.startswith("adaptive"):
         return "float", "windows of an adaptive pooling differ in size"
     arguments = pool_arguments(call.op.name, call.args, call.kwargs)
-    if arguments["ceil_mode"] or arguments["divisor_override"] or (any(arguments["padding"]) and not arguments["count_include_pad"]):
+    if (
+        arguments["ceil_mode"]
+        or arguments["divisor_override"]
+        or (any(arguments["padding"]) and not arguments["count_include_pad"])
+    ):
         return "float", "its windows do not all hold the same number of elements"
     return "pool", "integer layer of ones"
 

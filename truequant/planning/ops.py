@@ -48,7 +48,11 @@ OPS: tuple[Op, ...] = (
     Op("relu", Role.CLAMP, (F.relu, F.relu_, torch.relu, T.relu, T.relu_)),
     Op("relu6", Role.CLAMP, (F.relu6,)),
     Op("hardtanh", Role.CLAMP, (F.hardtanh, F.hardtanh_)),
-    Op("clamp", Role.CLAMP, (torch.clamp, torch.clamp_, T.clamp, T.clamp_, torch.clip, T.clip, T.clip_, torch.clamp_min, T.clamp_min, T.clamp_min_)),
+    Op(
+        "clamp",
+        Role.CLAMP,
+        (torch.clamp, torch.clamp_, T.clamp, T.clamp_, torch.clip, T.clip, T.clip_, torch.clamp_min, T.clamp_min, T.clamp_min_),
+    ),
     Op("add", Role.ADD, (torch.add, T.add, T.add_, T.__add__, T.__radd__, T.__iadd__)),
     Op("mul", Role.MUL, (torch.mul, T.mul, T.mul_, torch.multiply, T.multiply, T.__mul__, T.__rmul__, T.__imul__)),
     Op("sigmoid", Role.TABLE, (torch.sigmoid, T.sigmoid, T.sigmoid_, F.sigmoid)),
@@ -78,7 +82,11 @@ OPS: tuple[Op, ...] = (
     Op("getitem", Role.MOVEMENT, (T.__getitem__,)),
     Op("chunk", Role.MOVEMENT, (torch.chunk, T.chunk)),
     Op("split", Role.MOVEMENT, (torch.split, T.split)),
-    Op("dropout", Role.IDENTITY, (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)),
+    Op(
+        "dropout",
+        Role.IDENTITY,
+        (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout),
+    ),
     Op("contiguous", Role.IDENTITY, (T.contiguous,)),
     Op("clone", Role.IDENTITY, (torch.clone, T.clone)),
 )
@@ -87,7 +95,21 @@ _BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for fun
 _BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
 
 # Questions about a tensor, not computations on one.
-_PROPERTIES = frozenset(("dim", "size", "numel", "stride", "is_contiguous", "get_device", "is_floating_point", "__get__", "__len__", "type", "data_ptr"))
+_PROPERTIES = frozenset(
+    (
+        "dim",
+        "size",
+        "numel",
+        "stride",
+        "is_contiguous",
+        "get_device",
+        "is_floating_point",
+        "__get__",
+        "__len__",
+        "type",
+        "data_ptr",
+    )
+)
 
 
 def op_of(function: Callable[..., Any]) -> Op | None:

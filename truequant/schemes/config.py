@@ -52,14 +52,19 @@ class QConfig:
             if not (value is None or isinstance(value, QuantScheme)):
                 raise SchemeError(f"QConfig: {field} is not a QuantScheme", got=repr(value), expected="a QuantScheme or None")
         if not isinstance(self.target, Target):
-            raise SchemeError("QConfig: target is not a Target", got=repr(self.target), expected="truequant.schemes.ONNXRUNTIME …")
+            raise SchemeError(
+                "QConfig: target is not a Target", got=repr(self.target), expected="truequant.schemes.ONNXRUNTIME …"
+            )
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise SchemeError("QConfig: not a Rule", got=repr(rule), expected="Rule(selector, …)")
 
     @staticmethod
     def preset(name: str) -> QConfig:
-        """The config of a name: w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all."""
+        """The config of a name.
+
+        w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all.
+        """
         from truequant.schemes.presets import preset
 
         return preset(name)

@@ -48,7 +48,26 @@ int1 = IntegerType("int1", 1, -1, 1)
 
 INTEGER_TYPES: dict[str, IntegerType] = {
     t.name: t
-    for t in (int16, int8, int7, int6, int5, int4, int3, int2, int1, uint16, uint8, uint7, uint6, uint5, uint4, uint3, uint2, uint1)
+    for t in (
+        int16,
+        int8,
+        int7,
+        int6,
+        int5,
+        int4,
+        int3,
+        int2,
+        int1,
+        uint16,
+        uint8,
+        uint7,
+        uint6,
+        uint5,
+        uint4,
+        uint3,
+        uint2,
+        uint1,
+    )
 }
 
 

@@ -46,7 +46,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.select, (str, re.Pattern, type)) or callable(self.select)):
-            raise SchemeError("Rule: the selector selects nothing", got=repr(self.select), expected="name, glob, regex, type or function")
+            raise SchemeError(
+                "Rule: the selector selects nothing", got=repr(self.select), expected="name, glob, regex, type or function"
+            )
         if isinstance(self.scheme, QuantScheme):
             raise SchemeError(
                 f"Rule({self.select!r}): a scheme needs to say what it is for",
@@ -56,9 +58,13 @@ class Rule:
         for field in ("scheme", "weight", "input", "output"):
             value = getattr(self, field)
             if not (value is None or isinstance(value, (QuantScheme, Inherit))):
-                raise SchemeError(f"Rule({self.select!r}): {field} is not a QuantScheme", got=repr(value), expected="a QuantScheme or None")
+                raise SchemeError(
+                    f"Rule({self.select!r}): {field} is not a QuantScheme", got=repr(value), expected="a QuantScheme or None"
+                )
         if all(getattr(self, field) is INHERIT for field in ("scheme", "weight", "input", "output")):
-            raise SchemeError(f"Rule({self.select!r}) changes nothing", fix="give weight=, input=, output=, or None to leave it in float")
+            raise SchemeError(
+                f"Rule({self.select!r}) changes nothing", fix="give weight=, input=, output=, or None to leave it in float"
+            )
 
     def __repr__(self) -> str:
         parts = [repr(self.select)]

@@ -28,11 +28,17 @@ def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         low.emit(program_nodes.Linear(source.name, output.name, codes, scale, bias_codes, lowest, highest))
         return output
     n = weight.dim() - 2
-    named = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)) | dict(node.kwargs)
+    named = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)) | dict(
+        node.kwargs
+    )
     stride, dilation = sizes(named.get("stride", 1), n), sizes(named.get("dilation", 1), n)
     padding = _padding(named.get("padding", 0), weight.shape[2:], dilation, n)
     groups: Any = named.get("groups", 1)
-    low.emit(program_nodes.Conv(source.name, output.name, codes, scale, bias_codes, stride, padding, dilation, int(groups), lowest, highest))
+    low.emit(
+        program_nodes.Conv(
+            source.name, output.name, codes, scale, bias_codes, stride, padding, dilation, int(groups), lowest, highest
+        )
+    )
     return output
 
 
@@ -47,7 +53,9 @@ def _parameters(low: Lowering, node: GraphNode, site: RuntimeSite) -> tuple[Tens
             return None
         if isinstance(argument, GraphNode) and argument.name in low.constants:
             return low.constants[argument.name]
-        raise ConversionError(f"'{site.plan.name}': its weight is computed in the forward", got=str(argument), expected="a parameter or buffer")
+        raise ConversionError(
+            f"'{site.plan.name}': its weight is computed in the forward", got=str(argument), expected="a parameter or buffer"
+        )
 
     weight = tensor(named["weight"])
     assert weight is not None
@@ -108,10 +116,18 @@ def _pool(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         count *= k
     low.emit(
         program_nodes.Conv(
-            source.name, output.name, torch.ones(channels, 1, *kernel, dtype=torch.int8), torch.tensor([1.0 / count], dtype=torch.float32),
-            torch.zeros(channels, dtype=torch.int32), found["stride"], tuple((p, p) for p in found["padding"]), (1,) * len(kernel), channels,
-            lowest, highest,
-        )  # fmt: skip
+            source.name,
+            output.name,
+            torch.ones(channels, 1, *kernel, dtype=torch.int8),
+            torch.tensor([1.0 / count], dtype=torch.float32),
+            torch.zeros(channels, dtype=torch.int32),
+            found["stride"],
+            tuple((p, p) for p in found["padding"]),
+            (1,) * len(kernel),
+            channels,
+            lowest,
+            highest,
+        )
     )
     return output
 
@@ -127,5 +143,6 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 
 ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
-    "layer": _layer, "add": _elementwise, "mul": _elementwise, "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
+    "layer": _layer, "add": _elementwise, "mul": _elementwise, "table": _table, "average": _average, "pool": _pool,
+    "clamp": _clamp,
 }  # fmt: skip

@@ -45,7 +45,11 @@ def runtime_sites(model: nn.Module) -> dict[str, RuntimeSite]:
         if not isinstance(module, QATModuleWrapper):
             continue
         binding = module.binding
-        for table in [binding.leaf or {}] if binding.leaf is not None else [dict(enumerate(t.values())) for t in binding.evaluated.values()]:
+        for table in (
+            [binding.leaf or {}]
+            if binding.leaf is not None
+            else [dict(enumerate(t.values())) for t in binding.evaluated.values()]
+        ):
             found |= {site.plan.name: site for site in table.values()}
     return found
 
@@ -55,12 +59,18 @@ def _check(model: nn.Module) -> None:
     unset = [name for name, q in quantizers(model) if not q.is_calibrated]
     if unset:
         raise CalibrationError(
-            f"{len(unset)} ranges were never observed: {', '.join(repr(n) for n in unset[:5])}" + (" …" if len(unset) > 5 else ""),
+            f"{len(unset)} ranges were never observed: {', '.join(repr(n) for n in unset[:5])}"
+            + (" …" if len(unset) > 5 else ""),
             fix="tq.calibrate(model, batches), or a training step, before tq.convert(model)",
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and ".observer." not in name and not bool(torch.isfinite(tensor).all()):
-            raise ConversionError(f"'{name}' is not finite", got="NaN or infinity", expected="finite numbers", fix="look for the step at which the loss broke")
+            raise ConversionError(
+                f"'{name}' is not finite",
+                got="NaN or infinity",
+                expected="finite numbers",
+                fix="look for the step at which the loss broke",
+            )
 
 
 @contextlib.contextmanager
@@ -96,15 +106,19 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return torch.export.export(_Exported(model), tuple(args), kwargs, dynamic_shapes=_dynamic(axes, named_axes), strict=False)
+            return torch.export.export(
+                _Exported(model), tuple(args), kwargs, dynamic_shapes=_dynamic(axes, named_axes), strict=False
+            )
     except ConversionError:
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
-            "the evaluated forward is no static graph", got=f"{type(error).__name__}: {first}",
-            expected="control flow that does not depend on the values of tensors", fix="the prepared model still trains and evaluates as it is",
-        ) from error  # fmt: skip
+            "the evaluated forward is no static graph",
+            got=f"{type(error).__name__}: {first}",
+            expected="control flow that does not depend on the values of tensors",
+            fix="the prepared model still trains and evaluates as it is",
+        ) from error
 
 
 def _dynamic(axes: list[Any], named: dict[str, Any]) -> dict[str, Any]:
@@ -123,13 +137,17 @@ class _Exported(nn.Module):
         return self.model(*args, **kwargs)
 
 
-def _lower(exported: torch.export.ExportedProgram, model: QATModuleWrapper, plan: Plan, sites: dict[str, RuntimeSite]) -> IntegerProgram:
+def _lower(
+    exported: torch.export.ExportedProgram, model: QATModuleWrapper, plan: Plan, sites: dict[str, RuntimeSite]
+) -> IntegerProgram:
     signature = exported.graph_signature
     tensors = {**dict(exported.state_dict), **exported.constants}
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
-    lowering = Lowering(Tables(ACTIONS, MOVEMENTS, PASSING), sites, {q.name: q.quantizer for q in model.binding.inputs}, constants)
-    specs = {name: spec for name, spec in zip(signature.user_inputs, plan.inputs, strict=False)}
+    lowering = Lowering(
+        Tables(ACTIONS, MOVEMENTS, PASSING), sites, {q.name: q.quantizer for q in model.binding.inputs}, constants
+    )
+    specs = dict(zip(signature.user_inputs, plan.inputs, strict=False))
     inputs: list[ProgramInput] = []
     outputs: Any = None
     for node in exported.graph.nodes:
@@ -165,7 +183,11 @@ def _outputs(lowering: Lowering, leaves: Any, exported: torch.export.ExportedPro
         elif value is None or isinstance(value, (int, float, bool)):
             names.append(value)
         else:
-            raise ConversionError("the model returns something that the program cannot hold", got=type(value).__name__, expected="tensors, numbers, None")
+            raise ConversionError(
+                "the model returns something that the program cannot hold",
+                got=type(value).__name__,
+                expected="tensors, numbers, None",
+            )
     spec = exported.call_spec.out_spec
     assert spec is not None
     return _tree(pytree.tree_unflatten(names, spec))

@@ -63,7 +63,13 @@ class Tables:
 class Lowering:
     """Nodes and edges found so far."""
 
-    def __init__(self, tables: Tables, sites: Mapping[str, RuntimeSite], inputs: Mapping[str, FakeQuantize], constants: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        sites: Mapping[str, RuntimeSite],
+        inputs: Mapping[str, FakeQuantize],
+        constants: Mapping[str, Tensor],
+    ) -> None:
         self.tables, self.sites, self.inputs, self.constants = tables, sites, inputs, constants
         self.nodes: list[Node] = []
         self.edges: dict[str, Edge] = {}
@@ -79,7 +85,9 @@ class Lowering:
 
     def unique(self, name: str) -> str:
         taken = {n.output for n in self.nodes}
-        return name if name not in taken else next(f"{name}_{i}" for i in range(2, len(taken) + 3) if f"{name}_{i}" not in taken)
+        return (
+            name if name not in taken else next(f"{name}_{i}" for i in range(2, len(taken) + 3) if f"{name}_{i}" not in taken)
+        )
 
     # -- one node of the graph -----------------------------------------------------------------------------------------
     def lower(self, node: GraphNode) -> None:
@@ -104,7 +112,9 @@ class Lowering:
         grid = self.inputs[name] if name in self.inputs else self.sites[name].quantizer
         assert grid is not None
         if isinstance(source, Floats):
-            edge = self.codes(self.unique(name if name in self.inputs else f"{name}.codes" if source.name == name else name), grid)
+            edge = self.codes(
+                self.unique(name if name in self.inputs else f"{name}.codes" if source.name == name else name), grid
+            )
             self.emit(program_nodes.Quantize(source.name, edge.name))
             return edge
         if isinstance(source, Codes) and source.grid is not grid:
@@ -113,10 +123,9 @@ class Lowering:
 
     def _requantized(self, source: Codes, name: str, grid: FakeQuantize) -> Codes:
         """Codes of one grid on another: a table."""
-        entries = numerics.table(
-            lambda v: v, (source.grid.effective_scale(), source.grid.zero_point), (source.grid.scheme.qmin, source.grid.scheme.qmax),
-            (grid.effective_scale(), grid.zero_point), grid.scheme.qmin, grid.scheme.qmax,
-        )  # fmt: skip
+        old, new = source.grid.scheme, grid.scheme
+        read, written = ((g.effective_scale(), g.zero_point) for g in (source.grid, grid))
+        entries = numerics.table(lambda v: v, read, (old.qmin, old.qmax), written, new.qmin, new.qmax)
         edge = self.codes(self.unique(f"{name}.requantized"), grid)
         self.emit(program_nodes.Table(source.name, edge.name, entries.to(torch.int16), "requantize"))
         return edge
@@ -148,7 +157,9 @@ class Lowering:
         source = self.values[node.all_input_nodes[position]]
         grid = site.reads[position]
         if not isinstance(source, Codes) or grid is None:
-            raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized", got=type(source).__name__, expected="codes")
+            raise ConversionError(
+                f"'{site.plan.name}' reads a value that is not quantized", got=type(source).__name__, expected="codes"
+            )
         return source if source.grid is grid else self._requantized(source, site.plan.name, grid)
 
     def result(self, site: RuntimeSite) -> tuple[Codes | Floats, int, int]:

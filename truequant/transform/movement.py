@@ -34,7 +34,11 @@ def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowere
         else:
             shape.append(-1)
     if shape.count(-1) > 1:
-        raise ConversionError(f"'{name}': a reshape computes two axes from dynamic sizes", got=f"{tuple(before)} -> {tuple(after)}", expected="one")
+        raise ConversionError(
+            f"'{name}': a reshape computes two axes from dynamic sizes",
+            got=f"{tuple(before)} -> {tuple(after)}",
+            expected="one",
+        )
     output = low.codes(name, source.grid)
     low.emit(program_nodes.Reshape(source.name, name, tuple(shape)))
     return output
@@ -62,9 +66,14 @@ def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lower
     output = low.codes(name, source.grid)
     low.emit(
         program_nodes.MaxPool(
-            source.name, name, kernel, kernel if stride in (None, []) else sizes(stride, n), sizes(found.get("padding", 0), n),
-            sizes(found.get("dilation", 1), n), bool(found.get("ceil_mode", False)),
-        )  # fmt: skip
+            source.name,
+            name,
+            kernel,
+            kernel if stride in (None, []) else sizes(stride, n),
+            sizes(found.get("padding", 0), n),
+            sizes(found.get("dilation", 1), n),
+            bool(found.get("ceil_mode", False)),
+        )
     )
     return output
 
@@ -82,7 +91,11 @@ def _concat(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered
 
 
 def _pad(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
-    found = _arguments(node, "pad", "value") if node.target is aten.constant_pad_nd.default else _arguments(node, "pad", "mode", "value")
+    found = (
+        _arguments(node, "pad", "value")
+        if node.target is aten.constant_pad_nd.default
+        else _arguments(node, "pad", "mode", "value")
+    )
     if found.get("mode", "constant") != "constant" or found.get("value") not in (None, 0, 0.0):
         raise ConversionError(f"'{name}' pads with something else than real zeros", got=str(found))
     flat = [int(p) for p in found["pad"]]
@@ -109,7 +122,9 @@ def _slice(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
     if begin == 0 and step == 1 and (end is None or (isinstance(end, int) and end >= _LARGE)):
         return source  # x[:]
     if not all(isinstance(v, int) for v in (begin, step)) or not (end is None or isinstance(end, int)):
-        raise ConversionError(f"'{name}': a slice whose ends depend on sizes", got=f"[{begin}:{end}:{step}]", expected="constants")
+        raise ConversionError(
+            f"'{name}': a slice whose ends depend on sizes", got=f"[{begin}:{end}:{step}]", expected="constants"
+        )
     return _slice_of(low, source, name, axis, begin, None if end is None or end >= _LARGE else end, step)
 
 
@@ -143,7 +158,16 @@ def _part(low: Lowering, node: GraphNode, name: str, source: Parts) -> Lowered:
 
 MOVEMENTS: dict[Any, Move] = {
     **dict.fromkeys(
-        (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.unflatten.int),
+        (
+            aten.view.default,
+            aten.reshape.default,
+            aten.flatten.using_ints,
+            aten.squeeze.default,
+            aten.squeeze.dim,
+            aten.squeeze.dims,
+            aten.unsqueeze.default,
+            aten.unflatten.int,
+        ),
         _reshape,
     ),
     **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), _permute),

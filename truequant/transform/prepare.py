@@ -26,7 +26,9 @@ from truequant.planning import OwnerPlan, Plan, Site, plan
 from truequant.schemes import QConfig
 
 
-def prepare(model: nn.Module, example_inputs: Any, config: QConfig | Plan | str | None = None, *, inplace: bool = False) -> nn.Module:
+def prepare(
+    model: nn.Module, example_inputs: Any, config: QConfig | Plan | str | None = None, *, inplace: bool = False
+) -> nn.Module:
     """Make `model` quantization-aware: the same module with quantizers where the plan says.
 
     `isinstance`, hierarchy, parameters and their names stay; `train()` trains with fake quantization, `eval()` computes the
@@ -105,7 +107,10 @@ class _Preparation:
 
     def _acts(self, owner: str) -> bool:
         return any(
-            s.quantizer is not None or s.writes_back or s.action in _ACTIVE or (s.action == "clamp" and s.fused_into is None and s.emits is not None)
+            s.quantizer is not None
+            or s.writes_back
+            or s.action in _ACTIVE
+            or (s.action == "clamp" and s.fused_into is None and s.emits is not None)
             for s in self.of_owner.get(owner, [])
         )
 
