@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truequant.errors import SchemeError
@@ -68,6 +69,13 @@ class QConfig:
         from truequant.schemes.presets import preset
 
         return preset(name)
+
+    @staticmethod
+    def from_file(path: str | Path) -> QConfig:
+        """The config that a TOML file describes (see `truequant.schemes.text`)."""
+        from truequant.schemes.text import config_from_file
+
+        return config_from_file(path)
 
     def with_rules(self, *rules: Rule) -> Self:
         """A copy with further rules; later rules win."""

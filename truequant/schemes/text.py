@@ -1,0 +1,138 @@
+"""A config from a TOML file: the border where text becomes values.
+
+preset = "w8a8"                       # what everything below changes
+target = "onnxruntime"
+observer = { kind = "percentile", percent = 99.99 }
+
+[[rule]]
+select = "classifier"                 # a name, a glob or a call site
+float = true
+
+[[rule]]
+select = "features.0.*"
+weight = { dtype = "int4", granularity = "per-channel", scale = "lsq" }
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from truequant.errors import SchemeError
+from truequant.schemes.config import QConfig
+from truequant.schemes.dtypes import integer_type
+from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
+from truequant.schemes.presets import preset
+from truequant.schemes.rules import INHERIT, Choice, Rule
+from truequant.schemes.scheme import QuantScheme
+from truequant.schemes.strategies import (
+    LSQ,
+    MSE,
+    Entropy,
+    FloatScale,
+    Histogram,
+    MinMax,
+    MovingAverage,
+    Percentile,
+    PowerOfTwoScale,
+)
+from truequant.schemes.targets import TARGETS
+
+LARGEST_FILE = 1 << 20
+"""Bytes of a config file that are read; a longer one is no config."""
+_OBSERVERS: dict[str, type[Any]] = {
+    "min-max": MinMax, "moving-average": MovingAverage, "histogram": Histogram, "percentile": Percentile, "mse": MSE,
+    "entropy": Entropy,
+}  # fmt: skip
+_SCALES: dict[str, type[Any]] = {"float": FloatScale, "power-of-two": PowerOfTwoScale, "lsq": LSQ}
+_GRANULARITIES: dict[str, Callable[..., Any]] = {"per-tensor": PerTensor, "per-channel": PerChannel, "per-group": PerGroup}
+
+
+def config_from_file(path: str | Path) -> QConfig:
+    """The config that a TOML file describes. Raises `SchemeError`, naming file and key, for anything that is none."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise SchemeError(
+                f"{path}: too large for a config", got=f"{path.stat().st_size} bytes", expected=f"at most {LARGEST_FILE}"
+            )
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SchemeError(
+            f"{path}: cannot be read as TOML", got=f"{type(error).__name__}: {error}", fix="see QConfig.from_file"
+        ) from error
+    return config_from_table(document, str(path))
+
+
+def config_from_table(document: Mapping[str, Any], where: str) -> QConfig:
+    """The config of a parsed table."""
+    _known(document, {"preset", "target", "observer", "weight", "activation", "input", "output", "rule"}, where)
+    config = preset(document.get("preset", "w8a8"))
+    if "target" in document:
+        config = replace(config, target=_choice(TARGETS, document["target"], f"{where}: target"))
+    for field in ("weight", "activation", "input", "output"):
+        if field in document:
+            change: dict[str, Any] = {field: _scheme(document[field], f"{where}: {field}")}
+            config = replace(config, **change)
+    if "observer" in document:
+        config = config.with_observer(_made(_OBSERVERS, document["observer"], f"{where}: observer"))
+    rules = document.get("rule", [])
+    if not isinstance(rules, list):
+        raise SchemeError(f"{where}: rule is no list of tables", got=repr(rules), expected="[[rule]]")
+    return config.with_rules(*(_rule(r, f"{where}: rule {i}") for i, r in enumerate(rules)))
+
+
+def _rule(table: Any, where: str) -> Rule:
+    _known(table, {"select", "float", "weight", "input", "output"}, where)
+    if not isinstance(table.get("select"), str):
+        raise SchemeError(f"{where}: no selector", got=repr(table.get("select")), expected='select = "name or glob"')
+    scheme: Choice = None if table.get("float") is True else INHERIT
+    return Rule(
+        table["select"], scheme, **{f: _scheme(table[f], f"{where}: {f}") for f in ("weight", "input", "output") if f in table}
+    )
+
+
+def _scheme(value: Any, where: str) -> QuantScheme | None:
+    """A table, a type's name alone, or "float"."""
+    if value == "float":
+        return None
+    table = {"dtype": value} if isinstance(value, str) else value
+    _known(table, {"dtype", "granularity", "symmetric", "observer", "scale", "gradient"}, where)
+    made: dict[str, Any] = {"dtype": integer_type(table.get("dtype", ""))}
+    if "granularity" in table:
+        made["granularity"] = _made(_GRANULARITIES, table["granularity"], f"{where}: granularity")
+    if "observer" in table:
+        made["observer"] = _made(_OBSERVERS, table["observer"], f"{where}: observer")
+    if "scale" in table:
+        made["scale"] = _made(_SCALES, table["scale"], f"{where}: scale")
+    made |= {f: table[f] for f in ("symmetric", "gradient") if f in table}
+    return QuantScheme(**made)
+
+
+def _made(kinds: Mapping[str, Callable[..., Any]], value: Any, where: str) -> Any:
+    """The name "percentile", or { kind = "percentile", percent = 99.9 }."""
+    table = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise SchemeError(f"{where}: neither a name nor a table", got=repr(value), expected=", ".join(kinds))
+    kind: Any = _choice(kinds, table.get("kind"), where)
+    arguments = {k: v for k, v in table.items() if k != "kind"}
+    _known(arguments, {f.name for f in fields(kind)}, where)
+    return kind(**arguments)
+
+
+def _choice(kinds: Mapping[str, Any], name: Any, where: str) -> Any:
+    if not isinstance(name, str) or name not in kinds:
+        raise SchemeError(f"{where}: unknown name", got=repr(name), expected=", ".join(kinds))
+    return kinds[name]
+
+
+def _known(table: Any, keys: set[str], where: str) -> None:
+    if not isinstance(table, Mapping):
+        raise SchemeError(f"{where}: no table", got=repr(table), expected="{ key = value }")
+    for key in table:
+        if key not in keys:
+            raise SchemeError(f"{where}: unknown key {key!r}", got=key, expected=", ".join(sorted(keys)))
