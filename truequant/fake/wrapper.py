@@ -88,6 +88,21 @@ class _CallSites(TorchFunctionMode):
             )  # fmt: skip
 
 
+class _LeafCall(TorchFunctionMode):
+    """Active in one forward of a module of torch's whose one call must be seen with its arguments."""
+
+    def __init__(self, site: RuntimeSite) -> None:
+        super().__init__()
+        self.site = site
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        op = op_of(func)
+        if op is None or op.name != self.site.plan.op:
+            return func(*args, **(kwargs or {}))
+        return self.site.run(func, args, kwargs or {})
+
+
+_NEED_ARGUMENTS = frozenset(("average", "pool", "table"))
 _WATCHED = frozenset(
     ("linear", "conv1d", "conv2d", "conv3d", "batch_norm", "add", "mul", "cat", "mean", "avg_pool2d", "adaptive_avg_pool2d")
 )
@@ -165,6 +180,9 @@ class QATModuleWrapper(nn.Module):
             return site.finish(self._shifted(site.layer, forward, args, kwargs))
         if getattr(self, "inplace", False) is True:
             return self._in_place(site, args, kwargs)
+        if action in _NEED_ARGUMENTS and site.exact():
+            with _LeafCall(site):
+                return forward(*args, **kwargs)
         return site.run(forward, args, kwargs)
 
     def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

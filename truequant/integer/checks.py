@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from truequant.errors import ConversionError
+from truequant.integer.islands import check_island
 from truequant.integer.nodes import (
     Add,
     Clamp,
@@ -17,6 +18,7 @@ from truequant.integer.nodes import (
     Dequantize,
     Edge,
     GlobalAverage,
+    Island,
     Linear,
     MaxPool,
     Mul,
@@ -92,6 +94,8 @@ def check_node(node: Node, edges: Mapping[str, Edge]) -> None:
                 )
         case Quantize() | Dequantize():
             pass
+        case Island():
+            check_island(node)
         case _:
             _check_movement(node, edges)
 

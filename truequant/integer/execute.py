@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
-from truequant.integer import elementwise, layers, movement, pooling
+from truequant.integer import elementwise, islands, layers, movement, pooling
 from truequant.integer.nodes import (
     Add,
     Clamp,
@@ -16,6 +16,7 @@ from truequant.integer.nodes import (
     Conv,
     Dequantize,
     GlobalAverage,
+    Island,
     Linear,
     MaxPool,
     Mul,
@@ -46,6 +47,7 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
     Slice: movement.cut,
     Pad: movement.pad,
     Concat: movement.concat,
+    Island: islands.run,
 }
 """`run(node, program, *inputs) -> output`. Inputs have shapes that `output_shape` accepts."""
 

@@ -17,7 +17,7 @@ from truequant.files import read_container, write_container
 from truequant.integer.binding import bind, build
 from truequant.integer.describe import describe
 from truequant.integer.execute import execute
-from truequant.integer.nodes import Node
+from truequant.integer.nodes import Island, Node
 from truequant.integer.program import IntegerProgram
 from truequant.integer.serialize import from_container, to_container
 from truequant.integer.shapes import program_shapes
@@ -100,5 +100,7 @@ def load(path: str | os.PathLike[str]) -> Int8Model:
 
 def _moved(node: Node, device: torch.device) -> Node:
     tensors = {name: getattr(node, name) for name in node.__dataclass_fields__}
-    moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
-    return replace(node, **moved) if moved else node  # type: ignore[arg-type]
+    moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+    if isinstance(node, Island):
+        moved["tensors"] = tuple(tensor.to(device) for tensor in node.tensors)
+    return replace(node, **moved) if moved else node

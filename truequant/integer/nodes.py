@@ -197,6 +197,21 @@ class Concat:
     axis: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Island:
+    """A float op between quantized edges, on values: `torch.ops.aten.{op}(*arguments, **options)` (see `islands`).
+
+    arguments: the JSON text of each positional argument; options: of each `[keyword, value]`.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    op: str
+    arguments: tuple[str, ...]
+    options: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+
 Node = (
     Quantize
     | Dequantize
@@ -213,9 +228,11 @@ Node = (
     | Slice
     | Pad
     | Concat
+    | Island
 )
 NODE_TYPES: tuple[type[Node], ...] = (
     Quantize, Dequantize, Conv, Linear, Add, Mul, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose, Slice, Pad, Concat,
+    Island,
 )  # fmt: skip
 
 
@@ -224,7 +241,7 @@ def inputs_of(node: Node) -> tuple[str, ...]:
     match node:
         case Add() | Mul():
             return (node.left, node.right)
-        case Concat():
+        case Concat() | Island():
             return node.inputs
         case _:
             return (node.input,)

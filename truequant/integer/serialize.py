@@ -42,7 +42,7 @@ def to_container(program: IntegerProgram) -> tuple[dict[str, object], dict[str, 
     def encode(value: object, name: str) -> object:
         if isinstance(value, Tensor):
             return _store(value.detach().cpu().contiguous(), name, tensors, names)
-        return [encode(item, name) for item in value] if isinstance(value, tuple) else value
+        return [encode(item, f"{name}.{i}") for i, item in enumerate(value)] if isinstance(value, tuple) else value
 
     def record(value: object, name: str) -> dict[str, object]:
         return {field: encode(getattr(value, field), f"{name}.{field}") for field in _HINTS[type(value)]}

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from truequant.errors import ConversionError
+from truequant.integer import islands
 from truequant.integer.checks import label
 from truequant.integer.nodes import (
     Add,
     Concat,
     Conv,
     GlobalAverage,
+    Island,
     Linear,
     MaxPool,
     Mul,
@@ -37,7 +39,7 @@ def program_shapes(program: IntegerProgram, inputs: Mapping[str, Shape]) -> dict
 
 def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
     """The shape that a node writes. ConversionError where it cannot read such inputs."""
-    shape = inputs[0]
+    shape = inputs[0] if inputs else ()
     match node:
         case Conv():
             return _conv(node, shape)
@@ -68,6 +70,8 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
             return (*shape[:kept], *(n + sum(pair) for n, pair in zip(shape[kept:], node.padding, strict=True)))
         case Concat():
             return _concat(node, inputs)
+        case Island():
+            return islands.shape_of(node, inputs)
         case _:
             return shape
 

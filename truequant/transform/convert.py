@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from truequant.errors import CalibrationError, ConversionError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
-from truequant.integer.nodes import Dequantize
 from truequant.planning import Plan
 from truequant.transform.actions import ACTIONS
+from truequant.transform.islands import island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, PASSING
 
@@ -145,7 +145,7 @@ def _lower(
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
     lowering = Lowering(
-        Tables(ACTIONS, MOVEMENTS, PASSING), sites, {q.name: q.quantizer for q in model.binding.inputs}, constants
+        Tables(ACTIONS, MOVEMENTS, PASSING, island), sites, {q.name: q.quantizer for q in model.binding.inputs}, constants
     )
     specs = dict(zip(signature.user_inputs, plan.inputs, strict=False))
     inputs: list[ProgramInput] = []
@@ -170,16 +170,10 @@ def _lower(
 def _outputs(lowering: Lowering, leaves: Any, exported: torch.export.ExportedProgram) -> Any:
     """The structure that the model returns, with names of values for tensors."""
     names: list[Any] = []
-    done: dict[str, str] = {}
     for leaf in leaves:
         value = lowering.values.get(leaf) if isinstance(leaf, torch.fx.Node) else leaf
-        if isinstance(value, Codes):
-            if value.name not in done:
-                done[value.name] = f"{value.name}.value"
-                lowering.emit(Dequantize(value.name, done[value.name]))
-            names.append(done[value.name])
-        elif isinstance(value, Floats):
-            names.append(value.name)
+        if isinstance(value, (Codes, Floats)):
+            names.append(lowering.floats(value).name)
         elif value is None or isinstance(value, (int, float, bool)):
             names.append(value)
         else:

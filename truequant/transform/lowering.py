@@ -58,6 +58,7 @@ class Tables:
     actions: Mapping[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]]
     movements: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
     passing: frozenset[Any]
+    island: Callable[[Lowering, GraphNode, str], Lowered]
 
 
 class Lowering:
@@ -132,6 +133,8 @@ class Lowering:
 
     def _op(self, node: GraphNode, site: RuntimeSite | None) -> Lowered:
         sources = [self.values.get(n) for n in node.all_input_nodes]
+        if node.target is torch.ops.aten.sym_size.int:
+            return None
         if not any(isinstance(s, (Codes, Floats, Parts)) for s in sources):
             return None
         if site is not None and site.plan.action in self.tables.actions and site.exact():
@@ -144,13 +147,17 @@ class Lowering:
         if node.target in self.tables.movements and isinstance(first, (Codes, Parts)):
             name = self.unique(site.plan.name if site is not None else node.name)
             return self.tables.movements[node.target](self, node, name, first)
-        where = site.plan.name if site is not None else node.name
-        raise ConversionError(
-            f"'{where}': {node.target} has no place in an integer program",
-            got=f"{node.target}: {site.plan.reason if site is not None else 'not a planned site'}",
-            expected="ops with an integer form between quantized edges",
-            fix="print(model plan) names what stays float and why",
-        )
+        return self.tables.island(self, node, self.unique(site.plan.name if site is not None else node.name))
+
+    def floats(self, source: Lowered) -> Floats:
+        """A value: codes are dequantized once."""
+        if isinstance(source, Floats):
+            return source
+        assert isinstance(source, Codes)
+        name = f"{source.name}.value"
+        if not any(n.output == name for n in self.nodes):
+            self.emit(program_nodes.Dequantize(source.name, name))
+        return Floats(name)
 
     # -- helpers for actions -------------------------------------------------------------------------------------------
     def input_codes(self, node: GraphNode, site: RuntimeSite, position: int = 0) -> Codes:

@@ -1,0 +1,110 @@
+"""Float islands: the ops between quantized edges that a plan left in float, by torch's own names.
+
+Only ops of the list below can be in a program: pure functions of their arguments, so that a file can name nothing else.
+An argument is the JSON text of a number, string, bool, null or array, in which {"input": i}, {"tensor": i} and
+{"size": [i, axis]} stand for the i-th input, the i-th stored tensor, and a size of the i-th input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truequant.errors import ConversionError
+from truequant.integer.nodes import Island
+
+MAX_ARGUMENT = 4096
+"""Characters of one argument's text."""
+
+_NAMES = """conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv_transpose1d.default
+    conv_transpose2d.input conv_transpose3d.input linear.default batch_norm.default layer_norm.default group_norm.default
+    instance_norm.default rms_norm.default softmax.int log_softmax.int relu.default relu6.default hardtanh.default
+    clamp.default clamp_min.default clamp_max.default gelu.default silu.default sigmoid.default tanh.default
+    hardswish.default hardsigmoid.default elu.default leaky_relu.default prelu.default mish.default softplus.default
+    selu.default celu.default softsign.default logsigmoid.default log_sigmoid.default
+    add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar rsub.Tensor mul.Tensor mul.Scalar div.Tensor div.Scalar
+    pow.Tensor_Scalar neg.default abs.default exp.default log.default sqrt.default rsqrt.default reciprocal.default
+    maximum.default minimum.default mean.dim mean.default sum.dim_IntList sum.default amax.default amin.default
+    matmul.default bmm.default mm.default addmm.default scaled_dot_product_attention.default
+    avg_pool1d.default avg_pool2d.default avg_pool3d.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
+    adaptive_avg_pool3d.default max_pool1d.default max_pool2d.default max_pool3d.default
+    upsample_nearest1d.vec upsample_nearest2d.vec upsample_bilinear2d.vec
+    view.default reshape.default flatten.using_ints unflatten.int squeeze.default squeeze.dim squeeze.dims
+    unsqueeze.default permute.default transpose.int t.default expand.default cat.default stack.default slice.Tensor
+    select.int pad.default constant_pad_nd.default contiguous.default clone.default dropout.default
+    pixel_shuffle.default channel_shuffle.default linalg_vector_norm.default normalize.default"""
+ISLAND_OPS = frozenset(_NAMES.split())
+
+
+def run(node: Island, program: object, *inputs: Tensor) -> Tensor:
+    """The op on its inputs, in float32."""
+    return _call(node, inputs)
+
+
+def shape_of(node: Island, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of the result, found without computing it."""
+    return tuple(_call(node, [torch.empty(shape, device="meta") for shape in shapes]).shape)
+
+
+def check_island(node: Island) -> None:
+    """ConversionError unless the op is one of the list and every argument can be read."""
+    if node.op not in ISLAND_OPS:
+        raise ConversionError(
+            f"Island '{node.output}': no such op", got=node.op, expected="an op of integer.islands.ISLAND_OPS"
+        )
+    for text in (*node.arguments, *node.options):
+        if len(text) > MAX_ARGUMENT:
+            raise ConversionError(f"Island '{node.output}': an argument too long", got=f"{len(text)} characters")
+    shapes = [torch.empty((1,) * 4, device="meta")] * len(node.inputs)
+    for text in node.arguments:
+        _resolved(_parsed(node, text), node, shapes, check_only=True)
+    for text in node.options:
+        pair = _parsed(node, text)
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ConversionError(f"Island '{node.output}': an option is [name, value]", got=text[:80])
+        _resolved(pair[1], node, shapes, check_only=True)
+
+
+def _call(node: Island, inputs: Sequence[Tensor]) -> Tensor:
+    packet, overload = node.op.split(".")
+    args = [_resolved(_parsed(node, text), node, inputs) for text in node.arguments]
+    options = {name: _resolved(value, node, inputs) for name, value in (_parsed(node, text) for text in node.options)}
+    try:
+        result = getattr(getattr(torch.ops.aten, packet), overload)(*args, **options)
+    except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ConversionError(
+            f"Island '{node.output}': {node.op} cannot compute this", got=str(error).splitlines()[0][:200] if str(error) else ""
+        ) from error
+    if not isinstance(result, Tensor):
+        raise ConversionError(f"Island '{node.output}': {node.op} returns no tensor", got=type(result).__name__)
+    return result
+
+
+def _parsed(node: Island, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"Island '{node.output}': an argument that is no JSON", got=text[:80]) from error
+
+
+def _resolved(value: Any, node: Island, inputs: Sequence[Tensor], *, check_only: bool = False) -> Any:
+    if isinstance(value, list):
+        return [_resolved(item, node, inputs, check_only=check_only) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value:
+        case {"input": int(i)} if 0 <= i < len(inputs):
+            return inputs[i]
+        case {"tensor": int(i)} if 0 <= i < len(node.tensors):
+            return node.tensors[i].to(inputs[0].device) if not check_only else node.tensors[i]
+        case {"size": [int(i), int(axis)]} if 0 <= i < len(inputs):
+            if check_only:
+                return 1
+            if not -inputs[i].dim() <= axis < inputs[i].dim():
+                raise ConversionError(f"Island '{node.output}': no axis {axis}", got=f"{inputs[i].dim()} axes")
+            return inputs[i].shape[axis]
+    raise ConversionError(f"Island '{node.output}': an argument that points nowhere", got=repr(value)[:80])

@@ -1,0 +1,74 @@
+"""Lowering of what the plan left in float: torch's op on values, its weights stored beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node as GraphNode
+
+from truequant.errors import ConversionError
+from truequant.integer.islands import ISLAND_OPS
+from truequant.integer.nodes import Island
+from truequant.transform.lowering import Codes, Floats, Lowered, Lowering
+
+
+def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
+    """A float op. `ConversionError` where the program has no such op or an argument is computed in the forward."""
+    target: Any = node.target
+    op = str(target).removeprefix("aten.")
+    if op not in ISLAND_OPS:
+        raise ConversionError(
+            f"'{name}': {target} has no place in an integer program",
+            got=str(target),
+            expected="an op with an integer form, or a float op of truequant.integer.islands",
+            fix="the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
+        )
+    found = _Arguments(low, name)
+    arguments = tuple(json.dumps(found.encode(a)) for a in node.args)
+    options = tuple(json.dumps([k, found.encode(v)]) for k, v in node.kwargs.items())
+    low.emit(Island(tuple(found.inputs), name, op, arguments, options, tuple(found.tensors)))
+    return Floats(name)
+
+
+class _Arguments:
+    """Inputs and stored tensors of an island, in the order in which its arguments name them."""
+
+    def __init__(self, low: Lowering, name: str) -> None:
+        self.low, self.name = low, name
+        self.inputs: list[str] = []
+        self.tensors: list[Tensor] = []
+
+    def encode(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self.encode(v) for v in value]
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, GraphNode):
+            return self._node(value)
+        raise ConversionError(f"'{self.name}': an argument that a program cannot hold", got=repr(value)[:120])
+
+    def _node(self, node: GraphNode) -> dict[str, Any]:
+        lowered = self.low.values.get(node)
+        if isinstance(lowered, (Codes, Floats)):
+            return {"input": self._input(self.low.floats(lowered).name)}
+        if isinstance(lowered, Tensor):
+            self.tensors.append(lowered.detach().clone().contiguous())
+            return {"tensor": len(self.tensors) - 1}
+        if node.target is torch.ops.aten.sym_size.int:
+            source: Any = node.args[0]
+            measured = self.low.values.get(source)
+            if isinstance(measured, (Codes, Floats)):
+                return {"size": [self._input(self.low.floats(measured).name), node.args[1]]}
+        raise ConversionError(
+            f"'{self.name}': reads '{node.name}', which the forward computes from nothing quantized",
+            got=str(node.target),
+            expected="inputs, parameters, buffers and sizes",
+        )
+
+    def _input(self, name: str) -> int:
+        if name not in self.inputs:
+            self.inputs.append(name)
+        return self.inputs.index(name)
