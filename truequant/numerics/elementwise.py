@@ -20,7 +20,9 @@ Qparams = tuple[Tensor, Tensor]
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """`float32(a * b + c)` with one rounding of operands that are float32: the product of a code is exact in float64."""
+    """`float32(a * b + c)` with one rounding, of float32 operands: float64 holds the product exactly, and the sum unless its
+    terms are more than 2^20 apart.
+    """
     return (a.double() * b.double() + c.double()).float()
 
 

@@ -1,0 +1,82 @@
+"""Runs an integer program by the oracle: one line a kind of node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tests import oracle
+from truequant.integer import IntegerProgram
+from truequant.integer.nodes import (
+    Add,
+    Clamp,
+    Concat,
+    Conv,
+    Dequantize,
+    GlobalAverage,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Pad,
+    Quantize,
+    Reshape,
+    Slice,
+    Table,
+    Transpose,
+    inputs_of,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+def interpret(program: IntegerProgram, inputs: dict[str, Tensor]) -> dict[str, Array]:
+    """Every tensor of the program by name: codes as int64, values as float32."""
+    arrays: dict[str, Array] = {name: tensor.numpy() for name, tensor in inputs.items()}
+    for node in program.nodes:
+        arrays[node.output] = _run(node, program, *(arrays[name] for name in inputs_of(node)))
+    return arrays
+
+
+def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
+    params = {name: oracle.Qparams(e.scale, e.zero_point, e.qmin, e.qmax) for name, e in program.edges.items()}
+    x, y = params.get(inputs_of(node)[0]), params.get(node.output)
+    match node:
+        case Quantize():
+            return oracle.quantize(arrays[0], y)
+        case Dequantize():
+            return oracle.dequantize(arrays[0], x)
+        case Conv() | Linear():
+            weight, bias = node.weight.numpy().astype(np.int64), node.bias.numpy().astype(np.int64)
+            if isinstance(node, Conv):
+                acc = oracle.conv(arrays[0], x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
+            else:
+                acc = oracle.linear(arrays[0], x, weight, bias)
+            axis, scales = 1 if isinstance(node, Conv) else -1, node.weight_scale.tolist()
+            if y is None:
+                return oracle.scale_sums(acc, x, scales, axis)
+            return oracle.requantize(acc, x, scales, y, node.low, node.high, axis)
+        case Add() | Mul():
+            rule = oracle.add if isinstance(node, Add) else oracle.mul
+            return rule(*arrays, params[node.left], params[node.right], y, node.low, node.high, node.rule)
+        case Table():
+            return oracle.table(arrays[0], node.entries.tolist(), x)
+        case GlobalAverage():
+            return oracle.global_average(arrays[0], node.axes, node.keepdim, x, y, node.low, node.high)
+        case MaxPool():
+            fields = node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
+            return oracle.max_pool(arrays[0], *fields, y.qmin)
+        case Clamp():
+            return np.clip(arrays[0], node.low, node.high)
+        case Reshape():
+            return oracle.reshape(arrays[0], node.shape)
+        case Transpose():
+            return arrays[0].transpose(node.permutation)
+        case Slice():
+            return np.moveaxis(np.moveaxis(arrays[0], node.axis, 0)[node.begin : node.end : node.step], 0, node.axis)
+        case Pad():
+            return oracle.pad(arrays[0], node.padding, y)
+        case Concat():
+            return np.concatenate(arrays, node.axis)
