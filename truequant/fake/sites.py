@@ -93,7 +93,7 @@ class RuntimeSite:
             return mark(y, f"{self.plan.name}:quantizer")
         y = self.quantizer(y)
         if local.recorder is not None and not self.plan.fused_into and self.plan.action == "float":
-            local.recorder(self.plan.name, self.quantizer.codes(y))
+            local.recorder(f"{self.plan.name}.codes", self.quantizer.codes(y))
         return y
 
     def _record_movement(self, y: Any) -> None:

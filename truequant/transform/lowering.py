@@ -78,7 +78,9 @@ class Lowering:
 
     def codes(self, name: str, grid: FakeQuantize) -> Codes:
         """A new edge on `grid`."""
-        self.edges[name] = Edge(float(grid.effective_scale()), int(grid.zero_point), grid.scheme.qmin, grid.scheme.qmax)
+        self.edges[name] = Edge(
+            float(grid.effective_scale().detach()), int(grid.zero_point), grid.scheme.qmin, grid.scheme.qmax
+        )
         return Codes(name, grid)
 
     def emit(self, node: Node) -> None:

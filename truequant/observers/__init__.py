@@ -1,0 +1,7 @@
+"""Ranges from data."""
+
+from truequant.observers.activation import ActivationObserver
+from truequant.observers.statistics import MovingAverageStatistics
+from truequant.observers.weights import weight_range
+
+__all__ = ["ActivationObserver", "MovingAverageStatistics", "weight_range"]

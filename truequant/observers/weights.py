@@ -1,0 +1,47 @@
+"""Ranges of weights, read from the weights themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from truequant import numerics
+from truequant.observers.minmax import finite_range, grouped
+from truequant.schemes import MSE, Histogram, Percentile, QuantScheme
+
+FRACTIONS = 80
+
+
+@torch.no_grad()
+def weight_range(weight: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of the range of each scale, float32: `()`, `(C,)` or the shape of groups.
+
+    Least squared error where the observer is `MSE` or `Histogram`, a percentile where it is `Percentile`, else the whole
+    range. A binary scale is the mean of |w|, which is its least squared error (Rastegari et al. 2016, equation 6).
+    """
+    if scheme.dtype.bits == 1 and scheme.dtype.signed:
+        mean = grouped(weight, scheme.granularity).float().abs().nanmean(-1)
+        return -mean, mean
+    low, high = finite_range(weight, scheme.granularity)
+    low, high = torch.nan_to_num(low, 0.0, 0.0, 0.0), torch.nan_to_num(high, 0.0, 0.0, 0.0)
+    if isinstance(scheme.observer, (MSE, Histogram)):
+        return _least_error(grouped(weight, scheme.granularity).float(), low, high, scheme)
+    if isinstance(scheme.observer, Percentile):
+        rows = grouped(weight, scheme.granularity).float().abs()
+        reach = torch.nanquantile(rows, scheme.observer.percent / 100.0, dim=-1)
+        return torch.maximum(low, -reach), torch.minimum(high, reach)
+    return low, high
+
+
+def _least_error(rows: Tensor, low: Tensor, high: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+    """The fraction of the whole range with the least squared error, for each scale."""
+    best = torch.full_like(low, torch.inf, dtype=torch.float64)
+    chosen = torch.ones_like(low)
+    for step in range(FRACTIONS, 0, -1):
+        fraction = step / FRACTIONS
+        scale, zero_point = (v[..., None] for v in numerics.scale_and_zero_point(low * fraction, high * fraction, scheme))
+        codes = numerics.quantize(rows, scale, zero_point, scheme.qmin, scheme.qmax)
+        error = (numerics.dequantize(codes, scale, zero_point) - rows).double().square().nansum(-1)
+        better = error < best
+        best, chosen = torch.where(better, error, best), torch.where(better, fraction, chosen)
+    return low * chosen, high * chosen
