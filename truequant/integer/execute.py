@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
@@ -58,6 +59,14 @@ def execute(program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collect
 
     `inputs` are the program's, by name; `program_shapes` says whether they fit. What is not kept lives until its last reader.
     """
+    devices = {tensor.device.type for tensor in inputs.values()} or {"cpu"}
+    with contextlib.ExitStack() as stack:
+        for device in sorted(devices):  # autocast would round the sums to bfloat16
+            stack.enter_context(torch.autocast(device, enabled=False))
+        return _run(program, inputs, keep)
+
+
+def _run(program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
     readers = Counter(name for node in program.nodes for name in inputs_of(node))
     alive = dict(inputs)
     kept = {name: alive[name] for name in alive if name in keep}
