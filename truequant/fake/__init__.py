@@ -1,7 +1,7 @@
 """The trained voice of the arithmetic: fake quantization in training, integer codes in evaluation."""
 
 from truequant.fake.clock import Clock, local
-from truequant.fake.control import freeze, quantizers, quantizers_off, unfreeze
+from truequant.fake.control import forget, freeze, quantizers, quantizers_off, unfreeze
 from truequant.fake.evaluation import integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
@@ -11,6 +11,6 @@ from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_c
 
 __all__ = [
     "QUANTIZERS", "Binding", "Clock", "FakeQuantize", "InputQuantizer", "QATModuleWrapper", "RuntimeSite", "WeightQuantizer",
-    "base_class", "codes", "freeze", "integers", "local", "outermost", "qat_class", "quantizers", "quantizers_off",
+    "base_class", "codes", "forget", "freeze", "integers", "local", "outermost", "qat_class", "quantizers", "quantizers_off",
     "site_bounds", "swap", "table_of", "unfreeze", "unswap",
 ]  # fmt: skip

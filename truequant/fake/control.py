@@ -49,7 +49,7 @@ def _hold_weight_ranges(module: nn.Module) -> None:
     if binding is None or binding.leaf is None:
         return
     for site in binding.leaf.values():
-        if site.weight is not None and site.weight.shift is None:
+        if site.weight is not None and (site.weight.shift is None or not site.weight.is_calibrated):
             factor = site.normalization().factor() if site.norm is not None else None
             site.weight.initialize(site.owner.weight, factor)
 
@@ -60,4 +60,15 @@ def unfreeze(model: nn.Module) -> nn.Module:
     if clock.state != "frozen":
         raise StateError("the ranges are not frozen", fix="tq.freeze(model) comes first")
     clock.state = "training"
+    return model
+
+
+def forget(model: nn.Module) -> nn.Module:
+    """Ranges as `prepare` leaves them: activations have none, those of weights come from the weights. Ranges are free."""
+    for _, quantizer in quantizers(model):
+        quantizer.reset()
+        if quantizer.clock.state == "frozen":
+            quantizer.clock.state = "training"
+    for module in model.modules():
+        _hold_weight_ranges(module)
     return model

@@ -97,6 +97,15 @@ class _Grid(nn.Module):
                 self._buffers[key] = buffer.to(moved.device)
         return self
 
+    def reset(self) -> None:
+        """As constructed: no range."""
+        with torch.no_grad():
+            self.scale.fill_(1.0)
+            for tensor in (self.zero_point, self.calibrated, self.shift):
+                if tensor is not None:
+                    tensor.zero_()
+        self._calibrated = False
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._calibrated = bool(self.calibrated)
@@ -205,6 +214,16 @@ class FakeQuantize(_Grid):
         self.observer.observe(x)
         if not self._calibrated and x.numel():
             self.commit()
+
+    def reset(self) -> None:
+        """As constructed: nothing observed, no range."""
+        super().reset()
+        self.observer.reset()
+        self._seen_step = -1
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._seen_step = -1  # what is loaded as pending belongs to a step before the next, whatever the clock says then
 
     def commit(self) -> None:
         """Let what was observed take effect now."""
