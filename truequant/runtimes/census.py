@@ -1,0 +1,76 @@
+"""Which kernels onnxruntime really runs: its own optimized graph, node by node."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from truequant.errors import ExportError
+from truequant.integer import IntegerProgram
+from truequant.integer.nodes import Add, Conv, GlobalAverage, Linear, Mul, Node
+from truequant.runtimes.packages import onnx
+from truequant.runtimes.session import session
+
+KERNELS: dict[type[Node], frozenset[str]] = {
+    Conv: frozenset(("QLinearConv", "ConvInteger")),
+    Linear: frozenset(("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")),
+    Add: frozenset(("QLinearAdd", "Gather")),
+    Mul: frozenset(("QLinearMul", "Gather")),
+    GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
+}
+"""The integer kernels that a program node may become."""
+_LAYOUT = re.compile(r"_token_\d+$")
+"""What onnxruntime appends to the name of a tensor that it keeps channels-last."""
+_MOVES = frozenset(("Transpose", "Clip", "Reshape", "Cast", "Add", "Mul", "Identity", "Squeeze", "Unsqueeze"))
+
+
+def optimized(data: bytes) -> Any:
+    """The graph that onnxruntime runs at its highest optimization level on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        session(data, optimized_path=str(path))
+        return onnx().load(str(path)).graph
+
+
+def require_integer_kernels(program: IntegerProgram, data: bytes) -> dict[str, int]:
+    """The census of the optimized graph. `ExportError` naming the first node that did not become an integer kernel."""
+    graph = optimized(data)
+    writers = {output: node for node in graph.node for output in node.output}
+    forms: dict[str, list[str]] = {}
+    for output in writers:
+        forms.setdefault(_LAYOUT.sub("", output), []).append(output)
+    for node in program.nodes:
+        kernels = KERNELS.get(type(node))
+        if kernels is None:
+            continue
+        names = forms.get(node.output, [])
+        if not any(_kernel_behind(name, writers, kernels) for name in names):
+            there = writers[names[0]] if names else None
+            raise ExportError(
+                f"'{node.output}': onnxruntime runs no integer kernel for this {type(node).__name__}",
+                got=there.op_type if there is not None else "nothing of that name",
+                expected=" or ".join(sorted(kernels)),
+                fix="this onnxruntime fuses differently than the versions truequant was proven with; please report it",
+            )
+    return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+
+
+def _kernel_behind(name: str, writers: dict[str, Any], kernels: frozenset[str]) -> Any:
+    """The integer kernel that writes a tensor, seen through data movement."""
+    seen = 0
+    while name in writers and seen < 12:
+        node = writers[name]
+        if node.op_type in kernels:
+            return node
+        if node.op_type not in _MOVES:
+            return None
+        name, seen = node.input[0], seen + 1
+    return None
+
+
+def census(data: bytes) -> dict[str, int]:
+    """How many kernels of each kind onnxruntime runs."""
+    return dict(sorted(Counter(node.op_type for node in optimized(data).node).items()))

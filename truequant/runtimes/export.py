@@ -1,0 +1,91 @@
+"""`export_onnx`: the program as a QDQ model that onnxruntime runs in integer kernels, proven before it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+from truequant.errors import ArgumentTypeError
+from truequant.files import atomic_write
+from truequant.integer import Int8Model, IntegerProgram
+from truequant.integer.serialize import to_container
+from truequant.runtimes.census import require_integer_kernels
+from truequant.runtimes.onnx_nodes import write
+from truequant.runtimes.packages import onnx
+from truequant.runtimes.writer import IR_VERSION, OPSET, Writer
+
+_ELEMENTS = {
+    "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "DOUBLE", "bool": "BOOL", "uint8": "UINT8",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+}  # fmt: skip
+
+
+def export_onnx(int8: Int8Model | IntegerProgram, path: str | os.PathLike[str]) -> int:
+    """Write the model as ONNX (opset 21, QDQ form, dynamic sizes kept) and return its size in bytes.
+
+    Before anything is written the installed onnxruntime optimizes the model, and every integer node of the program must
+    have become an integer kernel; every add and mul must compute its rule for all pairs of codes.
+    Raises `ExportError` where that is not so.
+    """
+    program = program_of(int8)
+    data = onnx_bytes(program)
+    require_integer_kernels(program, data)
+    atomic_write(path, data)
+    return len(data)
+
+
+def program_of(int8: Int8Model | IntegerProgram) -> IntegerProgram:
+    """The program of a model, or the program itself."""
+    if isinstance(int8, Int8Model):
+        return int8.program
+    if isinstance(int8, IntegerProgram):
+        return int8
+    raise ArgumentTypeError("not an Int8 model", got=type(int8).__name__, expected="Int8Model", fix="tq.convert(qat)")
+
+
+def onnx_bytes(program: IntegerProgram, *, show_edges: bool = False) -> bytes:
+    """The serialized model. show_edges: its outputs are the codes of every edge as well, for comparison."""
+    helper, proto = onnx().helper, onnx().TensorProto
+    writer = Writer(program)
+    for node in program.nodes:
+        write(writer, node)
+    inputs = [
+        helper.make_tensor_value_info(i.name, getattr(proto, _ELEMENTS[i.dtype]), _sizes(i.shape, i.name))
+        for i in program.inputs
+    ]
+    names = list(dict.fromkeys(program.output_names()))
+    outputs = [helper.make_tensor_value_info(n, proto.FLOAT, _sizes(writer.shapes[n], n)) for n in names]
+    if show_edges:
+        outputs += [
+            helper.make_tensor_value_info(n, proto.INT8 if e.signed else proto.UINT8, _sizes(writer.shapes[n], n))
+            for n, e in program.edges.items()
+        ]
+    graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()))
+    model = helper.make_model(graph, producer_name="truequant", ir_version=IR_VERSION, opset_imports=_opsets(writer))
+    helper.set_model_props(
+        model, {"truequant.format": "1", "truequant.target": program.target, "truequant.program": digest(program)}
+    )
+    onnx().checker.check_model(model, full_check=False)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def digest(program: IntegerProgram) -> str:
+    """SHA-256 of the program's contents, hexadecimal."""
+    from truequant.files import dumps
+
+    header, tensors = to_container(program)
+    found = hashlib.sha256(dumps(header).encode())
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].numpy().tobytes())
+    return found.hexdigest()
+
+
+def _opsets(writer: Writer) -> list[Any]:
+    return [onnx().helper.make_opsetid("", OPSET)]
+
+
+def _sizes(shape: tuple[int | None, ...], name: str) -> list[int | str]:
+    """Symbolic names for dynamic sizes: the batch is N."""
+    return [("N" if axis == 0 else f"{name}_{axis}") if n is None else n for axis, n in enumerate(shape)]

@@ -1,0 +1,74 @@
+"""Proofs of add and mul: all pairs of codes through the installed runtime, against the named rule."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from truequant import numerics
+from truequant.integer import IntegerProgram
+from truequant.integer.nodes import Add, Edge, Mul
+from truequant.runtimes.packages import onnx, onnxruntime
+from truequant.schemes import ArithmeticRule
+
+
+def all_pairs(program: IntegerProgram, node: Add | Mul) -> Any:
+    """Codes of the result for each pair `(a, b)` of codes, b fastest, int64 `(levels of a * levels of b,)`."""
+    return _expected(*_setting(program, node))
+
+
+def proven(program: IntegerProgram, node: Add | Mul) -> bool:
+    """Whether the installed runtime's fused kernel computes the rule of this node for every pair of codes."""
+    return _runs_exactly(*_setting(program, node))
+
+
+def _setting(program: IntegerProgram, node: Add | Mul) -> tuple[Any, ...]:
+    kind = "Add" if isinstance(node, Add) else "Mul"
+    left, right, output = (program.edges[n] for n in (node.left, node.right, node.output))
+    return kind, left, right, output, node.low, node.high, node.rule
+
+
+Kind = Literal["Add", "Mul"]
+
+
+@lru_cache(maxsize=512)
+def _expected(kind: Kind, left: Edge, right: Edge, output: Edge, low: int, high: int, rule: ArithmeticRule) -> Any:
+    a, b = _grids(left, right)
+    function = numerics.add if kind == "Add" else numerics.mul
+    params = [(torch.tensor(e.scale), torch.tensor(float(e.zero_point))) for e in (left, right, output)]
+    codes = function(torch.from_numpy(a).float(), torch.from_numpy(b).float(), *params, low, high, rule)  # type: ignore[arg-type]
+    return codes.numpy().astype(np.int64)
+
+
+def _grids(left: Edge, right: Edge) -> tuple[Any, Any]:
+    a, b = np.arange(left.qmin, left.qmax + 1), np.arange(right.qmin, right.qmax + 1)
+    return np.repeat(a, len(b)), np.tile(b, len(a))
+
+
+@lru_cache(maxsize=512)
+def _runs_exactly(kind: Kind, left: Edge, right: Edge, output: Edge, low: int, high: int, rule: ArithmeticRule) -> bool:
+    helper, tensors = onnx().helper, onnx().TensorProto
+    a, b = _grids(left, right)
+    nodes, constants, values = [], [], []
+    for name, edge in (("a", left), ("b", right), ("y", output)):
+        dtype = np.int8 if edge.signed else np.uint8
+        constants += [
+            onnx().numpy_helper.from_array(np.float32(edge.scale), f"{name}.scale"),
+            onnx().numpy_helper.from_array(np.array(edge.zero_point, dtype), f"{name}.zero"),
+        ]
+        values.append(helper.make_tensor_value_info(name, tensors.INT8 if edge.signed else tensors.UINT8, ["N"]))
+    for name in ("a", "b"):
+        nodes.append(helper.make_node("DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.value"]))
+    nodes.append(helper.make_node(kind, ["a.value", "b.value"], ["y.value"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["y.value", "y.scale", "y.zero"], ["y"]))
+    graph = helper.make_graph(nodes, "pairs", values[:2], values[2:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {n: v.astype(np.int8 if e.signed else np.uint8) for n, v, e in (("a", a, left), ("b", b, right))}
+    found = np.clip(session.run(None, feeds)[0].astype(np.int64), low, high)
+    return bool((found == _expected(kind, left, right, output, low, high, rule)).all())

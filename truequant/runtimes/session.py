@@ -1,0 +1,36 @@
+"""onnxruntime sessions over torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from truequant.errors import ArgumentError
+from truequant.runtimes.packages import onnxruntime
+
+Level = Literal["none", "basic", "extended", "all"]
+_LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
+
+
+def session(model: bytes | str, *, threads: int = 0, level: Level = "all", optimized_path: str | None = None) -> Any:
+    """An `InferenceSession` on the CPU. threads: 0 for torch's own number."""
+    if level not in _LEVELS:
+        raise ArgumentError(f"no optimization level {level!r}", got=level, expected=", ".join(_LEVELS))
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.graph_optimization_level = getattr(onnxruntime().GraphOptimizationLevel, _LEVELS[level])
+    if optimized_path is not None:
+        options.optimized_model_filepath = optimized_path
+    return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(active: Any, feeds: Mapping[str, Tensor], names: list[str] | None = None) -> dict[str, Tensor]:
+    """Outputs by name. Tensors pass through without a copy where they are contiguous and on the CPU."""
+    wanted = names or [o.name for o in active.get_outputs()]
+    found = active.run(wanted, {name: np.asarray(t.detach().cpu().contiguous()) for name, t in feeds.items()})
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(wanted, found, strict=True)}

@@ -1,0 +1,130 @@
+"""An ONNX graph under construction: names, constants, and quantize and dequantize nodes around an op."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from truequant.errors import ExportError
+from truequant.integer import IntegerProgram, program_shapes
+from truequant.integer.nodes import Edge
+from truequant.runtimes.packages import onnx
+
+OPSET = 21
+IR_VERSION = 10
+_SHARED_FROM = 1024
+
+
+class Writer:
+    """Nodes, constants and value infos. The tensor of an edge has the edge's name."""
+
+    def __init__(self, program: IntegerProgram) -> None:
+        self.program = program
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.raw: dict[str, str] = {}
+        """The tensor that an integer kernel writes for an edge: the edge's own, or the one before a clip on codes."""
+        self.shapes = dynamic_shapes(program)
+        self._aliases: dict[str, Edge] = {}
+        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._taken = {*program.edges, *(n.output for n in program.nodes), *(i.name for i in program.inputs)}
+
+    # -- names and constants -------------------------------------------------------------------------------------------
+    def fresh(self, name: str) -> str:
+        """`name`, or `name.2` and so on where it is taken."""
+        candidate, n = name, 1
+        while candidate in self._taken:
+            n += 1
+            candidate = f"{name}.{n}"
+        self._taken.add(candidate)
+        return candidate
+
+    def constant(self, name: str, values: Any) -> str:
+        """An initializer; equal large ones are stored once, so that a layer called twice has one weight."""
+        array = np.asarray(values)
+        own = b"" if array.nbytes >= _SHARED_FROM else f"{name}\0".encode()
+        key = (array.dtype.str, array.shape, hashlib.sha256(own + array.tobytes()).digest())
+        if key not in self._names:
+            self._names[key] = self.fresh(name)
+            self.constants[self._names[key]] = onnx().numpy_helper.from_array(array, self._names[key])
+        return self._names[key]
+
+    def node(self, op: str, inputs: list[str], output: str, *, name: str, domain: str = "", **attributes: Any) -> str:
+        """Append a node with one output."""
+        made = onnx().helper.make_node(op, inputs, [output], name=name, domain=domain, **attributes)
+        self.nodes.append(made)
+        return output
+
+    # -- edges ---------------------------------------------------------------------------------------------------------
+    def edge(self, name: str) -> Edge:
+        """The edge of a name, of the program or of this file alone."""
+        return self._aliases.get(name) or self.program.edges[name]
+
+    def alias(self, name: str, of: str) -> None:
+        """A tensor of the file alone that holds codes of the edge `of`, moved."""
+        self._aliases[name] = self.edge(of)
+
+    def dtype(self, edge: Edge) -> Any:
+        if max(abs(edge.qmin), edge.qmax) > 255 or (edge.signed and edge.qmax > 127):
+            raise ExportError("an edge of more than 8 bits", got=f"codes {edge.qmin} … {edge.qmax}", expected="8 bits")
+        return np.int8 if edge.signed else np.uint8
+
+    def limits(self, edge: Edge) -> tuple[int, int]:
+        """The codes to which QuantizeLinear itself clamps."""
+        return (-128, 127) if edge.signed else (0, 255)
+
+    def scale_and_zero(self, name: str) -> list[str]:
+        """Constants with the scale and zero point of an edge."""
+        edge = self.edge(name)
+        scale = self.constant(f"{name}.scale", np.float32(edge.scale))
+        return [scale, self.constant(f"{name}.zero_point", np.array(edge.zero_point, self.dtype(edge)))]
+
+    def dequantized(self, name: str, reader: str) -> str:
+        """The value of an edge for one reader: fusion wants a DequantizeLinear of its own for each."""
+        value = self.fresh(f"{reader}.{name}.dequantized")
+        return self.node("DequantizeLinear", [name, *self.scale_and_zero(name)], value, name=value)
+
+    def quantized(self, value: str, name: str, low: int, high: int) -> None:
+        """The edge `name` of a value, clamped on codes where QuantizeLinear's own clamp is too wide.
+
+        A Relu or Clip in between would keep onnxruntime from fusing wherever the zero point is not 0.
+        """
+        edge = self.edge(name)
+        clipped = (low, high) != self.limits(edge)
+        raw = self.fresh(f"{name}.unclipped") if clipped else name
+        self.raw[name] = raw
+        self.node("QuantizeLinear", [value, *self.scale_and_zero(name)], raw, name=f"{name}.quantize")
+        if clipped:
+            self.clip(raw, name, low, high)
+
+    def clip(self, source: str, output: str, low: int, high: int) -> None:
+        """`clamp(q, low, high)` on codes."""
+        dtype = self.dtype(self.edge(output))
+        bounds = [self.constant(f"{output}.low", np.array(low, dtype)), self.constant(f"{output}.high", np.array(high, dtype))]
+        self.node("Clip", [source, *bounds], output, name=f"{output}.clip")
+
+    def integers(self, name: str, values: list[int] | tuple[int, ...]) -> str:
+        """An int64 constant: a shape, axes, pads."""
+        return self.constant(name, np.array(values, np.int64))
+
+
+def dynamic_shapes(program: IntegerProgram) -> dict[str, tuple[int | None, ...]]:
+    """The shape of every name, None where it follows a dynamic size of the inputs."""
+
+    def shapes(size: int) -> dict[str, tuple[int, ...]]:
+        return program_shapes(program, {i.name: tuple(size if n is None else n for n in i.shape) for i in program.inputs})
+
+    # Two sizes that suit any stride and pooling alike tell which axes follow the inputs.
+    small, large = shapes(_SIZES[0]), shapes(_SIZES[1])
+    return {name: tuple(a if a == b else None for a, b in zip(small[name], large[name], strict=True)) for name in small}
+
+
+_SIZES = (64, 128)
+
+
+def numpy_of(tensor: Tensor) -> Any:
+    """The tensor's numbers, on the CPU."""
+    return tensor.detach().cpu().contiguous().numpy()
