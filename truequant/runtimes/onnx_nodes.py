@@ -41,11 +41,11 @@ def _parameters(writer: Writer, node: Conv | Linear) -> list[str]:
     """Dequantized weight and bias."""
     name = node.output
     edge = writer.edge(node.input)
-    weight, zero = numpy_of(node.weight), np.int8(0)
+    weight, zero = numpy_of(node.weight), np.array(0, np.int8)
     if edge.signed and saturates(writer, node):
         raise _saturation(writer, node)
     if saturates(writer, node):
-        weight, zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.uint8(128)
+        weight, zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
     scale = numpy_of(node.weight_scale)
     if len(scale) == 1:
         scale = np.repeat(scale, len(weight))
@@ -117,9 +117,9 @@ def _direct_conv(writer: Writer, node: Conv, attributes: dict[str, Any]) -> None
             writer.clip(raw, node.output, node.low, node.high)
         return
     x, zero = node.input, writer.scale_and_zero(node.input)[1]
-    weight, weight_zero = numpy_of(node.weight), np.int8(0)
+    weight, weight_zero = numpy_of(node.weight), np.array(0, np.int8)
     if saturates(writer, node):
-        weight, weight_zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.uint8(128)
+        weight, weight_zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
     acc = writer.fresh(f"{node.output}.sum")
     inputs = [
         x,
@@ -147,9 +147,9 @@ def _to_float(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, .
 def _linear(writer: Writer, node: Linear) -> None:
     name, shape = node.output, writer.shapes[node.input]
     if node.output not in writer.program.edges:
-        weight, weight_zero = numpy_of(node.weight), np.int8(0)
+        weight, weight_zero = numpy_of(node.weight), np.array(0, np.int8)
         if saturates(writer, node):
-            weight, weight_zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.uint8(128)
+            weight, weight_zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
         acc = writer.fresh(f"{name}.sum")
         zero = writer.scale_and_zero(node.input)[1]
         constants = [
@@ -262,7 +262,7 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
 
 
 def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
-    attributes = {
+    attributes: dict[str, Any] = {
         "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*node.padding, *node.padding],
         "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
     }  # fmt: skip

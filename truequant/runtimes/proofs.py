@@ -38,8 +38,8 @@ Kind = Literal["Add", "Mul"]
 def _expected(kind: Kind, left: Edge, right: Edge, output: Edge, low: int, high: int, rule: ArithmeticRule) -> Any:
     a, b = _grids(left, right)
     function = numerics.add if kind == "Add" else numerics.mul
-    params = [(torch.tensor(e.scale), torch.tensor(float(e.zero_point))) for e in (left, right, output)]
-    codes = function(torch.from_numpy(a).float(), torch.from_numpy(b).float(), *params, low, high, rule)  # type: ignore[arg-type]
+    read_a, read_b, written = ((torch.tensor(e.scale), torch.tensor(float(e.zero_point))) for e in (left, right, output))
+    codes = function(torch.from_numpy(a).float(), torch.from_numpy(b).float(), read_a, read_b, written, low, high, rule)
     return codes.numpy().astype(np.int64)
 
 

@@ -33,8 +33,7 @@ def convert(model: nn.Module) -> Int8Model:
     _check(root)
     sites = runtime_sites(root)
     with _marking(root):
-        exported = _export(root, plan)
-    program = _lower(exported, root, plan, sites)
+        program = _lower(_export(root, plan), root, plan, sites)
     return Int8Model(program)
 
 
@@ -156,7 +155,7 @@ def _lower(
                 lowering.values[node] = constants[node.name]
             elif node.name in specs:
                 spec = specs[node.name]
-                name = f"{spec.name}.value"
+                name = f"{spec.name}.float"
                 shape = tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape)
                 inputs.append(ProgramInput(name, spec.dtype, shape, spec.where if isinstance(spec.where, str) else None))
                 lowering.values[node] = Floats(name)

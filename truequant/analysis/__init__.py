@@ -1,0 +1,6 @@
+"""Questions about a quantized model: is it the one that was validated?"""
+
+from truequant.analysis.report import Difference, Grade, RuntimeReport, Verification
+from truequant.analysis.verify import verify
+
+__all__ = ["Difference", "Grade", "RuntimeReport", "Verification", "verify"]
