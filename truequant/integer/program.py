@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from truequant.errors import ConversionError
-from truequant.integer.checks import check_edge, check_node
+from truequant.integer.checks import MAX_SIZE, check_edge, check_node
 from truequant.integer.nodes import Concat, Conv, Dequantize, Edge, Island, Linear, Node, Quantize, inputs_of
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -79,7 +79,14 @@ def validate(program: IntegerProgram) -> None:
             raise ConversionError(
                 f"input '{tensor.name}' is not a value of its own", expected="one name for each input, and no edge"
             )
+        if not all(size is None or 0 <= size <= MAX_SIZE for size in tensor.shape):
+            raise ConversionError(
+                f"input '{tensor.name}': impossible sizes", got=tensor.shape, expected=f"None, or 0 … {MAX_SIZE}"
+            )
         known.add(tensor.name)
+    keywords = [tensor.keyword for tensor in program.inputs if tensor.keyword is not None]
+    if len(set(keywords)) != len(keywords):
+        raise ConversionError("a keyword stands for two inputs", got=sorted(keywords), expected="each keyword once")
     for name, edge in program.edges.items():
         check_edge(name, edge)
     for node in program.nodes:

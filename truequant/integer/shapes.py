@@ -27,13 +27,19 @@ from truequant.integer.nodes import (
 from truequant.integer.program import IntegerProgram
 
 Shape = tuple[int, ...]
+MAX_ELEMENTS = 2**36
+"""Bound of each tensor of a program: no file and no input makes a call allocate without end."""
 
 
 def program_shapes(program: IntegerProgram, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The shape of every name. ConversionError at the first node that its input does not fit."""
+    """The shape of every name. ConversionError at the first node that its input does not fit, or that writes too much."""
     shapes = dict(inputs)
     for node in program.nodes:
-        shapes[node.output] = output_shape(node, [shapes[name] for name in inputs_of(node)])
+        shapes[node.output] = shape = output_shape(node, [shapes[name] for name in inputs_of(node)])
+        if max(math.prod(shape), *shape, 0) > MAX_ELEMENTS:
+            raise ConversionError(
+                f"{label(node)} is too large", got=f"shape {shape}", expected=f"at most {MAX_ELEMENTS} elements"
+            )
     return shapes
 
 

@@ -168,4 +168,4 @@ def test_nothing_of_the_machine_is_in_the_file(tmp_path: Path) -> None:
     content = (tmp_path / "model.tq").read_bytes()
     assert str(tmp_path).encode() not in content
     header, _ = read_container(tmp_path / "model.tq")
-    assert sorted(header) == ["edges", "format", "inputs", "nodes", "outputs", "target", "version"]
+    assert sorted(header) == ["edges", "format", "inputs", "nodes", "outputs", "sha256", "target", "version"]
