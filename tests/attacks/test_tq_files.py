@@ -17,7 +17,7 @@ from tests.programs import residual_net
 from tests.unit.integer.test_serialize import everything
 from truequant.errors import FileError, TruequantError
 from truequant.files import write_container
-from truequant.integer import Int8Model, load
+from truequant.integer import Int8Model, load, program_shapes
 from truequant.integer.serialize import MAX_NODES, digest, from_container, to_container
 
 Header = dict[str, Any]
@@ -151,6 +151,11 @@ LIES: dict[str, tuple[Change, str]] = {
     "endless padding": (put("@w", "padding", [[0, 2**62]]), "Pad 'w': padding out of range"),
     "padding without end": (put("@w", "padding", [[2**31 - 1] * 2] * 3), "is too large"),
     "a window without end": (put("@mp", "kernel", [2**31 - 1]), "MaxPool 'mp': a window too large"),
+    "another op": (put("@soft", "op", "as_strided.default"), "Island 'soft': no such op\n  got:      as_strided.default"),
+    "an argument of code": (put("@soft", "arguments", 1, "__import__('os')"), "Island 'soft': an argument that is no JSON"),
+    "an argument astray": (put("@soft", "arguments", 0, '{"input":1}'), "Island 'soft': an argument that points nowhere"),
+    "a softmax over text": (put("@soft", "arguments", 1, '"x"'), "Island 'soft': softmax.int cannot compute this"),
+    "an island's tensor": (tensor("i.tensors.0", lambda t: t.repeat(2)), "Island 'i': add.Tensor cannot compute this"),
     "an unknown dtype": (put("inputs", 0, "dtype", "object"), "input 'x': no such dtype\n  got:      'object'"),
     "a size of text": (put("inputs", 0, "shape", [None, "2", 8, 8]), "'inputs[0].shape[1]' cannot be"),
     "a negative size": (put("inputs", 0, "shape", [None, 2, -8, 8]), "input 'x': impossible sizes"),
@@ -242,7 +247,7 @@ def test_any_value_of_the_header_replaced_by_any_other() -> None:
     survivors = 0
     hostile = itertools.cycle(HOSTILE)
     for path in list(leaves(header)):
-        for value in itertools.islice(hostile, 5):
+        for value in itertools.islice(hostile, 3):
             changed = copy.deepcopy(header)
             put(*path, value)(changed, {})
             if changed == header:
@@ -252,6 +257,9 @@ def test_any_value_of_the_header_replaced_by_any_other() -> None:
             except FileError:
                 continue
             survivors += 1
+            shapes = program_shapes(model.program, {"x": (1, 2, 8, 8), "z": (2, 4, 5)})
+            if max(map(math.prod, shapes.values())) > 2**20:  # a large model is not a lie
+                continue
             try:
                 model(x, zed=z)
             except TruequantError:

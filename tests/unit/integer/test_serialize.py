@@ -16,6 +16,7 @@ from truequant.integer.nodes import (
     Conv,
     Dequantize,
     GlobalAverage,
+    Island,
     Linear,
     MaxPool,
     Mul,
@@ -50,8 +51,17 @@ def everything(seed: int = 0) -> IntegerProgram:
         random_conv(generator, "z.q", "d", (4, 1, 3), groups=4, padding=((2, 0),)),
         GlobalAverage("d", "g", (-1,), True, 0, 255),
         Dequantize("g", "g.v"),
+        Island(
+            ("l", "g.v"),
+            "i",
+            "add.Tensor",
+            ('{"input":0}', '{"tensor":0}'),
+            ('["alpha",2]',),
+            (torch.tensor([0.5, -1.0, 2.0]),),
+        ),
+        Island(("i",), "soft", "softmax.int", ('{"input":0}', "-1"), (), ()),
     )
-    outputs = {"dict": {"y": "y", "more": {"tuple": ["l", "g.v", None, 3, 2.5, True, ["z"]]}}}
+    outputs = {"dict": {"y": "y", "more": {"tuple": ["l", "g.v", "soft", None, 3, 2.5, True, ["z"]]}}}
     edges = dict(net.edges) | dict.fromkeys(("z.q", "t", "m", "c", "p", "s", "w", "j", "mp", "r", "d", "g"), same)
     return IntegerProgram(
         (*net.inputs, ProgramInput("z", "float32", (2, 4, 5), "zed")), (*net.nodes, *nodes), edges, outputs, "onnxruntime"
@@ -65,6 +75,9 @@ def same(a: Node, b: Node) -> bool:
         left, right = getattr(a, field.name), getattr(b, field.name)
         if isinstance(left, Tensor):
             if left.dtype != right.dtype or not torch.equal(left, right):
+                return False
+        elif field.name == "tensors":
+            if len(left) != len(right) or not all(map(torch.equal, left, right)):
                 return False
         elif left != right or type(left) is not type(right):
             return False
