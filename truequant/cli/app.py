@@ -15,7 +15,7 @@ from rich.text import Text
 
 from truequant.demo import MODELS, DemoOptions, run_demo
 from truequant.errors import TruequantError
-from truequant.reports import comparison_table, stage_table
+from truequant.reports import stage_table, verification_table
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Model = Enum("Model", {name: name for name in MODELS}, type=str)  # type: ignore[misc]  # the names live in one place
@@ -68,7 +68,7 @@ def demo(
         result = run_demo(DemoOptions(data, model.value, preset, float_epochs, qat_epochs, seed, out), console)
     console.print()
     console.print(stage_table(list(result.stages.values()), f"{model.value}, {preset}: {result.test_images:,} test images"))
-    console.print(comparison_table(result.by_runtime, "Every code of every edge, against QAT as evaluated"))
+    console.print(verification_table(result.verification, "Every code of every edge, against QAT as evaluated"))
     console.print(f"wrote model.tq, model.onnx, result.json, curves.png into {out}/ in {result.seconds:.0f} s", highlight=False)
     if not result.identical:
         Console(stderr=True).print("The deployed model is not the validated one: see the table above.", style="bold red")

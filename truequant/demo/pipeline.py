@@ -24,7 +24,7 @@ from truequant.demo.result import DemoOptions, DemoResult
 from truequant.demo.training import Recipe, accuracy, logits
 from truequant.errors import ArgumentError
 from truequant.files import atomic_write
-from truequant.reports import Branch, Comparison, Stage, cpu, plot_curves, versions
+from truequant.reports import Branch, Stage, cpu, plot_curves, versions
 from truequant.schemes import MSE, MinMax, Observation, Percentile
 
 _FLOAT_LEARNING_RATE = 0.05
@@ -50,11 +50,10 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     int8 = tq.convert(trained.qat)
     int8_bytes = int8.save(options.out / "model.tq")
     int8 = tq.load(options.out / "model.tq")  # what is verified and measured from here on is the file
-    tq.export_onnx(int8, options.out / "model.onnx")
+    onnx_bytes = tq.export_onnx(int8, options.out / "model.onnx")
     float_bytes = atomic_write(options.out / "float.safetensors", safetensors.torch.save(trained.float_model.state_dict()))
 
     console.print("measuring …")
-    onnx_bytes = (options.out / "model.onnx").stat().st_size
     forms = {
         "float": _Form("float", trained.float_model, float_bytes),
         "ptq": _Form(f"PTQ ({trained.ptq_observer})", trained.ptq),
@@ -64,13 +63,12 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     }
     stages = _measure(forms, data)
     console.print(f"verifying every code of {len(data.test_images):,} images …")
-    report = tq.verify(trained.qat, int8, _batches(data.test_images), runtimes=_RUNTIMES)
+    verification = tq.verify(trained.qat, int8, _batches(data.test_images), runtimes=_RUNTIMES)
     result = DemoResult(
         options=options,
         stages=stages,
         ptq_observer=trained.ptq_observer,
-        verification=_comparison("all", report),
-        by_runtime=tuple(_comparison(name, report.runtimes[name]) for name in _RUNTIMES),
+        verification=verification,
         test_images=len(data.test_images),
         genuine_data=data.genuine,
         seconds=time.perf_counter() - started,
@@ -164,7 +162,3 @@ def _check(options: DemoOptions) -> None:
         Path(options.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(f"'{options.out}' cannot be the output folder: {error.strerror}", fix="--out DIR") from error
-
-
-def _comparison(name: str, report: tq.Verification) -> Comparison:
-    return Comparison(name, report.codes_compared, report.codes_different, report.max_difference, report.argmax_changed)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from truequant.analysis import Verification
 from truequant.files import atomic_write
-from truequant.reports import Comparison, Cpu, Stage
+from truequant.reports import Cpu, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,13 @@ class DemoResult:
 
     stages: "float" after `float_epochs + qat_epochs`, all in float; "ptq", that model quantized after training with ranges
     as `ptq_observer` found them; "qat", evaluated in training's own module; "int8", the program, loaded from its file;
-    "onnxruntime", the exported file. verification: everything together; by_runtime: each runtime alone.
+    "onnxruntime", the exported file. verification: "int8" and "onnxruntime" against "qat", code by code.
     """
 
     options: DemoOptions
     stages: Mapping[str, Stage]
     ptq_observer: str
-    verification: Comparison
-    by_runtime: tuple[Comparison, ...]
+    verification: Verification
     test_images: int
     genuine_data: bool
     seconds: float
@@ -47,8 +47,8 @@ class DemoResult:
 
     @property
     def identical(self) -> bool:
-        """Whether no code and no prediction changed on the way."""
-        return self.verification.codes_different == 0 and self.verification.argmax_changed == 0
+        """Whether no code, no bit of an output and no prediction changed on the way."""
+        return all(report.grade == "EXACT" and not report.argmax_changed for report in self.verification.runtimes.values())
 
     def as_json(self) -> dict[str, object]:
         """Plain values. Top-1 in percent, sizes in bytes, latencies in seconds by stage and batch size."""
@@ -65,7 +65,7 @@ class DemoResult:
             "codes_different": self.verification.codes_different,
             "max_difference": self.verification.max_difference,
             "argmax_changed": self.verification.argmax_changed,
-            "runtimes": {row.runtime: dataclasses.asdict(row) for row in self.by_runtime},
+            "runtimes": self.verification.to_dict(),
             "float_bytes": self.stages["float"].size,
             "int8_bytes": self.stages["int8"].size,
             "onnx_bytes": self.stages["onnxruntime"].size,

@@ -2,6 +2,6 @@
 
 from truequant.reports.curves import Branch, plot_curves
 from truequant.reports.system import Cpu, cpu, versions
-from truequant.reports.table import Comparison, Stage, comparison_table, stage_table
+from truequant.reports.table import Stage, stage_table, verification_table
 
-__all__ = ["Branch", "Comparison", "Cpu", "Stage", "comparison_table", "cpu", "plot_curves", "stage_table", "versions"]
+__all__ = ["Branch", "Cpu", "Stage", "cpu", "plot_curves", "stage_table", "verification_table", "versions"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from truequant.analysis import Verification
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -17,17 +19,6 @@ class Stage:
     top1: float
     size: int | None
     latency: dict[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One runtime against the model as it was evaluated in training, over all edges of the program and all images."""
-
-    runtime: str
-    codes_compared: int
-    codes_different: int
-    max_difference: int
-    argmax_changed: int
 
 
 def stage_table(stages: Sequence[Stage], title: str) -> Table:
@@ -42,16 +33,17 @@ def stage_table(stages: Sequence[Stage], title: str) -> Table:
     return table
 
 
-def comparison_table(comparisons: Sequence[Comparison], title: str) -> Table:
-    """A row a runtime: codes compared, different, largest difference, changed predictions."""
+def verification_table(verification: Verification, title: str) -> Table:
+    """A row a runtime: codes compared, different, largest difference, changed predictions, grade."""
     table = _table(title)
     table.add_column("", no_wrap=True)
     for heading in ("codes compared", "different", "largest difference", "changed predictions"):
         table.add_column(heading, justify="right")
-    for row in comparisons:
-        style = "green" if row.codes_different == row.argmax_changed == 0 else "bold red"
-        counts = (row.codes_compared, row.codes_different, row.max_difference, row.argmax_changed)
-        table.add_row(row.runtime, *(f"{count:,}" for count in counts), style=style)
+    table.add_column("grade")
+    for name, report in verification.runtimes.items():
+        counts = (report.codes_compared, report.codes_different, report.max_difference, report.argmax_changed)
+        style = "green" if report.grade == "EXACT" else "bold red"
+        table.add_row(name, *(f"{count:,}" for count in counts), report.grade, style=style)
     return table
 
 

@@ -12,17 +12,17 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from truequant.analysis import RuntimeReport, Verification
 from truequant.cli import app as cli
 from truequant.demo import DemoOptions, DemoResult
 from truequant.errors import DataError
-from truequant.reports import Comparison, Cpu, Stage
+from truequant.reports import Cpu, Stage
 
 RESULT = DemoResult(
     options=DemoOptions(),
     stages={name: Stage(name, 99.0, 1000, {1: 0.001}) for name in ("float", "ptq", "qat", "int8", "onnxruntime")},
     ptq_observer="MSE",
-    verification=Comparison("all", 20, 0, 0, 0),
-    by_runtime=(Comparison("reference", 10, 0, 0, 0), Comparison("onnxruntime", 10, 0, 0, 0)),
+    verification=Verification({"reference": RuntimeReport(10), "onnxruntime": RuntimeReport(10)}),
     test_images=10,
     genuine_data=True,
     seconds=12.3,
@@ -73,7 +73,7 @@ def test_options_reach_the_demo_and_its_tables_are_printed(monkeypatch: pytest.M
 
 
 def test_a_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    different = replace(RESULT, verification=Comparison("all", 20, 1, 1, 0))
+    different = replace(RESULT, verification=Verification({"onnxruntime": RuntimeReport(10, 1, 1)}))
     monkeypatch.setattr(cli, "run_demo", lambda options, console: different)
     result = invoke("demo")
     assert result.exit_code == 1

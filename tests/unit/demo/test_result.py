@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from truequant.analysis import RuntimeReport, Verification
 from truequant.demo import DemoOptions, DemoResult
-from truequant.reports import Comparison, Cpu, Stage
+from truequant.reports import Cpu, Stage
 
 
 def example() -> DemoResult:
@@ -19,8 +20,7 @@ def example() -> DemoResult:
         options=DemoOptions(out=Path("somewhere")),
         stages={name: Stage(name.upper(), top1, sizes.get(name), {1: 0.001, 64: 0.01}) for name, top1 in names.items()},
         ptq_observer="MSE",
-        verification=Comparison("all", 20, 0, 0, 0),
-        by_runtime=(Comparison("reference", 10, 0, 0, 0), Comparison("onnxruntime", 10, 0, 0, 0)),
+        verification=Verification({"reference": RuntimeReport(10), "onnxruntime": RuntimeReport(10)}),
         test_images=10,
         genuine_data=True,
         seconds=12.345,
@@ -45,6 +45,16 @@ def test_the_promised_keys_are_there(tmp_path: Path) -> None:
     assert (found["model"], found["preset"], found["seed"], found["ptq_observer"]) == ("lenet", "w8a8", 0, "MSE")
 
 
-@pytest.mark.parametrize(("codes", "predictions", "identical"), [(0, 0, True), (1, 0, False), (0, 1, False)])
-def test_identical_means_codes_and_predictions(codes: int, predictions: int, identical: bool) -> None:
-    assert replace(example(), verification=Comparison("all", 20, codes, 1, predictions)).identical is identical
+@pytest.mark.parametrize(
+    ("report", "identical"),
+    [
+        (RuntimeReport(10), True),
+        (RuntimeReport(10, codes_different=1, max_difference=1), False),
+        (RuntimeReport(10, argmax_changed=1), False),
+        (RuntimeReport(10, outputs_different=1), False),
+    ],
+    ids=["same", "a code", "a prediction", "an output"],
+)
+def test_identical_means_codes_outputs_and_predictions(report: RuntimeReport, identical: bool) -> None:
+    verification = Verification({"reference": RuntimeReport(10), "onnxruntime": report})
+    assert replace(example(), verification=verification).identical is identical

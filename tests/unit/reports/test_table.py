@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from truequant.reports import Comparison, Stage, comparison_table, stage_table
+from truequant.analysis import RuntimeReport, Verification
+from truequant.reports import Stage, stage_table, verification_table
 
 
 def lines(table: Table, width: int = 100) -> list[str]:
@@ -29,24 +30,30 @@ def test_a_row_a_stage() -> None:
 
 
 def test_a_row_a_runtime() -> None:
-    table = comparison_table([Comparison("onnxruntime", 1_234_567, 0, 0, 0)], "verified")
+    table = verification_table(Verification({"onnxruntime": RuntimeReport(1_234_567)}), "verified")
     assert lines(table) == [
         "verified",
-        "codes compared different largest difference changed predictions",
-        "onnxruntime 1,234,567 0 0 0",
+        "codes compared different largest difference changed predictions grade",
+        "onnxruntime 1,234,567 0 0 0 EXACT",
     ]
 
 
 def test_a_difference_stands_out() -> None:
-    same, codes, predictions = (Comparison("r", 9, *counts) for counts in ((0, 0, 0), (1, 1, 0), (0, 0, 1)))
-    table = comparison_table([same, codes, predictions], "verified")
-    assert [row.style for row in table.rows] == ["green", "bold red", "bold red"]
+    reports = {
+        "same": RuntimeReport(9),
+        "codes": RuntimeReport(9, codes_different=1, max_difference=1),
+        "outputs": RuntimeReport(9, outputs_different=1),
+        "more": RuntimeReport(9, codes_different=1, max_difference=2, argmax_changed=1),
+    }
+    table = verification_table(Verification(reports), "verified")
+    assert [row.style for row in table.rows] == ["green", "bold red", "bold red", "bold red"]
+    assert lines(table)[-1] == "more 9 1 2 1 DIFFERENT"
 
 
 def test_the_tables_fit_a_terminal_of_80_columns() -> None:
     console = Console(width=80, color_system=None)
     stages = [Stage("QAT, as evaluated", 100.0, 12_345_678, {1: 0.1, 64: 10.0})]
-    for table in (stage_table(stages, "t"), comparison_table([Comparison("reference program", 10**9, 0, 0, 0)], "t")):
+    for table in (stage_table(stages, "t"), verification_table(Verification({"reference": RuntimeReport(10**9)}), "t")):
         with console.capture() as capture:
             console.print(table)
         assert "…" not in capture.get()
