@@ -25,7 +25,9 @@ def saturates(writer: Writer, node: Conv | Linear) -> bool:
     """Whether a CPU without VNNI may saturate this layer in int16, so that its weights ship unsigned."""
     if writer.program.target != "onnxruntime":
         return False
-    return numerics.pair_bound(node.weight, writer.edge(node.input).qmax) > numerics.INT16_MAX
+    edge = writer.edge(node.input)
+    # Kernels turn signed codes into unsigned ones by adding 128.
+    return numerics.pair_bound(node.weight, 255 if edge.signed else edge.qmax) > numerics.INT16_MAX
 
 
 def _quantize(writer: Writer, node: program_nodes.Quantize) -> None:
