@@ -124,9 +124,7 @@ def module_from_json(value: Json, reader: TreeReader, part: str) -> ModuleRecord
     for name in state:
         typed(name, str, f"{where}: a name")
     versions = typed(reader.decode(record.get("versions"), part), dict, f"{where}: 'versions'")
-    clocks = [
-        _clock(reader.decode(item, part), f"{where}: clocks[{i}]") for i, item in enumerate(field(record, "clocks", list, where))
-    ]
+    clocks = [_clock(reader.decode(item, part), f"{where}: a clock") for item in field(record, "clocks", list, where)]
     plans: dict[str, tuple[Plan, int]] = {}
     for item in field(record, "plans", list, where):
         entry = typed(item, dict, f"{where}: a plan")

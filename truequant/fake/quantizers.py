@@ -66,6 +66,8 @@ class _Grid(nn.Module):
     @property
     def is_calibrated(self) -> bool:
         """Whether the range was ever set."""
+        if not self._calibrated and not self.calibrated.is_meta:
+            self._calibrated = bool(self.calibrated)  # buffers may be copied here: averaged weights, DDP's broadcast
         return self._calibrated
 
     def _set(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -170,7 +172,7 @@ class FakeQuantize(_Grid):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize with the scale in force; observe nothing."""
-        if not self._calibrated:
+        if not self.is_calibrated:
             raise CalibrationError(
                 f"'{self.name or 'FakeQuantize'}' has no range: it has observed nothing yet",
                 fix="tq.calibrate(model, batches), or a forward in train() mode, before evaluating or converting",
