@@ -237,13 +237,20 @@ def test_binary_ops_on_pairs_of_codes(setting: str, kind: Callable[..., Node], r
     assert got.shape == (left.numel(), right.numel())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [Add, Mul])
-def test_binary_ops_on_all_pairs_of_codes(kind: Callable[..., Node]) -> None:
-    for setting in ("random scales", "powers of two, odd zero point"):
-        a, b, y = SETTINGS[setting]
-        left, right = torch.arange(256).reshape(-1, 1), torch.arange(256).reshape(1, -1)
-        one(kind("a", "b", "y", "onnxruntime", 0, 255), {"a": a, "b": b, "y": y}, a=left, b=right)
+ORDER_MATTERS = (edge(0.026675669476389885, 255), edge(0.010670267045497894, 252), edge(0.028454046696424484, 89))
+ROUNDING_MATTERS = (edge(0.021243713796138763, 204), edge(0.030960844829678535, 90), edge(0.028751904144883156, 156))
+
+
+@pytest.mark.parametrize(("kind", "setting"), [(Add, ORDER_MATTERS), (Mul, ROUNDING_MATTERS)])
+def test_binary_ops_on_all_pairs_of_codes(kind: Callable[..., Node], setting: tuple[Edge, Edge, Edge]) -> None:
+    """Settings where other orders of the same roundings give other codes: 366 of the sums, 36 of the products."""
+    left, right = torch.arange(256).reshape(-1, 1), torch.arange(256).reshape(1, -1)
+    edges = dict(zip("aby", setting, strict=True))
+    got = one(kind("a", "b", "y", "onnxruntime", 0, 255), edges, a=left, b=right)
+    if kind is Add:
+        turned = one(Add("b", "a", "y", "onnxruntime", 0, 255), edges, a=left[::51], b=right)
+        assert not torch.equal(got[::51], turned)
+        assert (got[::51].int() - turned.int()).abs().max() == 1
 
 
 def test_add_broadcasts_and_its_rules_differ() -> None:
