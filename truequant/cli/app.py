@@ -69,7 +69,8 @@ def demo(
     console.print()
     console.print(stage_table(list(result.stages.values()), f"{model.value}, {preset}: {result.test_images:,} test images"))
     console.print(verification_table(result.verification, "Every code of every edge, against QAT as evaluated"))
-    console.print(f"wrote model.tq, model.onnx, result.json, curves.png into {out}/ in {result.seconds:.0f} s", highlight=False)
+    console.print(f"wrote model.tq, model.onnx, result.json, curves.png into {out}/", highlight=False, soft_wrap=True)
+    console.print(f"{result.seconds:.0f} s in all", highlight=False)
     if not result.identical:
         Console(stderr=True).print("The deployed model is not the validated one: see the table above.", style="bold red")
         raise typer.Exit(1)

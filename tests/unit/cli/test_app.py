@@ -66,7 +66,7 @@ def test_options_reach_the_demo_and_its_tables_are_printed(monkeypatch: pytest.M
     assert "mlp, w4a4: 10 test images" in result.stdout
     assert "99.00 %" in result.stdout
     assert "Every code of every edge" in result.stdout
-    assert "wrote model.tq, model.onnx, result.json, curves.png into o/ in 12 s" in result.stdout
+    assert "wrote model.tq, model.onnx, result.json, curves.png into o/\n12 s in all" in result.stdout
     seen.clear()
     invoke("demo")
     assert seen == [DemoOptions()]

@@ -37,7 +37,8 @@ def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
 
 
 def test_labels_of_the_error_axis() -> None:
-    assert [_percent(value, 0) for value in (0.5, 0.6, 1.0, 20.0, 40.0)] == ["0.5 %", "", "1 %", "20 %", ""]
+    label = _percent("125")
+    assert [label(value, 0) for value in (0.5, 0.6, 1.0, 20.0, 40.0)] == ["0.5 %", "", "1 %", "20 %", ""]
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
