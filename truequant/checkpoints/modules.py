@@ -13,7 +13,7 @@ from torch import nn
 from truequant.checkpoints.codec import plan_from_json, plan_to_json
 from truequant.checkpoints.fields import field, strings, typed
 from truequant.checkpoints.plans import check_modules, check_plan, check_same, check_scales
-from truequant.checkpoints.states import check_dtypes, check_quantizers, check_state
+from truequant.checkpoints.states import check_dtypes, check_quantizers, check_shapes, check_state
 from truequant.checkpoints.tree import TreeReader, TreeWriter
 from truequant.errors import ArgumentTypeError, FileError, PlanError, StateError, TruequantError
 from truequant.fake import Clock, FakeQuantize, QATModuleWrapper, WeightQuantizer, forget
@@ -170,6 +170,7 @@ def fit(module: nn.Module, record: ModuleRecord, where: str, undo: ExitStack) ->
     module and the file do not fit.
     """
     prepared = _prepared(module)
+    check_shapes(module, record.state, where)  # before a plan meets layers of other sizes
     for path, (plan, _) in record.plans.items():
         if path in prepared:
             done = prepared[path].binding.plan

@@ -28,10 +28,15 @@ def check_state(module: nn.Module, state: Mapping[str, Any], may_lack: tuple[str
     extra = [name for name in state if name not in live]
     if lacking or extra:
         raise _names_differ(lacking, extra, module, where)
-    for name, value in live.items():
+    check_shapes(module, state, where)
+    return tuple(missing)
+
+
+def check_shapes(module: nn.Module, state: Mapping[str, Any], where: str) -> None:
+    """ArgumentError for the first tensor, of those that module and file both have, of another shape or dtype."""
+    for name, value in module.state_dict(keep_vars=True).items():
         if name in state:
             _check_tensor(name, value, state[name], where)
-    return tuple(missing)
 
 
 def _names_differ(lacking: list[str], extra: list[str], module: nn.Module, where: str) -> ArgumentError:
