@@ -16,6 +16,7 @@ import truequant as tq
 from tests.training_runs import EXAMPLE, Net, Run, assert_same_model, fresh, random_states, seed, started
 from truequant.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from truequant.errors import FileError, PlanError, StateError
+from truequant.fake import FakeQuantize
 
 
 @pytest.fixture
@@ -197,3 +198,29 @@ def test_parts_that_the_file_lacks_are_errors(path: Path) -> None:
     with pytest.raises(FileError, match="holds no state of the loader\n  got:      a model, optimizer"):
         load_checkpoint(path, model=resumed.model, loader=resumed.loader)
     assert type(resumed.model) is Net
+
+
+# -- without a plan ----------------------------------------------------------------------------------------------------
+def test_quantizers_that_were_placed_by_hand_resume_with_their_own_clocks(path: Path) -> None:
+    def build() -> nn.Sequential:
+        quantizers = FakeQuantize(tq.QuantScheme(tq.uint8)), FakeQuantize(tq.QuantScheme(tq.uint4, scale=tq.LSQ()))
+        return nn.Sequential(nn.Linear(6, 6), quantizers[0], nn.ReLU(), nn.Linear(6, 6), quantizers[1])
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6)).square().mean().backward()
+            optimizer.step()
+
+    model, other = build(), build()
+    optimizer, restored = torch.optim.Adam(model.parameters()), torch.optim.Adam(other.parameters())
+    train(model, optimizer, 3)
+    model[1].clock.enabled = False
+    save_checkpoint(path, model=model, optimizer=optimizer)
+    train(model, optimizer, 3)
+    found = load_checkpoint(path, model=other, optimizer=restored)
+    assert (found.kind, found.plan, found.config) == ("qat", None, None)
+    train(other, restored, 3)
+    assert all(torch.equal(t, other.state_dict()[n]) for n, t in model.state_dict().items())
+    assert [m.clock.__getstate__() for m in (other[1], other[4])] == [m.clock.__getstate__() for m in (model[1], model[4])]
+    assert (other[1].clock.enabled, other[4].clock.enabled) == (False, True)
