@@ -69,7 +69,8 @@ def plain(module: nn.Module) -> nn.Module:
 def _prepared(module: nn.Module) -> dict[str, QATModuleWrapper]:
     """The outermost prepared modules in `module`, by path."""
     found = {n: m for n, m in module.named_modules() if isinstance(m, QATModuleWrapper) and m.binding.plan is not None}
-    if not found and isinstance(module, QATModuleWrapper):
+    by_hand = getattr(getattr(module, "binding", None), "outermost", False)  # wrapped by hand: whole, and without a plan
+    if not found and isinstance(module, QATModuleWrapper) and not by_hand:
         raise StateError(
             f"'{module.binding.name}' is a part of a prepared model, and its plan is the model's",
             fix="pass the model that tq.prepare returned",
