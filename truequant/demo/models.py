@@ -102,11 +102,11 @@ class MobileNet(nn.Module):
         self.features = nn.Sequential(
             nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True),
             InvertedResidual(16, 24, 2, 3), InvertedResidual(24, 24, 1, 3),
-            InvertedResidual(24, 40, 2, 3), InvertedResidual(40, 40, 1, 3), InvertedResidual(40, 64, 1, 3),
-            nn.Conv2d(64, 160, 1, bias=False), nn.BatchNorm2d(160), nn.ReLU6(inplace=True),
+            InvertedResidual(24, 40, 2, 3), InvertedResidual(40, 40, 1, 3), InvertedResidual(40, 96, 1, 6),
+            nn.Conv2d(96, 384, 1, bias=False), nn.BatchNorm2d(384), nn.ReLU6(inplace=True),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
-        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Linear(160, 10))
+        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Linear(384, 10))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))

@@ -70,6 +70,13 @@ def test_the_whole_job(folder: Path, model: str) -> None:
     assert "quantization-aware" in printed
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_int8_file_is_at_most_three_tenths_of_the_float_file(model: str) -> None:
+    float_model, x = MODELS[model](), torch.rand(8, 1, 28, 28)
+    qat = tq.calibrate(tq.prepare(float_model, x, "w8a8"), [x]).eval()
+    assert tq.convert(qat).size_bytes <= 0.3 * len(safetensors.torch.save(float_model.state_dict()))
+
+
 def test_what_is_wrong_is_said_before_any_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("truequant.demo.pipeline._train", lambda *rest: pytest.fail("it trained"))
     with pytest.raises(SchemeError, match="no preset 'w9a9'"):
