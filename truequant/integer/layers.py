@@ -35,7 +35,7 @@ def linear(node: Linear, program: IntegerProgram, x: Tensor) -> Tensor:
     step = max(1, CHUNK // max(weight.shape))
     for begin in range(0, rows.shape[0], step):
         piece = slice(begin, begin + step)
-        sums = (rows[piece].to(carrier) - source.zero_point) @ weight
+        sums = _centred(rows[piece], source, carrier) @ weight
         result[piece] = _finish(node, program, _accumulators(node, source, sums))
     return result.reshape(*x.shape[:-1], weight.shape[1])
 
@@ -56,7 +56,7 @@ def conv(node: Conv, program: IntegerProgram, x: Tensor) -> Tensor:
     rows = shape[2] if elements <= CHUNK else max(1, CHUNK * shape[2] // elements)
     stride, reach = node.stride[0], node.dilation[0] * (weight.shape[2] - 1) + 1
     for first in range(0, shape[0], images):
-        padded = _centred(x[first : first + images], source, node, carrier)
+        padded = _padded(_centred(x[first : first + images], source, carrier), node)
         for top in range(0, shape[2], rows):
             bottom = min(top + rows, shape[2])
             window = padded[:, :, top * stride : (bottom - 1) * stride + reach]
@@ -66,10 +66,16 @@ def conv(node: Conv, program: IntegerProgram, x: Tensor) -> Tensor:
     return result
 
 
-def _centred(x: Tensor, source: Edge, node: Conv, carrier: torch.dtype) -> Tensor:
-    """`xq - zx` with padding: real 0 is integer 0."""
+def _centred(x: Tensor, source: Edge, carrier: torch.dtype) -> Tensor:
+    """`xq - zx`, the integers that are summed."""
+    x = x.to(carrier)
+    return x - source.zero_point if source.zero_point else x
+
+
+def _padded(x: Tensor, node: Conv) -> Tensor:
+    """Real 0 around, which is integer 0 here."""
     pads = [side for pair in reversed(node.padding) for side in pair]
-    return torch.nn.functional.pad(x.to(carrier) - source.zero_point, pads)
+    return torch.nn.functional.pad(x, pads) if any(pads) else x
 
 
 def _window_sums(node: Conv, x: Tensor, weight: Tensor) -> Tensor:

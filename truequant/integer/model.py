@@ -29,6 +29,19 @@ class Int8Model(nn.Module):
     Called like the model it was converted from, it returns the same structure. It has no parameters, trains nothing, and
     gives the same integers for any batch size, number of threads and device. `state_dict` holds the whole program under
     one key. ArgumentError where the inputs are not those of the signature; ConversionError where a sum leaves int32.
+
+    >>> from truequant.integer import ProgramInput
+    >>> from truequant.integer.nodes import Dequantize, Edge, Linear, Quantize
+    >>> one = torch.tensor([[3, -2]], dtype=torch.int8), torch.tensor([0.5]), torch.tensor([1], dtype=torch.int32)
+    >>> nodes = Quantize("x", "x.q"), Linear("x.q", "y.q", *one, 0, 255), Dequantize("y.q", "y")
+    >>> edges = {"x.q": Edge(0.5, 128, 0, 255), "y.q": Edge(1.0, 10, 0, 255)}
+    >>> int8 = Int8Model(IntegerProgram((ProgramInput("x", "float32", (None, 2)),), nodes, edges, "y", "onnxruntime"))
+    >>> int8(torch.tensor([[2.0, -1.0]]))  # codes 132 and 126: (4 * 3 - 2 * -2 + 1) * 0.5 * 0.5 = 4.25
+    tensor([[4.]])
+    >>> int8.codes(torch.tensor([[2.0, -1.0]]))["y.q"]
+    tensor([[14]], dtype=torch.uint8)
+    >>> int8.ops()
+    {'Dequantize': 1, 'Linear': 1, 'Quantize': 1}
     """
 
     def __init__(self, program: IntegerProgram) -> None:
