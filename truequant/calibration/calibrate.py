@@ -24,8 +24,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, inputs: Callable[[Any
     Raises `StateError` for a frozen model and `ArgumentError` for no batches.
     """
     clock = (root := outermost(model)).binding.clock
-    plan = root.binding.plan
-    assert plan is not None
+    count_inputs = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
     if clock.state == "frozen":
         raise StateError("the ranges are frozen", fix="tq.unfreeze(model) before calibrating")
     activations = [q for _, q in quantizers(model) if isinstance(q, FakeQuantize)]
@@ -39,7 +38,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, inputs: Callable[[Any
         clock.state = "calibrating"
         with torch.no_grad():
             for item in batches:
-                args, kwargs = arguments_of(item, len(plan.inputs), inputs)
+                args, kwargs = arguments_of(item, count_inputs, inputs)
                 model(*args, **kwargs)
                 count += 1
     finally:

@@ -4,13 +4,14 @@ from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, unfreeze
 from truequant.fake.evaluation import integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
+from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
 from truequant.fake.recording import codes, outermost
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
 
 __all__ = [
-    "QUANTIZERS", "Binding", "Clock", "FakeQuantize", "InputQuantizer", "QATModuleWrapper", "RuntimeSite", "WeightQuantizer",
-    "base_class", "codes", "forget", "freeze", "integers", "local", "outermost", "qat_class", "quantizers", "quantizers_off",
-    "site_bounds", "swap", "table_of", "unfreeze", "unswap",
+    "QUANTIZERS", "Binding", "Clock", "FakeQuantize", "FakeQuantizeLayer", "InputQuantizer", "QATModuleWrapper",
+    "RuntimeSite", "WeightQuantizer", "base_class", "codes", "forget", "freeze", "integers", "local", "outermost",
+    "qat_class", "quantizers", "quantizers_off", "site_bounds", "swap", "table_of", "unfreeze", "unswap",
 ]  # fmt: skip

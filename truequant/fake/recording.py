@@ -15,7 +15,7 @@ from truequant.planning import as_arguments
 
 def outermost(model: nn.Module) -> QATModuleWrapper:
     """The model itself, which must be the outermost prepared module."""
-    if not isinstance(model, QATModuleWrapper) or model.binding.plan is None:
+    if not isinstance(model, QATModuleWrapper) or not model.binding.outermost:
         raise StateError(
             f"{type(model).__name__} is not prepared"
             if not isinstance(model, QATModuleWrapper)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,9 +20,11 @@ from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import InputQuantizer, quantize_inputs
 from truequant.fake.sites import RuntimeSite
 from truequant.planning import Plan, op_of
+from truequant.schemes import QuantScheme
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
 QUANTIZERS = "quantizers"
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(eq=False)
@@ -37,8 +40,10 @@ class Binding:
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     acts: bool = False
     """Whether calls of functions in the module's own forward need to be seen in every forward."""
+    outermost: bool = False
+    """Whether a call of this module is a step of training."""
     plan: Plan | None = None
-    """Of the outermost module: the plan of the whole model."""
+    """Of the outermost module of a prepared model: its plan."""
     inputs: tuple[InputQuantizer, ...] = ()
     """Of the outermost module."""
 
@@ -148,7 +153,7 @@ class QATModuleWrapper(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         binding = self.binding
         key = key_of(self, binding.multiple)
-        if binding.plan is not None:
+        if binding.outermost:
             return self._outermost(args, kwargs)
         with Frame(key) as frame:
             return self._forward(binding, frame, args, kwargs)
@@ -176,6 +181,8 @@ class QATModuleWrapper(nn.Module):
             linear = F.linear if site.plan.op == "linear" else module._conv_forward
             return site.run_layer(linear, args[0] if args else kwargs["input"], module.weight, module.bias)
         forward = super().forward
+        if action == "weighted":
+            return site.finish(self._weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
             return site.finish(self._shifted(site.layer, forward, args, kwargs))
         if getattr(self, "inplace", False) is True:
@@ -197,6 +204,24 @@ class QATModuleWrapper(nn.Module):
             return forward(*args, **kwargs)
         finally:
             del self.__dict__["bias"]
+
+    def _weighted(self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A layer whose own forward reads its quantized weight, which shadows the parameter for this call."""
+        module: Any = self
+        assert site.weight is not None
+        limit = getattr(module, "max_norm", None)
+        if limit is not None:  # an Embedding renormalizes the rows that it looks up, in place: the float ones first
+            with torch.no_grad():
+                forward(*args, **kwargs)
+            self.__dict__["max_norm"] = None
+        if site.clock.enabled:
+            self.__dict__["weight"] = site.weight(module.weight)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.__dict__.pop("weight", None)
+            if limit is not None:
+                self.__dict__["max_norm"] = limit
 
     def _in_place(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module with `inplace=True`, run out of place."""
@@ -225,6 +250,22 @@ class QATModuleWrapper(nn.Module):
 
     def _quantized_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return quantize_inputs(self.binding.inputs, args, kwargs) if self.binding.inputs else (args, kwargs)
+
+    # -- by hand -------------------------------------------------------------------------------------------------------
+    @staticmethod
+    def wrap(
+        module: M, weight: QuantScheme | None = None, input: QuantScheme | None = None, output: QuantScheme | None = None
+    ) -> M:
+        """Make one layer quantization-aware in place (see `truequant.fake.by_hand.wrap`)."""
+        from truequant.fake.by_hand import wrap
+
+        return wrap(module, weight, input, output)
+
+    def unwrap(self) -> nn.Module:
+        """The layer with its own class again, in place: trained weights, no quantizers."""
+        from truequant.fake.by_hand import unwrap
+
+        return unwrap(self)
 
     # -- the swap ------------------------------------------------------------------------------------------------------
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

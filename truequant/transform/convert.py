@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from truequant.errors import CalibrationError, ConversionError
+from truequant.errors import CalibrationError, ConversionError, StateError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.planning import Plan
@@ -29,7 +29,10 @@ def convert(model: nn.Module) -> Int8Model:
     """
     root = outermost(model)
     plan = root.binding.plan
-    assert plan is not None
+    if plan is None:
+        raise StateError(
+            f"{type(model).__name__} was wrapped by hand: a layer alone is no program", fix="tq.prepare(model, example_inputs)"
+        )
     _check(root)
     sites = runtime_sites(root)
     with _marking(root):

@@ -80,7 +80,7 @@ class _Preparation:
         for site in self.sites.values():
             self._initialize_weight(site)
         root: Any = self.model
-        root.binding.plan = self.plan
+        root.binding.outermost, root.binding.plan = True, self.plan
         root.binding.inputs = self._inputs()
 
     # -- modules -------------------------------------------------------------------------------------------------------

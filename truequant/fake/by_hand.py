@@ -1,0 +1,112 @@
+"""Wrapping one layer by hand, without a plan of a whole model."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from truequant.errors import ArgumentError, StateError
+from truequant.fake.clock import Clock
+from truequant.fake.inputs import InputQuantizer
+from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.sites import RuntimeSite
+from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, swap, unswap
+from truequant.planning import Site
+from truequant.planning.plan import Action
+from truequant.schemes import PerChannel, PerTensor, QuantScheme
+
+M = TypeVar("M", bound=nn.Module)
+_INTEGER_LAYERS: dict[type[nn.Module], str] = {
+    nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
+}  # fmt: skip
+
+
+def wrap(
+    module: M, weight: QuantScheme | None = None, input: QuantScheme | None = None, output: QuantScheme | None = None
+) -> M:
+    """Make one layer quantization-aware in place: it stays an instance of its own type, with the same parameters.
+
+    weight, input, output: the scheme of that tensor; None leaves it in float. A Linear or Conv1d/2d/3d whose input and
+    weight are quantized computes integer codes in `eval()`, as in a prepared model; every other layer computes with the
+    quantized values. The wrapped layer is its own outermost module.
+
+    Raises `StateError` for a module that is wrapped already, `ArgumentError` for a weight scheme on a module without one.
+    """
+    if isinstance(module, QATModuleWrapper):
+        raise StateError(f"{type(module).__name__} is wrapped already", fix="module.unwrap() first")
+    tensor = getattr(module, "weight", None)
+    if weight is not None and not isinstance(tensor, Tensor):
+        raise ArgumentError(
+            f"{type(module).__name__} has no weight to quantize", got=f"weight={weight}", expected="weight=None"
+        )
+    name, clock = type(module).__name__, Clock()
+    swap(module, Binding("", clock, outermost=True))
+    holder = nn.ModuleDict()
+    module.add_module(QUANTIZERS, holder)
+
+    def made(slot: str, scheme: QuantScheme | None, quantizer: FakeQuantize | WeightQuantizer | None) -> Any:
+        if quantizer is None:
+            return None
+        quantizer.name, quantizer.clock = f"{name}.{slot}", clock
+        quantizer.train(module.training)
+        if isinstance(tensor, Tensor):
+            quantizer.to(tensor.device)
+        holder[slot] = quantizer
+        return quantizer
+
+    reads = made("input", input, _activation(input))
+    weights = made("weight", weight, _weight(weight, tensor))
+    emits = made("output", output, _activation(output))
+    op = next((op for kind, op in _INTEGER_LAYERS.items() if isinstance(module, kind)), "")
+    exact = op and weight is not None and input is not None and _deployable(weight, input)
+    action: Action = "layer" if exact else "weighted" if weight is not None else "float"
+    site = Site(
+        name=name, owner="", op=op or name, ordinal=0, frame=(), leaf=True, action=action, reason="wrapped by hand",
+        train_ordinal=0, reads=("input" if input is not None else None,),
+    )  # fmt: skip
+    runtime = RuntimeSite(site, clock, module, (reads,), weights, emits, emits)
+    binding: Binding = module.binding  # type: ignore[assignment]
+    binding.leaf = {(): runtime}
+    if reads is not None:  # the first input, by position or by torch's own name for it
+        binding.inputs = (InputQuantizer(0, 0, "input", reads), InputQuantizer("input", 0, "input", reads))
+    if weights is not None and tensor is not None and tensor.device.type != "meta":
+        weights.initialize(tensor)
+    return module
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The layer with its own class again, in place: trained weights, no quantizers."""
+    if not isinstance(module, QATModuleWrapper):
+        raise StateError(f"{type(module).__name__} is not wrapped", fix="QATModuleWrapper.wrap(module, …)")
+    unswap(module)
+    return module
+
+
+def _activation(scheme: QuantScheme | None) -> FakeQuantize | None:
+    if scheme is None:
+        return None
+    if not isinstance(scheme.granularity, PerTensor):
+        raise ArgumentError("wrap: inputs and outputs have one scale", got=str(scheme.granularity), expected="PerTensor()")
+    quantizer = FakeQuantize(scheme)
+    quantizer.owns_clock = False
+    return quantizer
+
+
+def _weight(scheme: QuantScheme | None, tensor: Tensor | None) -> WeightQuantizer | None:
+    if scheme is None or tensor is None:
+        return None
+    match scheme.granularity:
+        case PerChannel(axis):
+            return WeightQuantizer(scheme, tensor.shape[axis])
+        case PerTensor():
+            return WeightQuantizer(scheme)
+        case _:
+            rows = tensor.flatten(1).shape
+            return WeightQuantizer(scheme, (rows[0], -(-rows[1] // scheme.granularity.size)))
+
+
+def _deployable(weight: QuantScheme, input: QuantScheme) -> bool:
+    """Whether the integer layer can hold these: signed symmetric weights with one scale, or one an output channel."""
+    granular = weight.granularity in (PerTensor(), PerChannel(0))
+    return granular and weight.is_symmetric and weight.dtype.signed and max(weight.dtype.bits, input.dtype.bits) <= 8
