@@ -2,8 +2,20 @@
 
 from truequant.analysis import Verification, verify
 from truequant.calibration import calibrate
+from truequant.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from truequant.errors import TruequantError
-from truequant.fake import FakeQuantize, QATModuleWrapper, codes, freeze, quantizers, quantizers_off, unfreeze
+from truequant.fake import (
+    FakeQuantize,
+    FakeQuantizeLayer,
+    QATModuleWrapper,
+    Statistics,
+    codes,
+    freeze,
+    quantizers,
+    quantizers_off,
+    statistics,
+    unfreeze,
+)
 from truequant.integer import Int8Model, load
 from truequant.observers import ActivationObserver, MovingAverageStatistics
 from truequant.planning import Plan, plan
@@ -36,13 +48,15 @@ from truequant.schemes import (
     uint4,
     uint8,
 )
-from truequant.transform import convert, prepare, restore_float
+from truequant.training import GradientMonitor, QATSchedule, parameter_groups
+from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
-    "LSQ", "MSE", "ActivationObserver", "Entropy", "FakeQuantize", "FloatScale", "Histogram", "Int8Model", "MinMax",
-    "MovingAverage", "MovingAverageStatistics", "PerChannel", "PerGroup", "PerTensor", "Percentile", "Plan",
-    "PowerOfTwoScale", "QATModuleWrapper", "QConfig", "QuantScheme", "Rule", "TruequantError", "Verification", "calibrate",
-    "codes", "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load", "plan",
-    "prepare", "quantizers", "quantizers_off", "restore_float", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze",
-    "verify",
+    "LSQ", "MSE", "ActivationObserver", "Checkpoint", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale",
+    "GradientMonitor", "Histogram", "Int8Model", "MinMax", "MovingAverage", "MovingAverageStatistics", "PerChannel",
+    "PerGroup", "PerTensor", "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer",
+    "QATSchedule", "QConfig", "QuantScheme", "Rule", "Statistics", "TruequantError", "Verification", "calibrate",
+    "codes", "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
+    "load_checkpoint", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "restore_float",
+    "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
 ]  # fmt: skip

@@ -8,10 +8,34 @@ from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
 from truequant.fake.recording import codes, outermost
 from truequant.fake.sites import RuntimeSite
+from truequant.fake.statistics import Statistics, statistics
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
 
 __all__ = [
-    "QUANTIZERS", "Binding", "Clock", "FakeQuantize", "FakeQuantizeLayer", "InputQuantizer", "QATModuleWrapper",
-    "RuntimeSite", "WeightQuantizer", "base_class", "codes", "forget", "freeze", "integers", "local", "outermost",
-    "qat_class", "quantizers", "quantizers_off", "site_bounds", "swap", "table_of", "unfreeze", "unswap",
+    "QUANTIZERS",
+    "Binding",
+    "Clock",
+    "FakeQuantize",
+    "FakeQuantizeLayer",
+    "InputQuantizer",
+    "QATModuleWrapper",
+    "RuntimeSite",
+    "Statistics",
+    "WeightQuantizer",
+    "base_class",
+    "codes",
+    "forget",
+    "freeze",
+    "integers",
+    "local",
+    "outermost",
+    "qat_class",
+    "quantizers",
+    "quantizers_off",
+    "site_bounds",
+    "statistics",
+    "swap",
+    "table_of",
+    "unfreeze",
+    "unswap",
 ]  # fmt: skip

@@ -274,6 +274,17 @@ class WeightQuantizer(_Grid):
         low, high = weight_range(weight.float(), self.scheme)
         return numerics.scale_and_zero_point(low, high, self.scheme)[0]
 
+    @torch.no_grad()
+    def codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Integer codes of `weight` (of `w * f` where the scale is tied), float32."""
+        scale = numerics.expand(self.scale_of(weight, factor), self.scheme.granularity, tuple(weight.shape))
+        values = weight.float()
+        if self.tied and factor is not None:
+            values = (weight.double() * numerics.along_axis(factor, 0, weight.dim())).float()
+        if self.scheme.dtype.bits == 1:
+            return numerics.binarize(values)
+        return numerics.quantize(values, scale, torch.zeros_like(scale), self.scheme.qmin, self.scheme.qmax)
+
     def initialize(self, weight: Tensor, factor: Tensor | None = None) -> None:
         """Set the range from the weight."""
         with torch.no_grad():

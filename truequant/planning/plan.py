@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from truequant.schemes import QConfig, QuantScheme, Target
 
-Action = Literal["layer", "norm", "add", "mul", "table", "average", "pool", "clamp", "concat", "movement", "identity", "float", "weighted"]
+Action = Literal[
+    "layer", "norm", "add", "mul", "table", "average", "pool", "clamp", "concat", "movement", "identity", "float", "weighted"
+]
 Kind = Literal["input", "activation", "output", "weight"]
 
 

@@ -2,5 +2,6 @@
 
 from truequant.transform.convert import convert
 from truequant.transform.prepare import prepare, restore_float
+from truequant.transform.preparer import QATPreparer
 
-__all__ = ["convert", "prepare", "restore_float"]
+__all__ = ["QATPreparer", "convert", "prepare", "restore_float"]
