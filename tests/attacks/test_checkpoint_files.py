@@ -181,6 +181,21 @@ def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Forgery:
     return forge
 
 
+def renamed(old: str, new: str, *keys: Any) -> Forgery:
+    """Give a key of a dict in the header another name."""
+
+    def forge(header: Header, tensors: dict[str, Tensor]) -> None:
+        place: Any = header
+        for key in keys:
+            place = place[key]
+        for pair in place.get("$dict", ()):
+            pair[0] = new if pair[0] == old else pair[0]
+        if old in place:
+            place[new] = place.pop(old)
+
+    return forge
+
+
 def filled(value: float) -> Callable[[Tensor], Tensor]:
     return lambda t: torch.full_like(t, value)
 
@@ -226,6 +241,8 @@ LIES: dict[str, tuple[Forgery, type[TruequantError], str]] = {
     "a parameter twice": (lambda h, t: h["optimizer"]["names"][0].__setitem__(0, "head.bias"), FileError, "stands twice"),
     "a parameter of nobody": (lambda h, t: h["optimizer"]["names"][0].__setitem__(0, "ghost"), ArgumentError,
                               "not in the optimizer: ['ghost']"),
+    "a state that the optimizer does not take": (renamed("step", "pets", "optimizer", "states", 0), FileError,
+                                                 "the optimizer does not take its state\n  got:      KeyError: 'step'"),
     "no options": (put([], "optimizer", "options"), FileError, "its parts do not fit each other"),
     "an entry of a scheduler": (put({"gamma": 1}, "scheduler", "state"), FileError, "the scheduler's state has other entries"),
     "a loader's state": (put({"generator": 3, "order": [], "x": {"$tensor": "loader/generator"}}, "loader", "state"), FileError,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import safetensors.torch
 import torch
@@ -136,6 +138,41 @@ def test_looking_into_a_file_restores_nothing(path: Path) -> None:
     assert random_states() == before
 
 
+class FloatMomentum(torch.optim.Optimizer):
+    """Momentum in float32, whatever the parameters' dtype."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p, dtype=torch.float32))
+            momentum.mul_(0.9).add_(p.grad.float())
+            p.sub_((self.param_groups[0]["lr"] * momentum).to(p.dtype))
+
+
+def test_an_optimizer_state_keeps_its_own_dtype(path: Path) -> None:
+    model, other = nn.Linear(8, 8).bfloat16(), nn.Linear(8, 8).bfloat16()
+    optimizer, restored = FloatMomentum(model.parameters()), FloatMomentum(other.parameters())
+    model(torch.randn(3, 8).bfloat16()).sum().backward()
+    optimizer.step()
+    save_checkpoint(path, model=model, optimizer=optimizer)
+    load_checkpoint(path, model=other, optimizer=restored)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert restored.state[q]["momentum"].dtype == torch.float32
+        assert torch.equal(restored.state[q]["momentum"], optimizer.state[p]["momentum"])
+
+
+def test_the_second_normal_number_of_a_pair_is_kept(path: Path) -> None:
+    random.gauss(0, 1), numpy.random.normal()  # both draw two and keep one
+    save_checkpoint(path, model=nn.Linear(1, 1))
+    expected = [random.gauss(0, 1), random.random()], numpy.random.normal(size=3).tolist()
+    seed(5)
+    load_checkpoint(path, model=nn.Linear(1, 1))
+    assert ([random.gauss(0, 1), random.random()], numpy.random.normal(size=3).tolist()) == expected
+
+
 # -- the file ----------------------------------------------------------------------------------------------------------
 def test_the_file_is_safetensors_and_equal_states_give_equal_bytes(path: Path, tmp_path: Path) -> None:
     run = started("w4a4")
@@ -175,6 +212,12 @@ def test_tied_weights_are_stored_once_and_stay_tied(path: Path) -> None:
     load_checkpoint(path, model=other)
     assert other[2].weight is other[0].weight
     assert torch.equal(other[0].weight, model[0].weight)
+
+    safetensors.torch.save_model(model, path)  # which leaves out the second name
+    other = build()
+    found = load_checkpoint(path, model=other)
+    assert len(found.missing) == 1
+    assert torch.equal(other[2].weight, model[0].weight)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
