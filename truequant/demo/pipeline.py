@@ -115,6 +115,7 @@ def _train(options: DemoOptions, config: tq.QConfig, data: Mnist, console: Conso
         qat = tq.prepare(common, data.train_images[:8], config)
         tq.calibrate(qat, _batches(data.held_out_images))
         qat_branch = train_visibly("quantization-aware", qat, data, extra, start, progress)
+    console.print("quantizing the float model after training, in three ways …")
     ptq, observer = _quantize_after_training(float_model, config, data)
     return _Trained(float_model, ptq, observer, qat, (trunk, float_branch, qat_branch))
 

@@ -24,9 +24,13 @@ class Recipe:
     weight_decay: float = 5e-4
     seed: int = 0
 
+    def batch(self, images: int) -> int:
+        """Images in a batch: all of them where there are fewer than `batch_size`."""
+        return min(self.batch_size, images)
+
     def steps(self, images: int) -> int:
         """Steps of the whole training; the last, incomplete batch of an epoch is left out."""
-        return self.epochs * (images // self.batch_size)
+        return self.epochs * (images // self.batch(images))
 
 
 def fit(
@@ -42,7 +46,7 @@ def fit(
     `on_step(step, loss)` is called behind each step and `on_epoch(step)`, with the model in `eval()`, behind each epoch;
     steps count from 1. The order of the images depends on `recipe.seed` alone, so that two models see the same batches.
     """
-    steps = recipe.steps(len(images))
+    steps, size = recipe.steps(len(images)), recipe.batch(len(images))
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
@@ -52,8 +56,8 @@ def fit(
     for _ in range(recipe.epochs):
         model.train()
         order = torch.randperm(len(images), generator=shuffle)
-        for batch in order.split(recipe.batch_size):
-            if len(batch) < recipe.batch_size:
+        for batch in order.split(size):
+            if len(batch) < size:
                 continue
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[batch]), labels[batch])

@@ -70,6 +70,12 @@ def test_the_whole_job(folder: Path, model: str) -> None:
     assert "quantization-aware" in printed
 
 
+def test_without_epochs_of_qat_the_calibrated_model_is_deployed(folder: Path) -> None:
+    result = run_demo(DemoOptions(folder, "mlp", "w8a8-pow2", float_epochs=1, qat_epochs=0, out=folder / "out"), console())
+    assert result.identical
+    assert (folder / "out" / "curves.png").is_file()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_int8_file_is_at_most_three_tenths_of_the_float_file(model: str) -> None:
     float_model, x = MODELS[model](), torch.rand(8, 1, 28, 28)

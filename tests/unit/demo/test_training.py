@@ -47,6 +47,27 @@ def test_no_epochs_change_nothing() -> None:
     assert not model.training
 
 
+def test_fewer_images_than_a_batch_are_one_batch() -> None:
+    images, labels = blobs()
+    model, losses = nn.Linear(4, 4), []
+    recipe = Recipe(epochs=3, learning_rate=0.1, batch_size=1000)
+    fit(model, images, labels, recipe, lambda step, loss: losses.append(loss))
+    assert len(losses) == recipe.steps(256) == 3
+    assert losses[2] < losses[0]
+
+
+def test_an_epoch_ends_in_eval_and_the_next_one_trains() -> None:
+    images, labels = blobs()
+    model = nn.Linear(4, 4)
+    ends, modes = [], []
+    fit(
+        model, images, labels, Recipe(2, 0.1, 128),
+        on_step=lambda step, loss: modes.append(model.training), on_epoch=lambda step: ends.append((step, model.training)),
+    )  # fmt: skip
+    assert ends == [(2, False), (4, False)]
+    assert modes == [True] * 4
+
+
 def test_logits_are_computed_in_batches() -> None:
     sizes: list[int] = []
 
