@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,21 @@ def test_quantizers_that_were_placed_by_hand_resume_with_their_own_clocks(path: 
     assert all(torch.equal(t, other.state_dict()[n]) for n, t in model.state_dict().items())
     assert [m.clock.__getstate__() for m in (other[1], other[4])] == [m.clock.__getstate__() for m in (model[1], model[4])]
     assert (other[1].clock.enabled, other[4].clock.enabled) == (False, True)
+
+
+def test_plans_that_differ_in_their_words_are_one_plan(path: Path) -> None:
+    run = started("w4a4")
+    save_checkpoint(path, model=run.model)
+    model = tq.prepare(Net(), EXAMPLE, "w4a4")
+    plan = model.binding.plan
+    model.binding.plan = replace(plan, sites=tuple(replace(s, reason="because", rule="at 0x7f") for s in plan.sites))
+    assert load_checkpoint(path, model=model).kind == "qat"
+
+
+def test_float_weights_free_ranges_that_were_frozen_for_others(path: Path) -> None:
+    save_checkpoint(path, model=Net())
+    run = started("w8a8")
+    run.train(1)
+    tq.freeze(run.model)
+    load_checkpoint(path, model=run.model)
+    assert run.model.binding.clock.state == "training"
