@@ -19,7 +19,7 @@ from truequant.errors import ArgumentTypeError, FileError, PlanError, StateError
 from truequant.fake import Clock, FakeQuantize, QATModuleWrapper, WeightQuantizer, forget
 from truequant.files import Json
 from truequant.planning import Plan
-from truequant.transform import prepare
+from truequant.transform.prepare import prepare
 
 
 @dataclass(frozen=True, slots=True)
