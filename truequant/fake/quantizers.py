@@ -294,7 +294,11 @@ class WeightQuantizer(_Grid):
 
     def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """`weight` on its grid, of its own shape and dtype. `factor`: `gamma / sigma` of a tied scale, float64 `(C,)`."""
-        if not self.clock.enabled or not self.quantizing or self.clock.calibrating:
+        if not self.clock.enabled:
+            return weight
+        if not self._calibrated:  # the weight of a function call, which is seen for the first time here
+            self.initialize(weight, factor)
+        if not self.quantizing or self.clock.calibrating:
             return weight
         scheme, identity = self.scheme, self.scheme.gradient == "identity"
         learning = self.shift is not None and torch.is_grad_enabled()

@@ -58,7 +58,8 @@ class RuntimeSite:
         if action == "norm":
             y = args[0] if self.layer is not None and self.layer.exact() else function(*args, **kwargs)
         elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and (self.emits is not None):
-            y = compute(self, function, args, kwargs)
+            with torch.no_grad():
+                y = compute(self, function, args, kwargs)
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
                 y = _straight_through(y, function(*args, **kwargs))
         else:
@@ -72,9 +73,12 @@ class RuntimeSite:
     ) -> Any:
         """Run a layer: `linear(x, weight, bias)` is its sum of products."""
         if local.marking:
-            return self.finish(mark(linear(x, weight, bias), self.plan.name))
+            if x.dtype == weight.dtype:
+                return self.finish(mark(linear(x, weight, bias), self.plan.name))
+            return self.finish(mark(linear(x.to(weight.dtype), weight, bias).float(), self.plan.name))
         if self.exact() and self.weight is not None:
-            y = evaluation.layer(self, linear, x, weight, bias)
+            with torch.no_grad():
+                y = evaluation.layer(self, linear, x, weight, bias)
             if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
                 y = _straight_through(y, self._float_result(linear, x, weight, bias))
             return self.finish(y)

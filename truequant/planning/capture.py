@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,7 +242,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor):
                     result.inputs.append(recorder.add(leaf))
-            with recorder:
+            with recorder, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a probing run without gradients: what it warns of is not the user's run
                 outputs = model(*args, **kwargs)
     finally:
         for handle in handles:

@@ -67,7 +67,8 @@ class Rule:
             )
 
     def __repr__(self) -> str:
-        parts = [repr(self.select)]
+        named = isinstance(self.select, (str, re.Pattern))
+        parts = [repr(self.select) if named else getattr(self.select, "__name__", type(self.select).__name__)]
         if self.scheme is not INHERIT:
             parts.append(repr(self.scheme))
         parts += [f"{f}={getattr(self, f)!r}" for f in ("weight", "input", "output") if getattr(self, f) is not INHERIT]

@@ -22,6 +22,7 @@ from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
 
 QUANTIZER = ":quantizer"
+_CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ class Lowering:
         for user in node.users:
             if user.target is torch.ops.truequant.mark.default and not str(user.args[1]).endswith(QUANTIZER):
                 return self.sites[str(user.args[1])]
+            if user.target in _CASTS and (site := self._site_of(user)) is not None:
+                return site
         return None
 
     def _mark(self, node: GraphNode) -> Lowered:
@@ -135,10 +138,12 @@ class Lowering:
 
     def _op(self, node: GraphNode, site: RuntimeSite | None) -> Lowered:
         sources = [self.values.get(n) for n in node.all_input_nodes]
-        if node.target is torch.ops.aten.sym_size.int:
+        if node.target is torch.ops.aten.sym_size.int or not node.users:  # a size, or a check that exporting added
             return None
         if not any(isinstance(s, (Codes, Floats, Parts)) for s in sources):
             return None
+        if node.target in _CASTS and isinstance(first := self.values.get(_node(node.all_input_nodes[0])), Codes):
+            return first  # codes have no float dtype
         if site is not None and site.plan.action in self.tables.actions and site.exact():
             return self.tables.actions[site.plan.action](self, node, site)
         first = self.values.get(_node(node.all_input_nodes[0]))

@@ -182,5 +182,5 @@ MOVEMENTS: dict[Any, Move] = {
 }
 PASSING = frozenset(
     (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
-     aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default)
+     aten.contiguous.default, aten.to.dtype, aten._to_copy.default, aten.clone.default, aten.alias.default, aten.detach.default)
 )  # fmt: skip
