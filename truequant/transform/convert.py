@@ -92,25 +92,26 @@ def _marking(model: nn.Module) -> Iterator[None]:
 
 def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    axes: list[Any] = []
-    named_axes: dict[str, Any] = {}
-    for spec in plan.inputs:
-        # Two, because export takes sizes 0 and 1 for constants.
-        example = torch.zeros([2 if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype), device=device)
-        dynamic = {i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None}
-        if isinstance(spec.where, int):
-            args.append(example)
-            axes.append(dynamic)
-        else:
-            kwargs[spec.where], named_axes[spec.where] = example, dynamic
+    places = [spec.where for spec in plan.inputs]
+    positions = [where for where in places if isinstance(where, int)]
+    if len(set(places)) != len(places) or positions != list(range(len(positions))):
+        raise ConversionError(
+            "an input of the model is no plain tensor",
+            got=f"tensors in arguments {places}",
+            expected="each argument one tensor",
+            fix="wrap the model in one whose forward takes the tensors",
+        )
+    # Two, because export takes sizes 0 and 1 for constants.
+    examples = tuple(
+        torch.zeros([2 if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype), device=device)
+        for spec in plan.inputs
+    )
+    axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
+    flat = _Exported(model, places)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return torch.export.export(
-                _Exported(model), tuple(args), kwargs, dynamic_shapes=_dynamic(axes, named_axes), strict=False
-            )
+            return torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
     except ConversionError:
         raise
     except Exception as error:
@@ -123,20 +124,17 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _dynamic(axes: list[Any], named: dict[str, Any]) -> dict[str, Any]:
-    """By the parameters of `_Exported.forward`, of which `torch.export` wants only those that are used."""
-    return {name: value for name, value in (("args", tuple(axes)), ("kwargs", named)) if value}
-
-
 class _Exported(nn.Module):
-    """`torch.export` wants dynamic shapes by parameter name: these two names fit any signature."""
+    """The model as a function of its tensors alone, in the plan's order: `torch.export` names dynamic sizes by parameter."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, places: list[int | str]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.places = model, places
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+    def forward(self, *tensors: Any) -> Any:
+        given = list(zip(self.places, tensors, strict=True))
+        args = [t for where, t in given if isinstance(where, int)]
+        return self.model(*args, **{where: t for where, t in given if isinstance(where, str)})
 
 
 def _lower(
