@@ -113,10 +113,13 @@ def test_tables_over_all_codes(function: object, x: Edge, y: Edge) -> None:
     assert_same(p, values_of(torch.arange(256), x))
 
 
-def test_signed_tables() -> None:
-    x, y = edge(0.05, 0, S8), edge(0.05, 0, (-7, 7))
-    entries = torch.arange(-128, 128).clamp(-7, 7).to(torch.int16)
-    assert_same(program(Table("x", "y", entries, "clip"), {"x": x, "y": y}, "x", rank=1), values_of(torch.arange(-128, 128), x))
+@pytest.mark.parametrize("codes", [S8, (-7, 7), (-1, 1)])
+def test_signed_tables(codes: tuple[int, int]) -> None:
+    x, y = edge(0.05, 0, codes), edge(0.05, 0, (-5, 7))
+    read = torch.arange(codes[0], codes[1] + 1)
+    p = program(Table("x", "y", read.clamp(-5, 7).to(torch.int16), "clip"), {"x": x, "y": y}, "x", rank=1)
+    assert_same(p, values_of(read, x))
+    assert torch.equal(Int8Model(p).codes(values_of(read, x))["y"].int(), read.clamp(-5, 7).int())
 
 
 CONVS = [
