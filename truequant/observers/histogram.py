@@ -14,7 +14,8 @@ LOWEST_EXPONENT = -149
 def exponent_for(reach: Tensor, bins: int) -> Tensor:
     """The smallest e with `reach < bins * 2^e`, int64."""
     _, exponent = torch.frexp(reach.double() / bins)
-    return exponent.to(torch.int64).clamp(min=LOWEST_EXPONENT)
+    exponent = torch.where(reach > 0, exponent.to(torch.int64), LOWEST_EXPONENT)  # frexp(0) says 0
+    return exponent.clamp(min=LOWEST_EXPONENT)
 
 
 def count(rows: Tensor, exponent: Tensor, bins: int) -> Tensor:
