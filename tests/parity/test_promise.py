@@ -186,3 +186,35 @@ def test_convert_leaves_its_argument_alone() -> None:
     tq.convert(qat)
     assert qat.training
     assert all(torch.equal(v, before[k]) for k, v in qat.state_dict().items())
+
+
+class Clipped(nn.Module):
+    """Clamps as function calls, and a convolution whose "same" padding is uneven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, (2, 4), padding="same")
+        self.second = nn.Conv2d(8, 8, 3)
+        self.third = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.first(x))
+        x = torch.clamp(self.second(x), -0.5, 0.75)
+        x = F.hardtanh(self.third(x), -0.25, 0.5)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("preset", ["w8a8", "w8a8-pow2"])
+def test_clamps_as_functions_and_uneven_padding(preset: str) -> None:
+    """Inputs large enough that every clamp cuts."""
+    torch.manual_seed(7)
+    x = 12 * torch.randn(4, 3, 9, 9)
+    qat = tq.prepare(Clipped(), x, preset)
+    tq.calibrate(qat, [x])
+    int8 = assert_promise(qat.eval(), [x, 2 * x])
+    first = next(n for n in int8.program.nodes if n.output == "first")
+    assert first.padding == ((0, 1), (1, 2))  # type: ignore[union-attr]
+    edge = int8.program.edges["first"]
+    assert first.high == min(255, round(6 / edge.scale) + edge.zero_point)  # type: ignore[union-attr]

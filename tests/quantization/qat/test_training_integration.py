@@ -141,6 +141,14 @@ def test_learned_scales_receive_the_gradient_of_the_closed_form(bits: tq.QuantSc
     assert torch.equal(layer.weight.grad, torch.where(position.abs() < q, d_weight, 0.0))  # type: ignore[union-attr, arg-type]
 
 
+def test_a_learned_scale_is_linear_above_its_initial_value_and_exponential_below() -> None:
+    quantizer = FakeQuantize(QuantScheme(uint8, scale=LSQ()))
+    quantizer(torch.tensor([0.0, 255.0]))
+    for shift, factor in ((0.0, 1.0), (0.5, 1.5), (2.0, 3.0), (-1.0, math.exp(-1)), (-3.0, math.exp(-3))):
+        quantizer.shift.data.fill_(shift)  # type: ignore[union-attr]
+        assert float(quantizer.effective_scale().detach()) == pytest.approx(factor)
+
+
 def test_learned_scales_stay_positive_under_absurd_updates() -> None:
     torch.manual_seed(5)
     qat = tq.prepare(Net(), X, "w4a4")
