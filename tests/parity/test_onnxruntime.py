@@ -224,6 +224,7 @@ MOVES = [
     MaxPool("x", "y", (2, 2), (2, 2), (0, 0), (1, 1), False),
     MaxPool("x", "y", (3, 3), (2, 2), (1, 1), (1, 1), True),
     MaxPool("x", "y", (3, 2), (1, 2), (1, 0), (2, 1), False),
+    MaxPool("x", "y", (3, 2), (1, 2), (3, 0), (3, 1), False),
     Clamp("x", "y", 77, 200),
     Reshape("x", "y", (0, -1)),
     Reshape("x", "y", (0, 2, -1, 8)),
@@ -243,6 +244,13 @@ def test_data_movement(node: MaxPool, x: Edge) -> None:
     generator = torch.Generator().manual_seed(1)
     p = program(node, {"x": x, "y": x}, "x")
     assert_same(p, values_of(random_codes((3, 4, 9, 8), x, generator), x))
+
+
+@pytest.mark.parametrize("x", [edge(0.05, 77), edge(0.05, 9, (5, 200)), edge(0.05, 0, S8)], ids=["u8", "narrow", "s8"])
+def test_max_pool_window_in_the_padding_alone(x: Edge) -> None:
+    """A dilated window can miss a short input: it holds the lowest code, which torch's negative infinity becomes."""
+    p = program(MaxPool("x", "y", (2, 2), (1, 1), (2, 2), (3, 3), False), {"x": x, "y": x}, "x")
+    assert_same(p, values_of(random_codes((2, 3, 1, 1), x, torch.Generator().manual_seed(3)), x))
 
 
 def test_concat() -> None:

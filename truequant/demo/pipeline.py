@@ -30,6 +30,7 @@ from truequant.schemes import MSE, MinMax, Observation, Percentile
 _FLOAT_LEARNING_RATE = 0.05
 _FINE_LEARNING_RATE = 0.01  # for QAT, and for the extra epochs that the float baseline gets
 _ROUNDS = {1: 100, 64: 20}  # calls timed, by batch size
+_CALIBRATION_IMAGES = 5000  # of the training images; the held-out ones choose among what was calibrated
 _RUNTIMES = ("reference", "onnxruntime")
 _OBSERVERS: dict[str, Observation] = {"min-max": MinMax(), "percentile": Percentile(), "MSE": MSE()}
 
@@ -113,7 +114,7 @@ def _train(options: DemoOptions, config: tq.QConfig, data: Mnist, console: Conso
         float_branch = train_visibly("float, continued", float_model, data, extra, start, progress)
 
         qat = tq.prepare(common, data.train_images[:8], config)
-        tq.calibrate(qat, _batches(data.held_out_images))
+        tq.calibrate(qat, _batches(data.train_images[:_CALIBRATION_IMAGES]))
         qat_branch = train_visibly("quantization-aware", qat, data, extra, start, progress)
     console.print("quantizing the float model after training, in three ways …")
     ptq, observer = _quantize_after_training(float_model, config, data)
@@ -125,7 +126,7 @@ def _quantize_after_training(model: nn.Module, config: tq.QConfig, data: Mnist) 
     candidates = []
     for name, observer in _OBSERVERS.items():
         ptq = tq.prepare(model, data.train_images[:8], config.with_observer(observer))
-        tq.calibrate(ptq, _batches(data.held_out_images))
+        tq.calibrate(ptq, _batches(data.train_images[:_CALIBRATION_IMAGES]))
         ptq.eval()
         answers = logits(ptq, data.held_out_images)
         correct = int((answers.argmax(1) == data.held_out_labels).sum())

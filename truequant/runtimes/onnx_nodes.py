@@ -264,11 +264,19 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
 
 
 def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
+    source, padding = node.input, node.padding
+    if any(padding) and max(node.dilation) > 1:
+        # onnxruntime refuses padding of a whole kernel, and gives 0 for a dilated window that lies in the padding alone.
+        source, rank = writer.fresh(f"{node.output}.padded"), len(writer.shapes[node.input])
+        sides = [0] * (rank - len(padding)) + list(padding)
+        lowest = writer.constant(f"{node.output}.lowest", np.array(writer.edge(node.input).qmin, writer.dtype(writer.edge(node.input))))
+        writer.node("Pad", [node.input, writer.integers(f"{source}.pads", sides * 2), lowest], source, name=source)
+        padding = (0,) * len(padding)
     attributes: dict[str, Any] = {
-        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*node.padding, *node.padding],
+        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*padding, *padding],
         "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
     }  # fmt: skip
-    writer.node("MaxPool", [node.input], node.output, name=node.output, **attributes)
+    writer.node("MaxPool", [source], node.output, name=node.output, **attributes)
 
 
 def _clamp(writer: Writer, node: program_nodes.Clamp) -> None:

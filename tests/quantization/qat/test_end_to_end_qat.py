@@ -166,7 +166,7 @@ def record(outcome: Outcome, data: Mnist, note: Callable[[str, object], None]) -
 
 
 @pytest.mark.parametrize(
-    ("model", "preset"), [("lenet", "w2a2"), ("lenet", "w2a2-all"), ("mlp", "w3a3-all"), ("separable", "w8a8-per-tensor")]
+    ("model", "preset"), [("lenet", "w2a2"), ("lenet", "w2a2-all"), ("mlp", "w2a2-all"), ("separable", "w8a8-per-tensor")]
 )
 def test_qat_beats_ptq_where_ptq_hurts(
     model: str, preset: str, data: Mnist, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
