@@ -9,10 +9,12 @@ from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
 from truequant.fake.recording import codes, outermost
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import Statistics, statistics
+from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
 
 __all__ = [
     "QUANTIZERS",
+    "TRANSPOSED",
     "Binding",
     "Clock",
     "FakeQuantize",
@@ -22,11 +24,13 @@ __all__ = [
     "RuntimeSite",
     "Statistics",
     "WeightQuantizer",
+    "as_layer",
     "base_class",
     "codes",
     "forget",
     "freeze",
     "integers",
+    "layer_weight",
     "local",
     "outermost",
     "qat_class",

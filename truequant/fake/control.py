@@ -49,9 +49,10 @@ def _hold_weight_ranges(module: nn.Module) -> None:
     if binding is None or binding.leaf is None:
         return
     for site in binding.leaf.values():
-        if site.weight is not None and (site.weight.shift is None or not site.weight.is_calibrated):
+        weight = site.own_weight()
+        if site.weight is not None and weight is not None and (site.weight.shift is None or not site.weight.is_calibrated):
             factor = site.normalization().factor() if site.norm is not None else None
-            site.weight.initialize(site.owner.weight, factor)
+            site.weight.initialize(weight, factor)
 
 
 def unfreeze(model: nn.Module) -> nn.Module:

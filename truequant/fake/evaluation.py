@@ -6,6 +6,7 @@ Each function returns the dequantized result of its site, float32.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,24 +105,25 @@ def _codes(site: RuntimeSite, position: int, x: Tensor) -> Tensor:
 
 
 def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """Add or mul, by the named rule of the target."""
+    """Add, sub or mul, by the named rule of the target."""
     left, right = (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
     assert site.emits is not None
     assert site.reads[0] is not None
     assert site.reads[1] is not None
+    codes = _codes(site, 0, left), _codes(site, 1, right)
+    params = _params(site.reads[0]), _params(site.reads[1]), _params(site.emits)
+    bounds = site_bounds(site, site.emits)
+    if site.plan.action == "sub":
+        return _result(site, numerics.sub(*codes, *params, *bounds))
     rule = numerics.add if site.plan.action == "add" else numerics.mul
+    return _result(site, rule(*codes, *params, *bounds, site.arithmetic))
+
+
+def _lookup(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Rows of a table: their codes are those of the table's own values."""
+    assert site.emits is not None
     low, high = site_bounds(site, site.emits)
-    codes = rule(
-        _codes(site, 0, left),
-        _codes(site, 1, right),
-        _params(site.reads[0]),
-        _params(site.reads[1]),
-        _params(site.emits),
-        low,
-        high,
-        site.arithmetic,
-    )
-    return _result(site, codes)
+    return _result(site, torch.clamp(site.emits.codes(function(*args, **kwargs)), low, high))
 
 
 def table_of(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -129,14 +131,20 @@ def table_of(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any
     reads, emits = site.reads[0], site.emits
     assert reads is not None
     assert emits is not None
-    rest = {k: v for k, v in kwargs.items() if k not in ("inplace", "input")}
+    numbers = [_number(a) for a in args[1:]]
+    rest = {k: _number(v) for k, v in kwargs.items() if k not in ("inplace", "input")}
     low, high = site_bounds(site, emits)
 
     def values(x: Tensor) -> Tensor:
-        result: Tensor = function(x, *args[1:], **rest)
+        result: Tensor = function(x, *numbers, **rest)
         return result
 
     return numerics.table(values, _params(reads), (reads.scheme.qmin, reads.scheme.qmax), _params(emits), low.cpu(), high.cpu())
+
+
+def _number(argument: Any) -> Any:
+    """A tensor of one number (a learned slope, a scale) in the precision of tables."""
+    return argument.detach().double().cpu() if isinstance(argument, Tensor) else argument
 
 
 def _table(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -170,12 +178,11 @@ def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], 
     reads, emits = site.reads[0], site.emits
     assert reads is not None
     assert emits is not None
-    found = pool_arguments(site.plan.op, args, kwargs)
-    count = 1
-    for n in found["kernel"]:
-        count *= n
+    found = pool_arguments(site.plan.op, args, kwargs, x.shape)
+    assert found is not None
+    count = math.prod(found["kernel"])
     codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point).double()
-    pool = F.avg_pool1d if site.plan.op == "avg_pool1d" else F.avg_pool2d
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(found["kernel"]) - 1]
     acc = torch.round(pool(codes, found["kernel"], found["stride"], found["padding"]) * count)
     weight_scale = torch.tensor(1.0 / count, dtype=torch.float32, device=x.device)
     factor = numerics.multiplier(reads.effective_scale(), weight_scale, emits.effective_scale())
@@ -194,5 +201,6 @@ def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any],
 
 
 COMPUTES: dict[str, Compute] = {
-    "add": _elementwise, "mul": _elementwise, "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
+    "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
+    "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from truequant.fake import evaluation
 from truequant.fake.clock import Clock, local
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.transposed import layer_weight
 from truequant.planning import Site
 from truequant.schemes import ArithmeticRule
 
@@ -50,8 +51,8 @@ class RuntimeSite:
         name = self.plan.name
         if local.marking:
             fused_norm = self.layer is not None and self.layer.exact()
-            y = mark(args[0] if fused_norm else function(*args, **kwargs), name)
-            return self.finish(y)
+            y = args[0] if fused_norm else function(*args, **kwargs)
+            return self.finish(mark(y, name) if isinstance(y, Tensor) else y)
         if not self.clock.enabled:
             return function(*args, **kwargs)
         action = self.plan.action
@@ -117,6 +118,11 @@ class RuntimeSite:
             return y
         norm: Any = self.norm
         return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+    def own_weight(self) -> Tensor | None:
+        """The weight of the module that is this layer, output channels first."""
+        weight = getattr(self.owner, "weight", None)
+        return layer_weight(self.plan.op, self.owner) if isinstance(weight, Tensor) else None
 
     # -- bias and BatchNorm in training --------------------------------------------------------------------------------
     def normalization(self) -> numerics.Normalization:

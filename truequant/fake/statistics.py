@@ -164,8 +164,8 @@ def _weights(root: QATModuleWrapper) -> dict[int, tuple[Tensor, Tensor | None]]:
         if not isinstance(module, QATModuleWrapper) or module.binding.leaf is None:
             continue
         for site in module.binding.leaf.values():
-            weight = getattr(module, "weight", None)
-            if site.weight is not None and isinstance(weight, Tensor):
+            weight = site.own_weight()
+            if site.weight is not None and weight is not None:
                 found[id(site.weight)] = (weight, site.normalization().factor() if site.norm is not None else None)
     return found
 

@@ -19,7 +19,8 @@ from truequant.fake.clock import Clock, local
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import InputQuantizer, quantize_inputs
 from truequant.fake.sites import RuntimeSite
-from truequant.planning import Plan, op_of
+from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed, layer_weight, module_call
+from truequant.planning import Plan, decomposed, op_of
 from truequant.schemes import QuantScheme
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
@@ -107,9 +108,24 @@ class _LeafCall(TorchFunctionMode):
         return self.site.run(func, args, kwargs or {})
 
 
-_NEED_ARGUMENTS = frozenset(("average", "pool", "table"))
+_NEED_ARGUMENTS = frozenset(("average", "pool", "table", "lookup"))
 _WATCHED = frozenset(
-    ("linear", "conv1d", "conv2d", "conv3d", "batch_norm", "add", "mul", "cat", "mean", "avg_pool2d", "adaptive_avg_pool2d")
+    (
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "batch_norm",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "add",
+        "sub",
+        "mul",
+        "cat",
+        "mean",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+    )
 )
 
 
@@ -126,7 +142,7 @@ def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[A
     """Run an in-place op out of place; write its quantized result back where the plan saw the old tensor read afterwards."""
     name = getattr(func, "__name__", "").strip("_")
     arguments = {k: v for k, v in kwargs.items() if k != "inplace"}
-    name = name[1:] if name in ("iadd", "imul") else name
+    name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name)
     plain = func if "inplace" in kwargs else getattr(Tensor, name, None) or getattr(F, name)
     y = site.run(plain, args, arguments)
     if site.plan.writes_back:
@@ -141,6 +157,12 @@ def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequenc
         k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs
     }
     rest = {k: v for k, v in kwargs.items() if k not in named}
+    if site.plan.op in TRANSPOSED:
+        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+        weight = as_layer(named["weight"], groups)
+        return site.run_layer(
+            lambda x, w, b: func(x, as_transposed(w, groups), b, *args[3:], **rest), named["input"], weight, named.get("bias")
+        )
     return site.run_layer(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))
 
 
@@ -171,15 +193,23 @@ class QATModuleWrapper(nn.Module):
             return self._leaf(site, args, kwargs)
         if binding.acts or local.recorder is not None or local.marking:
             with _CallSites(binding, frame, self.training):
-                return super().forward(*args, **kwargs)
+                return self._own_forward(binding, args, kwargs)
         return super().forward(*args, **kwargs)
+
+    def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward of the module's own class, written out where it would hide what it computes."""
+        form = decomposed(self) if binding.clock.enabled else None
+        return super().forward(*args, **kwargs) if form is None else form(self, *args, **kwargs)
 
     def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self
         action = site.plan.action
         if action == "layer":
-            linear = F.linear if site.plan.op == "linear" else module._conv_forward
-            return site.run_layer(linear, args[0] if args else kwargs["input"], module.weight, module.bias)
+            linear: Any = F.linear if site.plan.op == "linear" else getattr(module, "_conv_forward", None)
+            if site.plan.op in TRANSPOSED:
+                linear = module_call(site.plan.op, module, args, kwargs)
+            weight = layer_weight(site.plan.op, module)
+            return site.run_layer(linear, args[0] if args else kwargs["input"], weight, module.bias)
         forward = super().forward
         if action == "weighted":
             return site.finish(self._weighted(site, forward, args, kwargs))
@@ -195,7 +225,7 @@ class QATModuleWrapper(nn.Module):
     def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """BatchNorm in training, moved by what rounding the folded bias will do; its own bias is shadowed for this call."""
         owner: Any = layer.owner
-        shift = layer.rounded_shift(owner.weight, owner.bias)
+        shift = layer.rounded_shift(layer_weight(layer.plan.op, owner), owner.bias)
         if shift is None:
             return forward(*args, **kwargs)
         bias = self._parameters.get("bias")

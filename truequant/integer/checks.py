@@ -15,11 +15,13 @@ from truequant.integer.nodes import (
     Clamp,
     Concat,
     Conv,
+    DepthToSpace,
     Dequantize,
     Edge,
     GlobalAverage,
     Island,
     Linear,
+    Lookup,
     MaxPool,
     Mul,
     Node,
@@ -27,10 +29,14 @@ from truequant.integer.nodes import (
     Quantize,
     Reshape,
     Slice,
+    Sub,
     Table,
+    Take,
     Transpose,
+    Upsample,
     inputs_of,
 )
+from truequant.integer.storage import storage
 
 LOWEST_CODE, HIGHEST_CODE = -(2**15), 2**16 - 1
 SMALLEST_NORMAL = 2.0**-126
@@ -83,6 +89,10 @@ def check_node(node: Node, edges: Mapping[str, Edge]) -> None:
                 raise ConversionError(
                     f"{label(node)}: no such rule", got=repr(node.rule), expected="'onnxruntime' or 'portable'"
                 )
+        case Sub():
+            _check_clamp(node, node.low, node.high, edges[node.output])
+        case Lookup():
+            _check_lookup(node, edges[node.output])
         case Table():
             _check_table(node, edges[node.input], edges[node.output])
         case GlobalAverage():
@@ -147,9 +157,20 @@ def _check_table(node: Table, source: Edge, target: Edge) -> None:
         )
 
 
+def _check_lookup(node: Lookup, target: Edge) -> None:
+    _check_tensor(node, "entries", node.entries, storage(target), None)
+    low, high = int(node.entries.min()), int(node.entries.max())
+    if node.entries.dim() < 1 or not target.qmin <= low <= high <= target.qmax:
+        raise ConversionError(
+            f"{label(node)}: entries outside the output's codes", got=f"{low} … {high}", expected=_codes(target)
+        )
+
+
 def _check_movement(node: Node, edges: Mapping[str, Edge]) -> None:
-    target = edges[node.output]
+    target = edges.get(node.output)
     for name in inputs_of(node):
+        if target is None:
+            break
         source = edges[name]
         if (source.scale, source.zero_point) != (target.scale, target.zero_point):
             raise ConversionError(f"{label(node)} moves codes but changes their meaning", got=target, expected=source)
@@ -159,7 +180,7 @@ def _check_movement(node: Node, edges: Mapping[str, Edge]) -> None:
             )
     match node:
         case Clamp():
-            _check_clamp(node, node.low, node.high, target)
+            _check_clamp(node, node.low, node.high, edges[node.output])
         case MaxPool():
             _check_pool(node)
         case Reshape():
@@ -174,6 +195,16 @@ def _check_movement(node: Node, edges: Mapping[str, Edge]) -> None:
             _check_sizes(node, "begin and end", (node.begin, 0 if node.end is None else node.end), -MAX_SIZE)
         case Pad():
             _check_sizes(node, "padding", tuple(n for pair in node.padding for n in pair), 0)
+        case Take():
+            _check_sizes(node, "indices", node.indices, 0)
+            if not node.indices:
+                raise ConversionError(f"{label(node)}: nothing to take")
+        case Upsample():
+            _check_sizes(node, "factors", node.factors, 1)
+        case DepthToSpace():
+            _check_sizes(node, "block", node.block, 1)
+            if not node.block:
+                raise ConversionError(f"{label(node)}: no block", expected="a size for each spatial axis")
         case Concat() if not node.inputs:
             raise ConversionError(f"{label(node)}: nothing to join")
         case _:

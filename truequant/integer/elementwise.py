@@ -1,4 +1,5 @@
-"""Nodes that compute each code from codes at the same place: Quantize, Dequantize, Add, Mul, Table, Clamp."""
+"""Nodes that compute each code from codes at the same place: Quantize, Dequantize, Add, Sub, Mul,
+Lookup, Table, Clamp."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import torch
 from torch import Tensor
 
 from truequant import numerics
-from truequant.integer.nodes import Add, Clamp, Dequantize, Edge, Mul, Quantize, Table
+from truequant.errors import ConversionError
+from truequant.integer.checks import label
+from truequant.integer.nodes import Add, Clamp, Dequantize, Edge, Lookup, Mul, Quantize, Sub, Table
 from truequant.integer.program import IntegerProgram
 from truequant.integer.storage import elementwise, scale_of, storage, zero_point_of
 
@@ -24,16 +27,26 @@ def dequantize(node: Dequantize, program: IntegerProgram, x: Tensor) -> Tensor:
     return numerics.dequantize(x, scale_of(edge, x), zero_point_of(edge, x))
 
 
-def binary(node: Add | Mul, program: IntegerProgram, left: Tensor, right: Tensor) -> Tensor:
-    """Add and Mul by their named rule; shapes broadcast."""
-    rule = numerics.add if isinstance(node, Add) else numerics.mul
+def binary(node: Add | Sub | Mul, program: IntegerProgram, left: Tensor, right: Tensor) -> Tensor:
+    """Add and Mul by their named rule, Sub; shapes broadcast."""
     target = program.edges[node.output]
     a_params, b_params, y_params = (_params(program.edges[name], left) for name in (node.left, node.right, node.output))
 
     def codes(a: Tensor, b: Tensor) -> Tensor:
+        if isinstance(node, Sub):
+            return numerics.sub(a.float(), b.float(), a_params, b_params, y_params, node.low, node.high)
+        rule = numerics.add if isinstance(node, Add) else numerics.mul
         return rule(a.float(), b.float(), a_params, b_params, y_params, node.low, node.high, node.rule)
 
     return elementwise(codes, storage(target), left, right)
+
+
+def lookup(node: Lookup, program: IntegerProgram, x: Tensor) -> Tensor:
+    """Rows by number. ConversionError for a number that no row has."""
+    rows = len(node.entries)
+    if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < rows):
+        raise ConversionError(f"{label(node)}: no such row", got=f"{int(x.min())} … {int(x.max())}", expected=f"0 … {rows - 1}")
+    return node.entries.to(x.device)[x.long()]
 
 
 def table(node: Table, program: IntegerProgram, x: Tensor) -> Tensor:

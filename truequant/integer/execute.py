@@ -15,10 +15,12 @@ from truequant.integer.nodes import (
     Clamp,
     Concat,
     Conv,
+    DepthToSpace,
     Dequantize,
     GlobalAverage,
     Island,
     Linear,
+    Lookup,
     MaxPool,
     Mul,
     Node,
@@ -26,10 +28,13 @@ from truequant.integer.nodes import (
     Quantize,
     Reshape,
     Slice,
+    Sub,
     Table,
+    Take,
     Transpose,
+    Upsample,
     inputs_of,
-)
+)  # fmt: skip
 from truequant.integer.program import IntegerProgram
 
 RUN: dict[type[Node], Callable[..., Tensor]] = {
@@ -38,7 +43,9 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
     Conv: layers.conv,
     Linear: layers.linear,
     Add: elementwise.binary,
+    Sub: elementwise.binary,
     Mul: elementwise.binary,
+    Lookup: elementwise.lookup,
     Table: elementwise.table,
     GlobalAverage: pooling.global_average,
     MaxPool: pooling.max_pool,
@@ -46,6 +53,9 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
     Reshape: movement.reshape,
     Transpose: movement.transpose,
     Slice: movement.cut,
+    Take: movement.take,
+    Upsample: movement.upsample,
+    DepthToSpace: movement.depth_to_space,
     Pad: movement.pad,
     Concat: movement.concat,
     Island: islands.run,

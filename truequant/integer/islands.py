@@ -8,6 +8,7 @@ An argument is the JSON text of a number, string, bool, null or array, in which 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,20 @@ _NAMES = """conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.d
     view.default reshape.default flatten.using_ints unflatten.int squeeze.default squeeze.dim squeeze.dims
     unsqueeze.default permute.default transpose.int t.default expand.default cat.default stack.default slice.Tensor
     select.int pad.default constant_pad_nd.default contiguous.default clone.default dropout.default
-    pixel_shuffle.default channel_shuffle.default linalg_vector_norm.default normalize.default"""
+    pixel_shuffle.default channel_shuffle.default linalg_vector_norm.default upsample_linear1d.vec upsample_trilinear3d.vec
+    upsample_bicubic2d.vec to.dtype _to_copy.default where.self where.ScalarOther where.ScalarSelf where.Scalar
+    masked_fill.Scalar masked_fill.Tensor cumsum.default einsum.default sin.default cos.default erf.default pow.Tensor_Tensor
+    eq.Scalar eq.Tensor ne.Scalar ne.Tensor gt.Scalar gt.Tensor lt.Scalar lt.Tensor ge.Scalar ge.Tensor le.Scalar le.Tensor
+    logical_not.default bitwise_not.default logical_and.default bitwise_and.Tensor logical_or.default bitwise_or.Tensor
+    zeros_like.default ones_like.default full_like.default zeros.default ones.default full.default embedding.default
+    index.Tensor index_select.default gather.default argmax.default topk.default tril.default triu.default baddbmm.default
+    floor_divide.default remainder.Scalar clamp.Tensor var.correction std.correction var.dim std.dim any.dim all.dim
+    max.dim min.dim lstm.input gru.input rnn_tanh.input rnn_relu.input repeat.default repeat_interleave.self_int
+    roll.default flip.default im2col.default unfold.default adaptive_max_pool2d.default type_as.default arange.start
+    arange.default glu.default square.default log2.default log1p.default expm1.default tan.default atan.default
+    floor.default ceil.default round.default sign.default isnan.default isinf.default nan_to_num.default addcmul.default"""
 ISLAND_OPS = frozenset(_NAMES.split())
+_DTYPES = frozenset(("float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"))
 
 
 def run(node: Island, program: object, *inputs: Tensor) -> Tensor:
@@ -45,9 +58,10 @@ def run(node: Island, program: object, *inputs: Tensor) -> Tensor:
     return _call(node, inputs)
 
 
-def shape_of(node: Island, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of the result, found without computing it."""
-    return tuple(_call(node, [torch.empty(shape, device="meta") for shape in shapes]).shape)
+def layout_of(node: Island, inputs: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the result, found without computing it, from those of the inputs."""
+    result = _call(node, [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in inputs])
+    return tuple(result.shape), result.dtype
 
 
 def check_island(node: Island) -> None:
@@ -79,6 +93,8 @@ def _call(node: Island, inputs: Sequence[Tensor]) -> Tensor:
         raise ConversionError(
             f"Island '{node.output}': {node.op} cannot compute this", got=str(error).splitlines()[0][:200] if str(error) else ""
         ) from error
+    if node.part is not None and isinstance(result, (tuple, list)) and 0 <= node.part < len(result):
+        result = result[node.part]
     if not isinstance(result, Tensor):
         raise ConversionError(f"Island '{node.output}': {node.op} returns no tensor", got=type(result).__name__)
     return result
@@ -97,6 +113,15 @@ def _resolved(value: Any, node: Island, inputs: Sequence[Tensor], *, check_only:
     if not isinstance(value, dict):
         return value
     match value:
+        case {"number": "inf" | "-inf" | "nan" as text}:  # JSON has no such numbers
+            return float(text)
+        case {"dtype": str(name)} if name in _DTYPES:
+            return getattr(torch, name)
+        case {"arithmetic": ["add" | "sub" | "mul" | "floordiv" as kind, a, b]}:
+            pair = [_resolved(v, node, inputs, check_only=check_only) for v in (a, b)]
+            if not all(type(v) is int for v in pair) or (kind == "floordiv" and not pair[1]):
+                raise ConversionError(f"Island '{node.output}': a size that is no number", got=repr(value)[:80])
+            return int(getattr(operator, kind)(*pair))
         case {"input": int(i)} if 0 <= i < len(inputs):
             return inputs[i]
         case {"tensor": int(i)} if 0 <= i < len(node.tensors):

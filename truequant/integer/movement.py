@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from truequant.integer.nodes import Concat, Node, Pad, Reshape, Slice, Transpose
+from truequant.integer.nodes import Concat, DepthToSpace, Node, Pad, Reshape, Slice, Take, Transpose, Upsample
 from truequant.integer.program import IntegerProgram
 from truequant.integer.shapes import reshaped
 from truequant.integer.storage import storage
@@ -25,6 +27,24 @@ def cut(node: Slice, program: IntegerProgram, x: Tensor) -> Tensor:
     return _stored(x[tuple(at)], node, program)
 
 
+def take(node: Take, program: IntegerProgram, x: Tensor) -> Tensor:
+    return _stored(x.index_select(node.axis, torch.tensor(node.indices, device=x.device)), node, program)
+
+
+def upsample(node: Upsample, program: IntegerProgram, x: Tensor) -> Tensor:
+    for axis, factor in enumerate(reversed(node.factors), start=1):
+        x = x.repeat_interleave(factor, dim=-axis)
+    return _stored(x, node, program)
+
+
+def depth_to_space(node: DepthToSpace, program: IntegerProgram, x: Tensor) -> Tensor:
+    rank, (batch, channels, *space) = len(node.block), x.shape
+    x = x.reshape(batch, channels // math.prod(node.block), *node.block, *space)
+    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
+    x = x.permute(0, 1, *pairs).reshape(batch, -1, *(n * b for n, b in zip(space, node.block, strict=True)))
+    return _stored(x, node, program)
+
+
 def pad(node: Pad, program: IntegerProgram, x: Tensor) -> Tensor:
     sides = [side for pair in reversed(node.padding) for side in pair]
     return torch.nn.functional.pad(_stored(x, node, program), sides, value=program.edges[node.output].zero_point)
@@ -35,4 +55,5 @@ def concat(node: Concat, program: IntegerProgram, *tensors: Tensor) -> Tensor:
 
 
 def _stored(x: Tensor, node: Node, program: IntegerProgram) -> Tensor:
-    return x.to(storage(program.edges[node.output]))
+    edge = program.edges.get(node.output)
+    return x if edge is None else x.to(storage(edge))

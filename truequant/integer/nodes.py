@@ -102,6 +102,26 @@ class Mul:
     high: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sub:
+    """The difference `left - right` of two edges: dequantized, subtracted in float32, quantized."""
+
+    left: str
+    right: str
+    output: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lookup:
+    """`entries[input]`: rows of codes `(rows, *row)`, uint8 or int8, by the integers of the value `input`."""
+
+    input: str
+    output: str
+    entries: Tensor
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """`entries[q - qmin]` for each code of `input`: int16 `(levels,)`. `function` names what was tabulated."""
@@ -180,6 +200,34 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Take:
+    """`input[indices]` along `axis`, indices not negative."""
+
+    input: str
+    output: str
+    axis: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Upsample:
+    """Each code repeated `factors` times along the last axes: nearest neighbour."""
+
+    input: str
+    output: str
+    factors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DepthToSpace:
+    """`(N, C * prod(block), *space)` to `(N, C, *(space * block))`: channels move into space, the first block axis slowest."""
+
+    input: str
+    output: str
+    block: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pad:
     """Real zeros, the code `z`, before and after each of the last axes: `(begin, end)` of the last axis comes last."""
 
@@ -202,6 +250,7 @@ class Island:
     """A float op between quantized edges, on values: `torch.ops.aten.{op}(*arguments, **options)` (see `islands`).
 
     arguments: the JSON text of each positional argument; options: of each `[keyword, value]`.
+    part: which of several results.
     """
 
     inputs: tuple[str, ...]
@@ -210,36 +259,27 @@ class Island:
     arguments: tuple[str, ...]
     options: tuple[str, ...]
     tensors: tuple[Tensor, ...]
+    part: int | None = None
 
 
-Node = (
-    Quantize
-    | Dequantize
-    | Conv
-    | Linear
-    | Add
-    | Mul
-    | Table
-    | GlobalAverage
-    | MaxPool
-    | Clamp
-    | Reshape
-    | Transpose
-    | Slice
-    | Pad
-    | Concat
-    | Island
-)
-NODE_TYPES: tuple[type[Node], ...] = (
-    Quantize, Dequantize, Conv, Linear, Add, Mul, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose, Slice, Pad, Concat,
-    Island,
+NODE_TYPES = (
+    Quantize, Dequantize, Conv, Linear, Add, Sub, Mul, Lookup, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose, Slice,
+    Take, Upsample, DepthToSpace, Pad, Concat, Island,
 )  # fmt: skip
+Node = (
+    Quantize | Dequantize | Conv | Linear | Add | Sub | Mul | Lookup | Table | GlobalAverage | MaxPool | Clamp | Reshape
+    | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island
+)  # fmt: skip
+
+
+MOVING = (Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Concat)
+"""Nodes that move codes or values alike."""
 
 
 def inputs_of(node: Node) -> tuple[str, ...]:
     """Names that a node reads, in order."""
     match node:
-        case Add() | Mul():
+        case Add() | Sub() | Mul():
             return (node.left, node.right)
         case Concat() | Island():
             return node.inputs

@@ -11,7 +11,7 @@ import torch
 
 from truequant.errors import ConversionError
 from truequant.integer.checks import MAX_SIZE, check_edge, check_node
-from truequant.integer.nodes import Concat, Conv, Dequantize, Edge, Island, Linear, Node, Quantize, inputs_of
+from truequant.integer.nodes import MOVING, Concat, Conv, Dequantize, Edge, Island, Linear, Lookup, Node, Quantize, inputs_of
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES}
@@ -94,17 +94,22 @@ def validate(program: IntegerProgram) -> None:
         for name in inputs_of(node):
             if name not in known:
                 raise ConversionError(f"{kind} '{node.output}' reads '{name}' before anything wrote it")
-            reads_values = isinstance(node, (Quantize, Island))
+            moves_values = isinstance(node, MOVING) and node.output not in program.edges
+            reads_values = isinstance(node, (Quantize, Lookup, Island)) or moves_values
             if (name in program.edges) == reads_values:
                 expected = "a value" if reads_values else "an edge of codes"
                 raise ConversionError(f"{kind} '{node.output}' reads '{name}'", expected=expected)
         if node.output in known:
             raise ConversionError(f"{kind} '{node.output}' writes a name that exists already")
-        if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear, Island)):
+        if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear, Island, *MOVING)):
             raise ConversionError(f"{kind} '{node.output}' writes no edge", expected="scale and zero point of its codes")
         if node.output in program.edges and isinstance(node, (Dequantize, Island)):
             raise ConversionError(f"{kind} '{node.output}' writes a value, which has no codes")
-        if isinstance(node, Concat) and len({program.edges[n] for n in (*node.inputs, node.output)}) != 1:
+        if (
+            isinstance(node, Concat)
+            and node.output in program.edges
+            and len({program.edges[n] for n in (*node.inputs, node.output)}) != 1
+        ):
             raise ConversionError(f"Concat '{node.output}': its edges differ in scale or zero point")
         check_node(node, program.edges)
         known.add(node.output)

@@ -5,26 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from truequant.errors import ConversionError
 from truequant.integer import islands
 from truequant.integer.checks import label
 from truequant.integer.nodes import (
+    MOVING,
     Add,
     Concat,
     Conv,
+    DepthToSpace,
     GlobalAverage,
     Island,
     Linear,
+    Lookup,
     MaxPool,
     Mul,
     Node,
     Pad,
     Reshape,
     Slice,
+    Sub,
+    Take,
     Transpose,
+    Upsample,
     inputs_of,
 )
-from truequant.integer.program import IntegerProgram
+from truequant.integer.program import DTYPES, IntegerProgram
 
 Shape = tuple[int, ...]
 MAX_ELEMENTS = 2**36
@@ -33,14 +41,27 @@ MAX_ELEMENTS = 2**36
 
 def program_shapes(program: IntegerProgram, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
     """The shape of every name. ConversionError at the first node that its input does not fit, or that writes too much."""
+    return program_layout(program, inputs)[0]
+
+
+def program_layout(program: IntegerProgram, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, torch.dtype]]:
+    """The shape of every name, and the dtype of every value. Raises as `program_shapes` does."""
     shapes = dict(inputs)
+    dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in program.inputs}
     for node in program.nodes:
-        shapes[node.output] = shape = output_shape(node, [shapes[name] for name in inputs_of(node)])
+        names = inputs_of(node)
+        if isinstance(node, Island):
+            shape, dtypes[node.output] = islands.layout_of(node, [(shapes[n], dtypes[n]) for n in names])
+        else:
+            shape = output_shape(node, [shapes[name] for name in names])
+            if node.output not in program.edges:
+                dtypes[node.output] = dtypes[names[0]] if isinstance(node, MOVING) else torch.float32
+        shapes[node.output] = shape
         if max(math.prod(shape), *shape, 0) > MAX_ELEMENTS:
             raise ConversionError(
                 f"{label(node)} is too large", got=f"shape {shape}", expected=f"at most {MAX_ELEMENTS} elements"
             )
-    return shapes
+    return shapes, dtypes
 
 
 def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
@@ -53,7 +74,7 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
             if not shape or shape[-1] != node.weight.shape[1]:
                 raise _misfit(node, shape, f"a last axis of {node.weight.shape[1]}")
             return (*shape[:-1], node.weight.shape[0])
-        case Add() | Mul():
+        case Add() | Sub() | Mul():
             return _broadcast(node, *inputs)
         case GlobalAverage():
             return _average(node, shape)
@@ -69,6 +90,23 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
             axis = _axis(node, node.axis, shape)
             length = len(range(*slice(node.begin, node.end, node.step).indices(shape[axis])))
             return (*shape[:axis], length, *shape[axis + 1 :])
+        case Lookup():
+            return (*shape, *node.entries.shape[1:])
+        case Take():
+            axis = _axis(node, node.axis, shape)
+            if max(node.indices) >= shape[axis]:
+                raise _misfit(node, shape, f"more than {max(node.indices)} on axis {axis}")
+            return (*shape[:axis], len(node.indices), *shape[axis + 1 :])
+        case Upsample():
+            if len(node.factors) > len(shape):
+                raise _misfit(node, shape, f"at least {len(node.factors)} axes")
+            kept = len(shape) - len(node.factors)
+            return (*shape[:kept], *(n * f for n, f in zip(shape[kept:], node.factors, strict=True)))
+        case DepthToSpace():
+            rank, depth = len(node.block), math.prod(node.block)
+            if len(shape) != rank + 2 or shape[1] % depth:
+                raise _misfit(node, shape, f"{rank + 2} axes, a multiple of {depth} on axis 1")
+            return (shape[0], shape[1] // depth, *(n * b for n, b in zip(shape[2:], node.block, strict=True)))
         case Pad():
             if len(node.padding) > len(shape):
                 raise _misfit(node, shape, f"at least {len(node.padding)} axes")
@@ -77,7 +115,7 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
         case Concat():
             return _concat(node, inputs)
         case Island():
-            return islands.shape_of(node, inputs)
+            return islands.layout_of(node, [(shape, torch.float32) for shape in inputs])[0]
         case _:
             return shape
 

@@ -42,6 +42,12 @@ def add(
     return clamp(torch.round(fma(ra, a, fma(rb, b, constant))), low, high)
 
 
+def sub(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound) -> Tensor:
+    """Codes of the difference: dequantize, float32 op, quantize under every target, since none has an integer kernel for it."""
+    (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
+    return quantize(dequantize(a, sa, za) - dequantize(b, sb, zb), sy, zy, low, high)
+
+
 def mul(
     a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, rule: ArithmeticRule
 ) -> Tensor:

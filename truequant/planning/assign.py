@@ -157,7 +157,7 @@ def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node],
         )
 
 
-_POSITIVE_TABLES = frozenset(("sigmoid", "hardsigmoid"))
+_POSITIVE_TABLES = frozenset(("sigmoid", "hardsigmoid", "softplus", "abs"))
 
 
 def _nonnegative(graph: Graph, grid: int, seen: set[int]) -> bool:

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentTypeError, PlanError
+from truequant.planning.decomposed import decomposed
 from truequant.planning.ops import Op, Role, op_of
 
 
@@ -36,6 +38,7 @@ class Constant:
     """A tensor that does not depend on the inputs: a parameter or buffer by its name, else anonymous."""
 
     name: str | None
+    elements: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self._values.get(id(leaf))
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)))
+        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), leaf.numel())
 
     def enter(self, name: str) -> None:
         parent = self.stack[-1][2]
@@ -236,6 +239,9 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
             )
         handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name)))
         handles.append(module.register_forward_hook(lambda m, a, o: recorder.leave(), always_call=True))
+    written_out = {m: form for m in model.modules() if (form := decomposed(m)) is not None and "forward" not in m.__dict__}
+    for module, form in written_out.items():
+        module.__dict__["forward"] = MethodType(form, module)
     args, kwargs = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, as_arguments(example_inputs))
     try:
         with _undisturbed(model, training):
@@ -248,6 +254,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
+        for module in written_out:
+            del module.__dict__["forward"]
     for leaf in pytree.tree_leaves(outputs):
         if isinstance(leaf, Tensor) and (index := recorder.lookup(leaf)) is not None:
             result.outputs.append(index)

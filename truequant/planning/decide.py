@@ -13,6 +13,7 @@ from truequant.errors import PlanError, StateError
 from truequant.planning.align import train_ordinals
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.capture import Constant, Trace, as_arguments, trace
+from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
@@ -203,6 +204,7 @@ class _Builder:
             for (owner, _), calls in recorded.op_counts.items():
                 pair = counts.setdefault(owner, (Counter(), Counter()))
                 pair[position].update({op: n - pair[position][op] for op, n in calls.items() if n > pair[position][op]})
+        owners |= {name for name, m in graph.modules.items() if isinstance(m, FAST_PATHS)}
         for name in graph.multiple:
             owners |= {name, *_ancestors(name)}
         for call in graph.trace.calls:  # a shared module may be called by another module than the one it is named after

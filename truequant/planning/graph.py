@@ -44,7 +44,7 @@ class Node:
         return (self.fused[-1] if self.fused else self).writes[0]
 
 
-_COMPUTES = frozenset(("layer", "add", "mul", "table", "average", "pool"))
+_COMPUTES = frozenset(("layer", "add", "sub", "mul", "table", "average", "pool", "lookup"))
 MOVES = frozenset(("movement", "concat", "clamp"))
 
 
@@ -85,6 +85,9 @@ class Graph:
             o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
         }
         self._alias: dict[int, int] = {}
+        self.input_values = set(trace.inputs)
+        self.on_codes: set[int] = set()
+        """Values that integer ops compute, also moved: what reads them reads codes at no cost."""
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
         self.readers: dict[int, list[Node]] = {}
@@ -115,6 +118,10 @@ class Graph:
         leaf = call.owner in self.leaves
         key = frame_key(call.frame, self.multiple)
         action, reason, bounds = classify(call, reads, self)
+        if action == "lookup":
+            reads = ()  # of integers that are no codes
+        if action in _COMPUTES or (action in (*MOVES, "norm", "identity") and any(v in self.on_codes for v in reads)):
+            self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]
         return Node(index, call, site_name(call, key, leaf), key, leaf, action, reason, reads, call.outputs, bounds)
@@ -143,6 +150,8 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
     """What quantization makes of a call, from the op and its arguments alone."""
     none = (None, None)
     role = call.op.role
+    if role is Role.LOOKUP:
+        return (*_lookup(call), none)
     if not all(graph.is_float(v) for v in reads):
         return "float", "reads tensors that are not floating point", none
     match role:
@@ -155,41 +164,84 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         case Role.CLAMP:
             bounds = clamp_bounds(call.op.name, call.args, dict(call.kwargs))
             return ("float", "its bounds are tensors", none) if bounds is None else ("clamp", "clamp of codes", bounds)
-        case Role.ADD | Role.MUL:
-            if len(reads) != 2 or call.kwargs.get("alpha", 1) != 1 or len(call.args) > 2:
-                return "float", "one operand is no activation, or alpha is not 1", none
-            return ("add" if role is Role.ADD else "mul"), f"integer {role.value}", none
+        case Role.ADD | Role.MUL | Role.SUB:
+            return (*_binary(call, reads, graph), none)
+        case Role.SCALAR:
+            return (*_scalar(call, reads, graph), none)
         case Role.TABLE:
-            return (
-                ("table", "a table of codes", none)
-                if len(reads) == 1
-                else ("float", "a parameter of it depends on the inputs", none)
-            )
+            known = len(reads) == 1 and isinstance(call.args[0] if call.args else None, Ref)
+            if not known or any(leaf.elements > 1 for leaf in _constants(call)):
+                return "float", "a parameter of it is no single number", none
+            return "table", "a table of codes", none
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
         case Role.CONCAT:
-            plain = not any(isinstance(leaf, Constant) for leaf in pytree.tree_leaves(call.args))
-            return (
-                ("concat", "one grid for all parts", none) if plain else ("float", "joins a tensor that is no activation", none)
-            )
+            if _constants(call):
+                return "float", "joins a tensor that is no activation", none
+            return "concat", "one grid for all parts", none
         case Role.MOVEMENT:
-            return (*_movement(call, reads), none)
+            return (*_movement(call, reads, graph), none)
         case Role.IDENTITY:
             return "identity", "nothing in evaluation", none
         case _:
             return "float", "no integer form known", none
 
 
-def _movement(call: Call, reads: tuple[int, ...]) -> tuple[Action, str]:
-    if len(reads) != 1 or any(isinstance(leaf, Constant) for leaf in pytree.tree_leaves((call.args, dict(call.kwargs)))):
+def _constants(call: Call) -> list[Constant]:
+    return [leaf for leaf in pytree.tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Constant)]
+
+
+def _lookup(call: Call) -> tuple[Action, str]:
+    if not isinstance(call.args[0], Ref) or len(call.inputs) != 1 or len(call.args) < 2:
+        return "float", "its rows depend on the inputs"
+    return "lookup", "rows of codes"
+
+
+def _binary(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
+    """Add, sub or mul of two activations; with a number it is a table."""
+    name = call.op.role.value
+    alpha = call.kwargs.get("alpha", 1)
+    if alpha != 1 or len(call.args) > 2 or call.kwargs.keys() - {"alpha", "other"}:
+        return "float", "its operands are scaled, or it writes elsewhere"
+    if len(reads) < 2:
+        return _scalar(call, reads, graph)
+    if not any(v in graph.on_codes for v in reads) and not all(v in graph.input_values for v in reads):
+        return "float", "neither operand is computed in integer"
+    return name, f"integer {name}"  # type: ignore[return-value]
+
+
+def _scalar(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
+    """A function of one activation and numbers: a table, where its input is codes already."""
+    operands = [*call.args, *call.kwargs.values()]
+    if len(reads) != 1 or sum(isinstance(o, Ref) for o in operands) != 1 or not isinstance(call.args[0], Ref):
+        return "float", "one operand is no activation"
+    if any(c.elements != 1 for c in _constants(call)):
+        return "float", "one operand is a tensor of numbers"
+    if call.kwargs.get("rounding_mode") is not None:
+        return "float", "rounds"
+    if reads[0] not in graph.on_codes:
+        return "float", "its input is left in float"
+    return "table", "a table of codes"
+
+
+def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
+    if len(reads) != 1 or _constants(call):
         return "float", "indexed by a tensor"
-    if call.op.name == "pad":
+    name = call.op.name
+    arguments = [*call.args, *call.kwargs.values()]
+    if name == "pad":
         mode = call.args[2] if len(call.args) > 2 else call.kwargs.get("mode", "constant")
         value = call.args[3] if len(call.args) > 3 else call.kwargs.get("value")
         if mode != "constant" or value not in (None, 0, 0.0):
             return "float", f"pads with {mode if mode != 'constant' else value}, not with real zeros"
-    if call.op.name.startswith("max_pool") and (call.kwargs.get("return_indices") or (len(call.args) > 6 and call.args[6])):
+    if "max_pool" in name and (call.kwargs.get("return_indices") or len(call.outputs) > 1):
         return "float", "returns indices"
+    if name.startswith("adaptive") and _windows(name, arguments[1], graph.shape(reads[0])) is None:
+        return "float", "windows of an adaptive pooling differ in size"
+    if name == "interpolate":
+        mode = call.args[3] if len(call.args) > 3 else call.kwargs.get("mode", "nearest")
+        if mode != "nearest":
+            return "float", f"interpolates, {mode}"
     return "movement", "moves codes"
 
 
@@ -209,16 +261,28 @@ def average_axes(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: 
     return None
 
 
+def _windows(op: str, size: Any, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The window of an adaptive pooling whose windows are all alike; None where they differ."""
+    n = int(op[-2])
+    wanted = (size,) * n if isinstance(size, int) else tuple(size)
+    wanted = tuple(have if want is None else want for want, have in zip(wanted, shape[-n:], strict=True))
+    if any(want < 1 or have % want for want, have in zip(wanted, shape[-n:], strict=True)):
+        return None
+    return tuple(have // want for want, have in zip(wanted, shape[-n:], strict=True))
+
+
 def _average(call: Call, graph: Graph, value: int) -> tuple[Action, str]:
     shape = graph.shape(value)
     axes = average_axes(call.op.name, call.args, call.kwargs, len(shape))
     if axes is not None:
         if call.kwargs.get("dtype") not in (None, torch.float32) or -len(shape) in axes:
             return "float", "averages over the batch, or changes the dtype"
+        if value not in graph.on_codes and value not in graph.input_values:
+            return "float", "its input is left in float"
         return "average", "integer sum"
-    if call.op.name.startswith("adaptive"):
+    arguments = pool_arguments(call.op.name, call.args, call.kwargs, shape)
+    if arguments is None:
         return "float", "windows of an adaptive pooling differ in size"
-    arguments = pool_arguments(call.op.name, call.args, call.kwargs)
     if (
         arguments["ceil_mode"]
         or arguments["divisor_override"]
@@ -228,14 +292,25 @@ def _average(call: Call, graph: Graph, value: int) -> tuple[Action, str]:
     return "pool", "integer layer of ones"
 
 
-def pool_arguments(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `avg_pool{1,2}d` by name, sizes as tuples."""
+def pool_arguments(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any] | None:
+    """Arguments of `avg_pool{1,2,3}d` by name, sizes as tuples, on an input of `shape`; of an adaptive pooling, those of the
+    pooling with equal windows that it is, and None where it is none.
+    """
     n = int(op[-2])
+    if op.startswith("adaptive"):
+        kernel = _windows(op, args[1] if len(args) > 1 else kwargs["output_size"], shape)
+        if kernel is None:
+            return None
+        return {
+            "kernel": kernel, "stride": kernel, "padding": (0,) * n, "ceil_mode": False, "count_include_pad": True,
+            "divisor_override": None,
+        }  # fmt: skip
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
     found = dict(zip(names, args, strict=False)) | dict(kwargs)
 
     def sizes(value: Any) -> tuple[int, ...]:
-        return (value,) * n if isinstance(value, int) else tuple(value)
+        values = (value,) if isinstance(value, int) else tuple(value)
+        return values * n if len(values) == 1 else values
 
     kernel = sizes(found["kernel_size"])
     return {

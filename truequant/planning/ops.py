@@ -20,8 +20,11 @@ class Role(Enum):
     NORM = "norm"  # a per-channel affine map that folds into a layer before it
     CLAMP = "clamp"  # a clamp of values: fuses into what precedes it, or moves codes
     ADD = "add"
+    SUB = "sub"
     MUL = "mul"
+    SCALAR = "scalar"  # a function of one code where its input is codes already: `-x`, `x / 8`
     TABLE = "table"  # a function of one code
+    LOOKUP = "lookup"  # rows of a table of codes
     AVERAGE = "average"
     CONCAT = "concat"
     MOVEMENT = "movement"  # keeps scale and zero point
@@ -38,12 +41,21 @@ class Op:
     functions: tuple[Callable[..., Any], ...]
 
 
+def _getter(name: str) -> Callable[..., Any]:
+    """The function that reads an attribute such as `x.T`."""
+    return vars(torch._C.TensorBase)[name].__get__  # type: ignore[no-any-return]
+
+
 T = Tensor
 OPS: tuple[Op, ...] = (
     Op("linear", Role.LAYER, (F.linear,)),
     Op("conv1d", Role.LAYER, (F.conv1d,)),
     Op("conv2d", Role.LAYER, (F.conv2d,)),
     Op("conv3d", Role.LAYER, (F.conv3d,)),
+    Op("conv_transpose1d", Role.LAYER, (F.conv_transpose1d,)),
+    Op("conv_transpose2d", Role.LAYER, (F.conv_transpose2d,)),
+    Op("conv_transpose3d", Role.LAYER, (F.conv_transpose3d,)),
+    Op("embedding", Role.LOOKUP, (F.embedding, torch.embedding)),
     Op("batch_norm", Role.NORM, (F.batch_norm, torch.batch_norm)),
     Op("relu", Role.CLAMP, (F.relu, F.relu_, torch.relu, T.relu, T.relu_)),
     Op("relu6", Role.CLAMP, (F.relu6,)),
@@ -55,6 +67,11 @@ OPS: tuple[Op, ...] = (
     ),
     Op("add", Role.ADD, (torch.add, T.add, T.add_, T.__add__, T.__radd__, T.__iadd__)),
     Op("mul", Role.MUL, (torch.mul, T.mul, T.mul_, torch.multiply, T.multiply, T.__mul__, T.__rmul__, T.__imul__)),
+    Op("sub", Role.SUB, (torch.sub, T.sub, T.sub_, torch.subtract, T.subtract, T.__sub__, T.__isub__)),
+    Op("rsub", Role.SCALAR, (torch.rsub, T.__rsub__)),
+    Op("div", Role.SCALAR, (torch.div, T.div, T.div_, torch.true_divide, T.true_divide, T.__truediv__, T.__itruediv__)),
+    Op("neg", Role.SCALAR, (torch.neg, T.neg, T.neg_, torch.negative, T.negative, T.__neg__)),
+    Op("abs", Role.SCALAR, (torch.abs, T.abs, T.abs_, torch.absolute, T.absolute, T.__abs__)),
     Op("sigmoid", Role.TABLE, (torch.sigmoid, T.sigmoid, T.sigmoid_, F.sigmoid)),
     Op("tanh", Role.TABLE, (torch.tanh, T.tanh, T.tanh_, F.tanh)),
     Op("hardswish", Role.TABLE, (F.hardswish,)),
@@ -63,23 +80,50 @@ OPS: tuple[Op, ...] = (
     Op("gelu", Role.TABLE, (F.gelu,)),
     Op("elu", Role.TABLE, (F.elu, F.elu_)),
     Op("leaky_relu", Role.TABLE, (F.leaky_relu, F.leaky_relu_)),
+    Op("prelu", Role.TABLE, (F.prelu, torch.prelu)),
+    Op("mish", Role.TABLE, (F.mish,)),
+    Op("softplus", Role.TABLE, (F.softplus,)),
+    Op("selu", Role.TABLE, (F.selu, F.selu_, torch.selu)),
+    Op("celu", Role.TABLE, (F.celu, F.celu_, torch.celu)),
+    Op("logsigmoid", Role.TABLE, (F.logsigmoid,)),
     Op("mean", Role.AVERAGE, (torch.mean, T.mean)),
     Op("adaptive_avg_pool1d", Role.AVERAGE, (F.adaptive_avg_pool1d,)),
     Op("adaptive_avg_pool2d", Role.AVERAGE, (F.adaptive_avg_pool2d,)),
+    Op("adaptive_avg_pool3d", Role.AVERAGE, (F.adaptive_avg_pool3d,)),
     Op("avg_pool1d", Role.AVERAGE, (F.avg_pool1d,)),
     Op("avg_pool2d", Role.AVERAGE, (F.avg_pool2d,)),
+    Op("avg_pool3d", Role.AVERAGE, (F.avg_pool3d,)),
     Op("cat", Role.CONCAT, (torch.cat, torch.concat, torch.concatenate)),
+    Op("stack", Role.CONCAT, (torch.stack,)),
     Op("max_pool1d", Role.MOVEMENT, (F.max_pool1d, torch.max_pool1d)),
     Op("max_pool2d", Role.MOVEMENT, (F.max_pool2d, torch.max_pool2d)),
+    Op("max_pool3d", Role.MOVEMENT, (F.max_pool3d, torch.max_pool3d)),
+    Op("adaptive_max_pool1d", Role.MOVEMENT, (F.adaptive_max_pool1d,)),
+    Op("adaptive_max_pool2d", Role.MOVEMENT, (F.adaptive_max_pool2d,)),
+    Op("adaptive_max_pool3d", Role.MOVEMENT, (F.adaptive_max_pool3d,)),
+    Op("interpolate", Role.MOVEMENT, (F.interpolate, F.upsample)),
+    Op("pixel_shuffle", Role.MOVEMENT, (F.pixel_shuffle, torch.pixel_shuffle)),
+    Op("pixel_unshuffle", Role.MOVEMENT, (F.pixel_unshuffle, torch.pixel_unshuffle)),
+    Op("channel_shuffle", Role.MOVEMENT, (F.channel_shuffle, torch.channel_shuffle)),
     Op("flatten", Role.MOVEMENT, (torch.flatten, T.flatten)),
+    Op("unflatten", Role.MOVEMENT, (torch.unflatten, T.unflatten)),
     Op("reshape", Role.MOVEMENT, (torch.reshape, T.reshape)),
-    Op("view", Role.MOVEMENT, (T.view,)),
+    Op("view", Role.MOVEMENT, (T.view, T.view_as, T.reshape_as)),
     Op("permute", Role.MOVEMENT, (torch.permute, T.permute)),
     Op("transpose", Role.MOVEMENT, (torch.transpose, T.transpose, torch.swapaxes, T.swapaxes)),
     Op("squeeze", Role.MOVEMENT, (torch.squeeze, T.squeeze)),
     Op("unsqueeze", Role.MOVEMENT, (torch.unsqueeze, T.unsqueeze)),
     Op("pad", Role.MOVEMENT, (F.pad,)),
+    Op("movedim", Role.MOVEMENT, (torch.movedim, T.movedim, torch.moveaxis, T.moveaxis)),
+    Op("t", Role.MOVEMENT, (torch.t, T.t, _getter("T"), _getter("mT"))),
     Op("getitem", Role.MOVEMENT, (T.__getitem__,)),
+    Op("select", Role.MOVEMENT, (torch.select, T.select)),
+    Op("narrow", Role.MOVEMENT, (torch.narrow, T.narrow)),
+    Op("unbind", Role.MOVEMENT, (torch.unbind, T.unbind, T.__iter__)),
+    Op("flip", Role.MOVEMENT, (torch.flip, T.flip)),
+    Op("roll", Role.MOVEMENT, (torch.roll, T.roll)),
+    Op("expand", Role.MOVEMENT, (T.expand, T.expand_as, torch.broadcast_to)),
+    Op("index_select", Role.MOVEMENT, (torch.index_select, T.index_select)),
     Op("chunk", Role.MOVEMENT, (torch.chunk, T.chunk)),
     Op("split", Role.MOVEMENT, (torch.split, T.split)),
     Op(
@@ -89,6 +133,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op("contiguous", Role.IDENTITY, (T.contiguous,)),
     Op("clone", Role.IDENTITY, (torch.clone, T.clone)),
+    Op("detach", Role.IDENTITY, (torch.detach, T.detach, _getter("data"))),
 )
 
 _BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for function in op.functions}

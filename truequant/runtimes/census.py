@@ -10,7 +10,7 @@ from typing import Any
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, Conv, GlobalAverage, Linear, Mul, Node
+from truequant.integer.nodes import Add, Conv, GlobalAverage, Linear, Mul, Node, Sub
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import session
 
@@ -18,6 +18,7 @@ KERNELS: dict[type[Node], frozenset[str]] = {
     Conv: frozenset(("QLinearConv", "ConvInteger")),
     Linear: frozenset(("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")),
     Add: frozenset(("QLinearAdd", "Gather")),
+    Sub: frozenset(("Gather",)),
     Mul: frozenset(("QLinearMul", "Gather")),
     GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
 }

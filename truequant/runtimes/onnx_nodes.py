@@ -12,6 +12,7 @@ from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes.islands import write_island
+from truequant.runtimes.onnx_movement import MOVEMENTS
 from truequant.runtimes.proofs import all_pairs, proven
 from truequant.runtimes.writer import Writer, numpy_of
 
@@ -189,7 +190,7 @@ def _reshape_to(writer: Writer, source: str, name: str, sizes: Sequence[int | No
     writer.node("Reshape", [source, writer.integers(f"{name}.shape", target)], name, name=f"{name}.reshape")
 
 
-def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Mul) -> None:
+def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Sub | program_nodes.Mul) -> None:
     if not proven(writer.program, node):
         _pair_table(writer, node)
         return
@@ -199,7 +200,7 @@ def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Mul) -> None
     writer.quantized(value, node.output, node.low, node.high)
 
 
-def _pair_table(writer: Writer, node: program_nodes.Add | program_nodes.Mul) -> None:
+def _pair_table(writer: Writer, node: program_nodes.Add | program_nodes.Sub | program_nodes.Mul) -> None:
     """All pairs of codes in one table: exact whatever the runtime's own arithmetic is."""
     left, right = writer.edge(node.left), writer.edge(node.right)
     entries = all_pairs(writer.program, node).astype(writer.dtype(writer.edge(node.output)))
@@ -229,6 +230,11 @@ def _table(writer: Writer, node: program_nodes.Table) -> None:
     entries = numpy_of(node.entries).astype(writer.dtype(output))
     writer.raw[node.output] = node.output
     writer.node("Gather", [writer.constant(f"{node.output}.table", entries), cast], node.output, name=node.output)
+
+
+def _lookup(writer: Writer, node: program_nodes.Lookup) -> None:
+    entries = writer.constant(f"{node.output}.table", numpy_of(node.entries))
+    writer.node("Gather", [entries, node.input], node.output, name=node.output)
 
 
 def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
@@ -263,57 +269,8 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
     _reshape_to(writer, output, node.output, sizes_out)
 
 
-def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
-    source, padding = node.input, node.padding
-    if any(padding) and max(node.dilation) > 1:
-        # onnxruntime refuses padding of a whole kernel, and gives 0 for a dilated window that lies in the padding alone.
-        source, rank = writer.fresh(f"{node.output}.padded"), len(writer.shapes[node.input])
-        sides = [0] * (rank - len(padding)) + list(padding)
-        lowest = writer.constant(f"{node.output}.lowest", np.array(writer.edge(node.input).qmin, writer.dtype(writer.edge(node.input))))
-        writer.node("Pad", [node.input, writer.integers(f"{source}.pads", sides * 2), lowest], source, name=source)
-        padding = (0,) * len(padding)
-    attributes: dict[str, Any] = {
-        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*padding, *padding],
-        "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
-    }  # fmt: skip
-    writer.node("MaxPool", [source], node.output, name=node.output, **attributes)
-
-
-def _clamp(writer: Writer, node: program_nodes.Clamp) -> None:
-    writer.clip(node.input, node.output, node.low, node.high)
-
-
-def _reshape(writer: Writer, node: program_nodes.Reshape) -> None:
-    writer.node("Reshape", [node.input, writer.integers(f"{node.output}.shape", node.shape)], node.output, name=node.output)
-
-
-def _transpose(writer: Writer, node: program_nodes.Transpose) -> None:
-    writer.node("Transpose", [node.input], node.output, name=node.output, perm=list(node.permutation))
-
-
-def _slice(writer: Writer, node: program_nodes.Slice) -> None:
-    end = 2**63 - 1 if node.end is None else node.end
-    parts = ([node.begin], [end], [node.axis], [node.step])
-    constants = [writer.integers(f"{node.output}.{k}", v) for k, v in zip(("begin", "end", "axis", "step"), parts, strict=True)]
-    writer.node("Slice", [node.input, *constants], node.output, name=node.output)
-
-
-def _pad(writer: Writer, node: program_nodes.Pad) -> None:
-    before = len(writer.shapes[node.input]) - len(node.padding)
-    pairs = [(0, 0)] * before + list(node.padding)
-    pads = writer.integers(f"{node.output}.pads", [p[0] for p in pairs] + [p[1] for p in pairs])
-    zero = writer.scale_and_zero(node.input)[1]
-    writer.node("Pad", [node.input, pads, zero], node.output, name=node.output)
-
-
-def _concat(writer: Writer, node: program_nodes.Concat) -> None:
-    writer.node("Concat", list(node.inputs), node.output, name=node.output, axis=node.axis)
-
-
 _WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: _conv, Linear: _linear,
-    program_nodes.Add: _binary, program_nodes.Mul: _binary, program_nodes.Table: _table,
-    program_nodes.GlobalAverage: _average, program_nodes.MaxPool: _max_pool, program_nodes.Clamp: _clamp,
-    program_nodes.Reshape: _reshape, program_nodes.Transpose: _transpose, program_nodes.Slice: _slice,
-    program_nodes.Pad: _pad, program_nodes.Concat: _concat, program_nodes.Island: write_island,
+    program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary, program_nodes.Table: _table,
+    program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average, program_nodes.Island: write_island, **MOVEMENTS,
 }  # fmt: skip

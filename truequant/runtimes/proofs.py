@@ -10,36 +10,39 @@ import torch
 
 from truequant import numerics
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, Edge, Mul
+from truequant.integer.nodes import Add, Edge, Mul, Sub
 from truequant.runtimes.packages import onnx, onnxruntime
 from truequant.schemes import ArithmeticRule
 
 
-def all_pairs(program: IntegerProgram, node: Add | Mul) -> Any:
+def all_pairs(program: IntegerProgram, node: Add | Sub | Mul) -> Any:
     """Codes of the result for each pair `(a, b)` of codes, b fastest, int64 `(levels of a * levels of b,)`."""
     return _expected(*_setting(program, node))
 
 
-def proven(program: IntegerProgram, node: Add | Mul) -> bool:
-    """Whether the installed runtime's fused kernel computes the rule of this node for every pair of codes."""
-    return _runs_exactly(*_setting(program, node))
+def proven(program: IntegerProgram, node: Add | Sub | Mul) -> bool:
+    """Whether the installed runtime's fused kernel computes the rule of this node for every pair of codes. None subtracts."""
+    return not isinstance(node, Sub) and _runs_exactly(*_setting(program, node))
 
 
-def _setting(program: IntegerProgram, node: Add | Mul) -> tuple[Any, ...]:
-    kind = "Add" if isinstance(node, Add) else "Mul"
+def _setting(program: IntegerProgram, node: Add | Sub | Mul) -> tuple[Any, ...]:
+    kind = type(node).__name__
     left, right, output = (program.edges[n] for n in (node.left, node.right, node.output))
-    return kind, left, right, output, node.low, node.high, node.rule
+    return kind, left, right, output, node.low, node.high, "portable" if isinstance(node, Sub) else node.rule
 
 
-Kind = Literal["Add", "Mul"]
+Kind = Literal["Add", "Sub", "Mul"]
 
 
 @lru_cache(maxsize=512)
 def _expected(kind: Kind, left: Edge, right: Edge, output: Edge, low: int, high: int, rule: ArithmeticRule) -> Any:
     a, b = _grids(left, right)
-    function = numerics.add if kind == "Add" else numerics.mul
-    read_a, read_b, written = ((torch.tensor(e.scale), torch.tensor(float(e.zero_point))) for e in (left, right, output))
-    codes = function(torch.from_numpy(a).float(), torch.from_numpy(b).float(), read_a, read_b, written, low, high, rule)
+    x, y, written = ((torch.tensor(e.scale), torch.tensor(float(e.zero_point))) for e in (left, right, output))
+    left_codes, right_codes = torch.from_numpy(a).float(), torch.from_numpy(b).float()
+    if kind == "Sub":
+        codes = numerics.sub(left_codes, right_codes, x, y, written, low, high)
+    else:
+        codes = (numerics.add if kind == "Add" else numerics.mul)(left_codes, right_codes, x, y, written, low, high, rule)
     return codes.numpy().astype(np.int64)
 
 

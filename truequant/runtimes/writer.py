@@ -6,10 +6,11 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from truequant.errors import ExportError
-from truequant.integer import IntegerProgram, program_shapes
+from truequant.integer import IntegerProgram, program_layout
 from truequant.integer.nodes import Edge
 from truequant.runtimes.packages import onnx
 
@@ -27,7 +28,7 @@ class Writer:
         self.constants: dict[str, Any] = {}
         self.raw: dict[str, str] = {}
         """The tensor that an integer kernel writes for an edge: the edge's own, or the one before a clip on codes."""
-        self.shapes = dynamic_shapes(program)
+        self.shapes, self.dtypes = dynamic_layout(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken = {*program.edges, *(n.output for n in program.nodes), *(i.name for i in program.inputs)}
@@ -106,20 +107,33 @@ class Writer:
         bounds = [self.constant(f"{output}.low", np.array(low, dtype)), self.constant(f"{output}.high", np.array(high, dtype))]
         self.node("Clip", [source, *bounds], output, name=f"{output}.clip")
 
+    @staticmethod
+    def numpy(dtype: torch.dtype) -> Any:
+        """numpy's dtype of torch's."""
+        return torch.zeros((), dtype=dtype).numpy().dtype
+
+    @staticmethod
+    def element(dtype: torch.dtype) -> int:
+        """ONNX's number of torch's dtype."""
+        return int(onnx().helper.np_dtype_to_tensor_dtype(torch.zeros((), dtype=dtype).numpy().dtype))
+
     def integers(self, name: str, values: list[int] | tuple[int, ...]) -> str:
         """An int64 constant: a shape, axes, pads."""
         return self.constant(name, np.array(values, np.int64))
 
 
-def dynamic_shapes(program: IntegerProgram) -> dict[str, tuple[int | None, ...]]:
-    """The shape of every name, None where it follows a dynamic size of the inputs."""
+def dynamic_layout(program: IntegerProgram) -> tuple[dict[str, tuple[int | None, ...]], dict[str, torch.dtype]]:
+    """The shape of every name, None where it follows a dynamic size of the inputs, and the dtype of every value."""
 
-    def shapes(size: int) -> dict[str, tuple[int, ...]]:
-        return program_shapes(program, {i.name: tuple(size if n is None else n for n in i.shape) for i in program.inputs})
+    def layout(size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
+        return program_layout(program, {i.name: tuple(size if n is None else n for n in i.shape) for i in program.inputs})
 
     # Two sizes that suit any stride and pooling alike tell which axes follow the inputs.
-    small, large = shapes(_SIZES[0]), shapes(_SIZES[1])
-    return {name: tuple(a if a == b else None for a, b in zip(small[name], large[name], strict=True)) for name in small}
+    (small, dtypes), (large, _) = layout(_SIZES[0]), layout(_SIZES[1])
+    shapes: dict[str, tuple[int | None, ...]] = {
+        name: tuple(a if a == b else None for a, b in zip(small[name], large[name], strict=True)) for name in small
+    }
+    return shapes, dtypes
 
 
 _SIZES = (64, 128)

@@ -90,7 +90,7 @@ class GradientMonitor:
             if not isinstance(module, QATModuleWrapper) or not module.binding.leaf:
                 continue
             site = next(iter(module.binding.leaf.values()))
-            weight = module._parameters.get("weight")
+            weight = site.own_weight() if "weight" in module._parameters else None
             if isinstance(site.weight, WeightQuantizer) and weight is not None:
                 factor = site.normalization().factor() if site.norm is not None else None
                 key = f"{name}.weight" if name else "weight"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
+from torch.utils import _pytree as pytree
 
 from truequant.errors import ConversionError
-from truequant.fake import RuntimeSite, integers, table_of
+from truequant.fake import TRANSPOSED, RuntimeSite, as_layer, integers, layer_weight, table_of
 from truequant.integer import nodes as program_nodes
 from truequant.planning import average_axes, pool_arguments
-from truequant.transform.lowering import Codes, Lowered, Lowering, sizes
+from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
+from truequant.transform.subpixel import sub_pixel, transposed_arguments
 
 
 def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
@@ -28,6 +31,8 @@ def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         low.emit(program_nodes.Linear(source.name, output.name, codes, scale, bias_codes, lowest, highest))
         return output
     n = weight.dim() - 2
+    if site.plan.op in TRANSPOSED:
+        return _transposed(low, node, source, output, (codes, scale, bias_codes), (lowest, highest))
     named = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)) | dict(
         node.kwargs
     )
@@ -45,21 +50,63 @@ def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 def _parameters(low: Lowering, node: GraphNode, site: RuntimeSite) -> tuple[Tensor, Tensor | None]:
     owner: Any = site.owner
     if site.plan.leaf:
-        return owner.weight, owner.bias
+        return layer_weight(site.plan.op, owner), owner.bias
     named = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
 
     def tensor(argument: Any) -> Tensor | None:
         if argument is None:
             return None
-        if isinstance(argument, GraphNode) and argument.name in low.constants:
-            return low.constants[argument.name]
+        if isinstance(argument, GraphNode) and isinstance(found := low.values.get(argument), Tensor):
+            return found
         raise ConversionError(
             f"'{site.plan.name}': its weight is computed in the forward", got=str(argument), expected="a parameter or buffer"
         )
 
     weight = tensor(named["weight"])
     assert weight is not None
+    if site.plan.op in TRANSPOSED:
+        weight = as_layer(weight, int(transposed_arguments(node)["groups"]))
     return weight, tensor(named.get("bias"))
+
+
+def _transposed(
+    low: Lowering,
+    node: GraphNode,
+    source: Codes,
+    output: Codes | Floats,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    bounds: tuple[int, int],
+) -> Lowered:
+    """A transposed convolution as one convolution for all phases of its stride, whose channels then move into space."""
+    found = transposed_arguments(node)
+    form = sub_pixel(tensors[0], found["stride"], found["padding"], found["output_padding"], found["dilation"])
+    phases = math.prod(found["stride"])
+    scale = tensors[1].repeat_interleave(phases) if len(tensors[1]) > 1 else tensors[1]
+    bias, groups = tensors[2].repeat_interleave(phases), int(found["groups"])
+    n = len(found["stride"])
+    name = f"{output.name}@phases"
+    if isinstance(output, Floats):
+        raise ConversionError(
+            f"'{output.name}': a transposed convolution without a quantizer behind it", fix="give it an output scheme"
+        )
+    current = low.codes(name, output.grid)
+    low.emit(program_nodes.Conv(source.name, name, form.weight, scale, bias, (1,) * n, form.padding, (1,) * n, groups, *bounds))
+    steps: list[tuple[str, Callable[[str, str], program_nodes.Node]]] = []
+    if phases > 1:
+        steps.append(("joined", lambda a, b: program_nodes.DepthToSpace(a, b, tuple(found["stride"]))))
+    for axis, (begin, end) in enumerate(form.crop):
+        if begin or end:
+            cut = (axis + 2, begin, -end if end else None, 1)
+            steps.append((f"cut{axis}", lambda a, b, cut=cut: program_nodes.Slice(a, b, *cut)))  # type: ignore[misc]
+    if not steps:
+        low.emit(program_nodes.Clamp(current.name, output.name, *bounds))
+        return output
+    for position, (part, make) in enumerate(steps):
+        last = position == len(steps) - 1
+        target = output if last else low.codes(f"{output.name}@{part}", output.grid)
+        low.emit(make(current.name, target.name))
+        current = target
+    return output
 
 
 def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int], n: int) -> tuple[tuple[int, int], ...]:
@@ -79,6 +126,9 @@ def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     if not isinstance(left, Codes) or not isinstance(right, Codes):
         raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized")
     output, lowest, highest = low.result(site)
+    if site.plan.action == "sub":
+        low.emit(program_nodes.Sub(left.name, right.name, output.name, lowest, highest))
+        return output
     kind = program_nodes.Add if site.plan.action == "add" else program_nodes.Mul
     low.emit(kind(left.name, right.name, output.name, site.arithmetic, lowest, highest))
     return output
@@ -89,9 +139,24 @@ def _table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     output, _, _ = low.result(site)
     # The exported op is what ran in evaluation, its constants included.
     target: Any = node.target
+    args, kwargs = pytree.tree_map(
+        lambda a: low.values.get(a) if isinstance(a, GraphNode) else a, (node.args, dict(node.kwargs))
+    )
     with torch.no_grad():
-        entries = table_of(site, target, node.args, dict(node.kwargs))
+        entries = table_of(site, target, args, kwargs)
     low.emit(program_nodes.Table(source.name, output.name, entries.to(torch.int16), site.plan.op))
+    return output
+
+
+def _lookup(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    table, rows = low.values[node.args[0]], low.values[node.args[1]]  # type: ignore[index]
+    if not isinstance(table, Tensor) or not isinstance(rows, Floats) or site.emits is None:
+        raise ConversionError(f"'{site.plan.name}' looks rows up in a table that the forward computes")
+    output, lowest, highest = low.result(site)
+    with torch.no_grad():
+        entries = site.emits.codes(table).clamp(lowest, highest)
+    signed = site.emits.scheme.qmin < 0
+    low.emit(program_nodes.Lookup(rows.name, output.name, entries.to(torch.int8 if signed else torch.uint8).contiguous()))
     return output
 
 
@@ -108,7 +173,9 @@ def _average(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 def _pool(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     source = low.input_codes(node, site)
     output, lowest, highest = low.result(site)
-    found = pool_arguments(site.plan.op, node.args, node.kwargs)
+    before = [int(n) if isinstance(n, int) else 0 for n in node.all_input_nodes[0].meta["val"].shape]
+    found = pool_arguments(site.plan.op, node.args, node.kwargs, before)
+    assert found is not None
     channels = int(node.meta["val"].shape[1])
     kernel = found["kernel"]
     count = 1
@@ -143,6 +210,7 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 
 ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
-    "layer": _layer, "add": _elementwise, "mul": _elementwise, "table": _table, "average": _average, "pool": _pool,
+    "layer": _layer, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
+    "table": _table, "average": _average, "pool": _pool,
     "clamp": _clamp,
 }  # fmt: skip

@@ -18,7 +18,7 @@ from truequant.planning import Plan
 from truequant.transform.actions import ACTIONS
 from truequant.transform.islands import island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
-from truequant.transform.movement import MOVEMENTS, PASSING
+from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 
 
 def convert(model: nn.Module) -> Int8Model:
@@ -109,7 +109,7 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, places)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _static_masks():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             return torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
     except ConversionError:
@@ -122,6 +122,18 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
             expected="control flow that does not depend on the values of tensors",
             fix="the prepared model still trains and evaluates as it is",
         ) from error
+
+
+@contextlib.contextmanager
+def _static_masks() -> Iterator[None]:
+    """The Transformer containers look at the values of a mask to tell whether it is the causal one. It is only a hint."""
+    module: Any = nn.modules.transformer
+    detect = module._detect_is_causal_mask
+    module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        module._detect_is_causal_mask = detect
 
 
 class _Exported(nn.Module):
@@ -145,7 +157,10 @@ def _lower(
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
     lowering = Lowering(
-        Tables(ACTIONS, MOVEMENTS, PASSING, island), sites, {q.name: q.quantizer for q in model.binding.inputs}, constants
+        Tables(ACTIONS, MOVEMENTS, ON_CODES, PASSING, island),
+        sites,
+        {q.name: q.quantizer for q in model.binding.inputs},
+        constants,
     )
     specs = dict(zip(signature.user_inputs, plan.inputs, strict=False))
     inputs: list[ProgramInput] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.fx import Node as GraphNode
 from truequant.errors import ConversionError
 from truequant.integer.islands import ISLAND_OPS
 from truequant.integer.nodes import Island
-from truequant.transform.lowering import Codes, Floats, Lowered, Lowering
+from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Several
 
 
 def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
@@ -26,11 +28,24 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
             expected="an op with an integer form, or a float op of truequant.integer.islands",
             fix="the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
         )
+    part = None
     found = _Arguments(low, name)
     arguments = tuple(json.dumps(found.encode(a)) for a in node.args)
-    options = tuple(json.dumps([k, found.encode(v)]) for k, v in node.kwargs.items())
-    low.emit(Island(tuple(found.inputs), name, op, arguments, options, tuple(found.tensors)))
+    options = tuple(json.dumps([k, found.encode(v)]) for k, v in node.kwargs.items() if k not in _PLACES)
+    island = Island(tuple(found.inputs), name, op, arguments, options, tuple(found.tensors), part)
+    if isinstance(node.meta.get("val"), (tuple, list)):
+        return Several(island)
+    low.emit(island)
     return Floats(name)
+
+
+_PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking"))
+
+
+_SIZES: dict[Any, str] = {
+    operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.floordiv: "floordiv",
+}  # fmt: skip
+"""Arithmetic on sizes."""
 
 
 class _Arguments:
@@ -44,8 +59,12 @@ class _Arguments:
     def encode(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [self.encode(v) for v in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"number": str(value)}
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, GraphNode):
             return self._node(value)
         raise ConversionError(f"'{self.name}': an argument that a program cannot hold", got=repr(value)[:120])
@@ -62,6 +81,9 @@ class _Arguments:
             measured = self.low.values.get(source)
             if isinstance(measured, (Codes, Floats)):
                 return {"size": [self._input(self.low.floats(measured).name), node.args[1]]}
+        kind = _SIZES.get(node.target)
+        if kind is not None:
+            return {"arithmetic": [kind, *(self.encode(a) for a in node.args)]}
         raise ConversionError(
             f"'{self.name}': reads '{node.name}', which the forward computes from nothing quantized",
             got=str(node.target),

@@ -7,13 +7,15 @@ own grid does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
+from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.errors import ConversionError
@@ -22,7 +24,11 @@ from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
 
 QUANTIZER = ":quantizer"
-_CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
+_CASTS = (
+    torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device,
+    torch.ops.aten.type_as.default,
+)  # fmt: skip
+_MEASURES = (torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,22 @@ class Floats:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What split and chunk return: slices of an edge, not cut before they are taken."""
+    """What split, chunk and unbind return: slices, not cut before they are taken. unbind drops the axis."""
 
-    whole: Codes
+    whole: Codes | Floats
     axis: int
     cuts: tuple[tuple[int, int], ...]
+    drops_axis: bool
 
 
-Lowered = Codes | Floats | Parts | Tensor | None
+@dataclass(frozen=True, slots=True)
+class Several:
+    """An island with several results, not computed before one is taken."""
+
+    island: program_nodes.Island
+
+
+Lowered = Several | Codes | Floats | Parts | Tensor | Sequence[Tensor] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,7 @@ class Tables:
 
     actions: Mapping[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]]
     movements: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
+    on_codes: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
     passing: frozenset[Any]
     island: Callable[[Lowering, GraphNode, str], Lowered]
 
@@ -83,6 +98,10 @@ class Lowering:
             float(grid.effective_scale().detach()), int(grid.zero_point), grid.scheme.qmin, grid.scheme.qmax
         )
         return Codes(name, grid)
+
+    def moved(self, name: str, source: Codes | Floats) -> Codes | Floats:
+        """A new name for what `source` holds, moved."""
+        return self.codes(name, source.grid) if isinstance(source, Codes) else Floats(name)
 
     def emit(self, node: Node) -> None:
         self.nodes.append(node)
@@ -132,29 +151,62 @@ class Lowering:
         old, new = source.grid.scheme, grid.scheme
         read, written = ((g.effective_scale(), g.zero_point) for g in (source.grid, grid))
         entries = numerics.table(lambda v: v, read, (old.qmin, old.qmax), written, new.qmin, new.qmax)
-        edge = self.codes(self.unique(f"{name}.requantized"), grid)
+        edge = self.codes(self.unique(f"{name}@requantized"), grid)
         self.emit(program_nodes.Table(source.name, edge.name, entries.to(torch.int16), "requantize"))
         return edge
 
     def _op(self, node: GraphNode, site: RuntimeSite | None) -> Lowered:
         sources = [self.values.get(n) for n in node.all_input_nodes]
+        if self._is_constant(node, sources):
+            return self._folded(node)
         if node.target is torch.ops.aten.sym_size.int or not node.users:  # a size, or a check that exporting added
             return None
-        if not any(isinstance(s, (Codes, Floats, Parts)) for s in sources):
+        measured = isinstance(node.meta.get("val"), Tensor) and any(n.target in _MEASURES for n in node.all_input_nodes)
+        if not measured and not any(isinstance(s, (Codes, Floats, Parts, Several)) for s in sources):
             return None
-        if node.target in _CASTS and isinstance(first := self.values.get(_node(node.all_input_nodes[0])), Codes):
-            return first  # codes have no float dtype
+        first = self.values.get(_node(node.all_input_nodes[0]))
+        if node.target in _CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
+            return first  # codes have no float dtype, and all float values are float32
         if site is not None and site.plan.action in self.tables.actions and site.exact():
             return self.tables.actions[site.plan.action](self, node, site)
-        first = self.values.get(_node(node.all_input_nodes[0]))
         if site is not None and site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
             return first
         if node.target in self.tables.passing:
             return first
-        if node.target in self.tables.movements and isinstance(first, (Codes, Parts)):
-            name = self.unique(site.plan.name if site is not None else node.name)
-            return self.tables.movements[node.target](self, node, name, first)
-        return self.tables.island(self, node, self.unique(site.plan.name if site is not None else node.name))
+        if isinstance(first, Several) and node.target is operator.getitem:
+            name = self.unique(site.plan.name if site is not None else f"@{node.name}")
+            part: Any = node.args[1]
+            self.emit(replace(first.island, output=name, part=part))
+            return Floats(name)
+        # "@": a step that has no site of its own, so that evaluation shows nothing to compare it with
+        name = self.unique(site.plan.name if site is not None else f"@{node.name}")
+        move = self.tables.movements.get(node.target)
+        if move is None and isinstance(first, Codes):
+            move = self.tables.on_codes.get(node.target)
+        if move is not None and isinstance(first, (Codes, Floats, Parts)):
+            return move(self, node, name, first)
+        return self.tables.island(self, node, name)
+
+    @staticmethod
+    def _keeps_kind(node: GraphNode) -> bool:
+        before, after = node.all_input_nodes[0].meta["val"].dtype, node.meta["val"].dtype
+        return bool(before == after or (before.is_floating_point and after.is_floating_point))
+
+    def _is_constant(self, node: GraphNode, sources: list[Lowered]) -> bool:
+        """Whether a node computes from parameters, buffers and numbers alone."""
+        computes = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
+        known = all(isinstance(s, (Tensor, list, tuple)) for s in sources)
+        return computes and known and isinstance(node.meta.get("val"), (Tensor, list, tuple)) and bool(node.users)
+
+    def _folded(self, node: GraphNode) -> Lowered:
+        """A tensor computed from parameters and buffers alone: weight normalization, a part of a stacked weight."""
+        target: Any = node.target
+        args, kwargs = pytree.tree_map(
+            lambda a: self.values[a] if isinstance(a, GraphNode) else a, (node.args, dict(node.kwargs))
+        )
+        with torch.no_grad():
+            result: Lowered = target(*args, **kwargs)
+        return result
 
     def floats(self, source: Lowered) -> Floats:
         """A value: codes are dequantized once."""

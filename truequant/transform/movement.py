@@ -1,4 +1,4 @@
-"""Lowering of ops that only move codes."""
+"""Lowering of ops that only move what they read: codes, which keep scale and zero point, or values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
-from truequant.transform.lowering import Codes, Lowered, Lowering, Parts, sizes
+from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Parts, sizes
 
 aten = torch.ops.aten
 Move = Callable[[Lowering, GraphNode, str, Any], Lowered]
@@ -22,7 +23,7 @@ def _arguments(node: GraphNode, *names: str) -> dict[str, Any]:
     return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
 
 
-def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     """Any change of shape: dynamic axes that stay where they are become 0, one that is computed becomes -1."""
     before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
     shape: list[int] = []
@@ -39,31 +40,43 @@ def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowere
             got=f"{tuple(before)} -> {tuple(after)}",
             expected="one",
         )
-    output = low.codes(name, source.grid)
+    output = low.moved(name, source)
     low.emit(program_nodes.Reshape(source.name, name, tuple(shape)))
     return output
 
 
-def _permute(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _movedim(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    rank = node.meta["val"].dim()
+    found = _arguments(node, "source", "destination")
+    ends = [[v] if isinstance(v, int) else list(v) for v in (found["source"], found["destination"])]
+    taken = {d % rank: s % rank for s, d in zip(*ends, strict=True)}
+    rest = iter(a for a in range(rank) if a not in taken.values())
+    order = [taken[i] if i in taken else next(rest) for i in range(rank)]
+    output = low.moved(name, source)
+    low.emit(program_nodes.Transpose(source.name, name, tuple(order)))
+    return output
+
+
+def _permute(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     rank = node.meta["val"].dim()
     order = list(range(rank))
     if node.target is aten.permute.default:
         order = [int(a) % rank for a in _arguments(node, "dims")["dims"]]
     else:
-        found = _arguments(node, "dim0", "dim1") if node.target is aten.transpose.int else {"dim0": 0, "dim1": 1}
+        found = _arguments(node, "dim0", "dim1") if node.target is aten.transpose.int else {"dim0": -2, "dim1": -1}
         a, b = int(found["dim0"]) % rank, int(found["dim1"]) % rank
         order[a], order[b] = order[b], order[a]
-    output = low.codes(name, source.grid)
+    output = low.moved(name, source)
     low.emit(program_nodes.Transpose(source.name, name, tuple(order)))
     return output
 
 
-def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
-    n = 1 if node.target is aten.max_pool1d.default else 2
+def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    n = int(str(node.target).split("pool")[1][0])
     found = _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
     kernel = sizes(found["kernel_size"], n)
     stride = found.get("stride")
-    output = low.codes(name, source.grid)
+    output = low.moved(name, source)
     low.emit(
         program_nodes.MaxPool(
             source.name,
@@ -78,19 +91,147 @@ def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lower
     return output
 
 
-def _concat(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
     parts = [low.values[t] for t in tensors]
-    if not all(isinstance(p, Codes) and p.grid is source.grid for p in parts):
-        raise ConversionError(f"'{name}' joins edges that do not share a grid")
+    if not all(isinstance(p, Codes) and isinstance(source, Codes) and p.grid is source.grid for p in parts):
+        parts = [low.floats(p) for p in parts]
+        source = Floats(name)
     rank = node.meta["val"].dim()
     axis = int(_arguments(node, "dim").get("dim", 0)) % rank
-    output = low.codes(name, source.grid)
-    low.emit(program_nodes.Concat(tuple(p.name for p in parts if isinstance(p, Codes)), name, axis))
+    if node.target is aten.stack.default:
+        shape = list(node.meta["val"].shape)
+        shape[axis] = 1
+        parts = [_widened(low, p, low.unique(f"{name}@part"), axis, shape) for p in parts if isinstance(p, (Codes, Floats))]
+    output = low.moved(name, source)
+    low.emit(program_nodes.Concat(tuple(p.name for p in parts if isinstance(p, (Codes, Floats))), name, axis))
     return output
 
 
-def _pad(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _widened(low: Lowering, part: Codes | Floats, name: str, axis: int, shape: list[Any]) -> Codes | Floats:
+    """A part of a stack with the new axis."""
+    output = low.moved(name, part)
+    sizes_ = tuple(n if isinstance(n, int) else 0 if i < axis else -1 for i, n in enumerate(shape))
+    low.emit(program_nodes.Reshape(part.name, name, sizes_))
+    return output
+
+
+def _upsample(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    """Nearest neighbour: whole factors repeat codes, others take them by index."""
+    before, after = node.all_input_nodes[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+    found = _arguments(node, "output_size", "scale_factors")
+    factors = found.get("scale_factors")
+    if factors is None and all(isinstance(n, int) and isinstance(m, int) for n, m in zip(before, after, strict=True)):
+        factors = [m / n for n, m in zip(before, after, strict=True)]
+    if factors is not None and all(float(f).is_integer() for f in factors):
+        output = low.moved(name, source)
+        low.emit(program_nodes.Upsample(source.name, name, tuple(int(f) for f in factors)))
+        return output
+    for axis, (n, m) in enumerate(zip(before, after, strict=True)):
+        if not (isinstance(n, int) and isinstance(m, int)):
+            raise ConversionError(f"'{name}': a dynamic size changes by no whole factor", got=f"{n} -> {m}")
+        places = torch.arange(float(n)).reshape(1, 1, n)
+        given = None if found.get("scale_factors") is None else float(found["scale_factors"][axis])
+        size = {"size": m} if given is None else {"scale_factor": given}
+        indices = torch.nn.functional.interpolate(places, mode="nearest", **size).flatten().long().tolist()
+        last = axis == len(before) - 1
+        source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis + 2, indices)
+    return source
+
+
+def _taken(low: Lowering, source: Codes | Floats, name: str, axis: int, indices: list[int]) -> Codes | Floats:
+    output = low.moved(name, source)
+    low.emit(program_nodes.Take(source.name, name, axis, tuple(indices)))
+    return output
+
+
+def _fixed(size: Any, name: str) -> int:
+    if not isinstance(size, int):
+        raise ConversionError(f"'{name}' reorders a dynamic axis", got=str(size), expected="a fixed size")
+    return size
+
+
+def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    """Flip, roll, expand, index: codes by constant indices, axis by axis."""
+    before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
+    rank, orders = len(before), dict[int, list[int]]()
+    target = node.target
+    if target is aten.flip.default:
+        orders = {d % rank: list(range(_fixed(before[d], name)))[::-1] for d in _arguments(node, "dims")["dims"]}
+    elif target is aten.roll.default:
+        found = _arguments(node, "shifts", "dims")
+        if not found.get("dims"):
+            raise ConversionError(f"'{name}' rolls a flattened tensor", expected="dims=…")
+        for shift, dim in zip(found["shifts"], found["dims"], strict=True):
+            n = _fixed(before[dim], name)
+            orders[dim % rank] = [(i - shift) % n for i in range(n)]
+    elif target is aten.channel_shuffle.default:
+        groups, n = int(_arguments(node, "groups")["groups"]), _fixed(before[1], name)
+        orders[1] = torch.arange(n).reshape(groups, n // groups).t().flatten().tolist()
+    elif target is aten.expand.default:
+        if rank != len(after):
+            shape = tuple(0 if not isinstance(n, int) else n for n in (1,) * (len(after) - rank) + tuple(before))
+            if 0 in shape:
+                raise ConversionError(f"'{name}' adds axes before dynamic ones", got=f"{before} -> {after}")
+            wide = low.moved(low.unique(f"{name}@axes"), source)
+            low.emit(program_nodes.Reshape(source.name, wide.name, shape))
+            source, before = wide, shape
+        orders = {i: [0] * _fixed(m, name) for i, (n, m) in enumerate(zip(before, after, strict=True)) if n == 1 and m != 1}
+    else:
+        orders = _indices(low, node, name, rank)
+    if not orders:
+        return source
+    for position, (axis, indices) in enumerate(orders.items()):
+        last = position == len(orders) - 1
+        source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis, indices)
+    return source
+
+
+def _indices(low: Lowering, node: GraphNode, name: str, rank: int) -> dict[int, list[int]]:
+    """The axis and places of `index_select` or `x[:, [2, 0]]`."""
+    if node.target is aten.index_select.default:
+        found = _arguments(node, "dim", "index")
+        pairs = [(int(found["dim"]) % rank, low.values.get(found["index"]))]
+    else:
+        pairs = [
+            (i, low.values.get(index)) for i, index in enumerate(_arguments(node, "indices")["indices"]) if index is not None
+        ]
+    axis, index = pairs[0]
+    size = node.all_input_nodes[0].meta["val"].shape[axis]
+    if len(pairs) > 1 or not isinstance(index, Tensor) or index.dim() != 1 or index.dtype == torch.bool:
+        raise ConversionError(f"'{name}' indexes with what the program cannot hold", expected="one constant list of places")
+    return {axis: [int(i) % size if i < 0 else int(i) for i in index.tolist()]}
+
+
+def _shuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    output = low.moved(name, source)
+    factor = int(_arguments(node, "factor")["factor"])
+    low.emit(program_nodes.DepthToSpace(source.name, name, (factor, factor)))
+    return output
+
+
+def _unshuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    """Space to depth: split each spatial axis, turn, join."""
+    _, channels, height, width = node.all_input_nodes[0].meta["val"].shape
+    r, height, width = int(_arguments(node, "factor")["factor"]), _fixed(height, name), _fixed(width, name)
+    split, turned = low.moved(low.unique(f"{name}@split"), source), low.moved(low.unique(f"{name}@turned"), source)
+    low.emit(program_nodes.Reshape(source.name, split.name, (0, channels, height // r, r, width // r, r)))
+    low.emit(program_nodes.Transpose(split.name, turned.name, (0, 1, 3, 5, 2, 4)))
+    output = low.moved(name, source)
+    low.emit(program_nodes.Reshape(turned.name, name, (0, channels * r * r, height // r, width // r)))
+    return output
+
+
+def _adaptive_max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    n = int(str(node.target).split("pool")[1][0])
+    before = [_fixed(size, name) for size in node.all_input_nodes[0].meta["val"].shape[-n:]]
+    window = tuple(a // b for a, b in zip(before, sizes(_arguments(node, "size")["size"], n), strict=True))
+    output = low.moved(name, source)
+    low.emit(program_nodes.MaxPool(source.name, name, window, window, (0,) * n, (1,) * n, False))
+    return output
+
+
+def _pad(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     found = (
         _arguments(node, "pad", "value")
         if node.target is aten.constant_pad_nd.default
@@ -100,13 +241,15 @@ def _pad(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
         raise ConversionError(f"'{name}' pads with something else than real zeros", got=str(found))
     flat = [int(p) for p in found["pad"]]
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
-    output = low.codes(name, source.grid)
+    output = low.moved(name, source)
     low.emit(program_nodes.Pad(source.name, name, tuple(pairs)))
     return output
 
 
-def _slice_of(low: Lowering, source: Codes, name: str, axis: int, begin: int, end: int | None, step: int = 1) -> Codes:
-    output = low.codes(name, source.grid)
+def _slice_of(
+    low: Lowering, source: Codes | Floats, name: str, axis: int, begin: int, end: int | None, step: int = 1
+) -> Codes | Floats:
+    output = low.moved(name, source)
     low.emit(program_nodes.Slice(source.name, name, axis, begin, end, step))
     return output
 
@@ -114,7 +257,7 @@ def _slice_of(low: Lowering, source: Codes, name: str, axis: int, begin: int, en
 _LARGE = 2**62
 
 
-def _slice(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _slice(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     found = _arguments(node, "dim", "start", "end", "step")
     axis, begin, end = int(found.get("dim", 0)), found.get("start"), found.get("end")
     axis %= node.meta["val"].dim()
@@ -128,15 +271,24 @@ def _slice(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
     return _slice_of(low, source, name, axis, begin, None if end is None or end >= _LARGE else end, step)
 
 
-def _select(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _narrow(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    found = _arguments(node, "dim", "start", "length")
+    begin, length = found["start"], found["length"]
+    if not isinstance(begin, int) or not isinstance(length, int):
+        raise ConversionError(f"'{name}': a slice whose ends depend on sizes", got=f"{begin}, {length}", expected="constants")
+    axis = int(found["dim"]) % node.meta["val"].dim()
+    return _slice_of(low, source, name, axis, begin, begin + length if begin + length else None)
+
+
+def _select(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     found = _arguments(node, "dim", "index")
     rank = node.all_input_nodes[0].meta["val"].dim()
     axis, index = int(found["dim"]) % rank, int(found["index"])
-    cut = _slice_of(low, source, low.unique(f"{name}.slice"), axis, index, None if index == -1 else index + 1)
+    cut = _slice_of(low, source, low.unique(f"{name}@slice"), axis, index, None if index == -1 else index + 1)
     return _reshape(low, node, name, cut)
 
 
-def _split(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
+def _split(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     parts = node.meta["val"]
     rank = parts[0].dim()
     axis = int(_arguments(node, "sizes", "dim").get("dim", 0)) % rank
@@ -147,13 +299,27 @@ def _split(low: Lowering, node: GraphNode, name: str, source: Codes) -> Lowered:
             raise ConversionError(f"'{name}' splits a dynamic axis", got=str(size), expected="a fixed size")
         cuts.append((begin, begin + size))
         begin += size
-    return Parts(source, axis, tuple(cuts))
+    return Parts(source, axis, tuple(cuts), False)
 
 
-def _part(low: Lowering, node: GraphNode, name: str, source: Parts) -> Lowered:
+def _unbind(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    whole = node.all_input_nodes[0].meta["val"]
+    axis = int(_arguments(node, "dim").get("dim", 0)) % whole.dim()
+    return Parts(source, axis, tuple((i, i + 1) for i in range(_fixed(whole.shape[axis], name))), True)
+
+
+def _part(low: Lowering, node: GraphNode, name: str, source: Parts | Codes | Floats) -> Lowered:
     index: Any = node.args[1]
+    if not isinstance(source, Parts):
+        return source  # of a pooling that returns indices too
     begin, end = source.cuts[index]
-    return _slice_of(low, source.whole, name, source.axis, begin, end)
+    if not source.drops_axis:
+        return _slice_of(low, source.whole, name, source.axis, begin, end)
+    cut = _slice_of(low, source.whole, low.unique(f"{name}@slice"), source.axis, begin, end)
+    shape = tuple(n if isinstance(n, int) else 0 if i < source.axis else -1 for i, n in enumerate(node.meta["val"].shape))
+    output = low.moved(name, cut)
+    low.emit(program_nodes.Reshape(cut.name, name, shape))
+    return output
 
 
 MOVEMENTS: dict[Any, Move] = {
@@ -170,17 +336,43 @@ MOVEMENTS: dict[Any, Move] = {
         ),
         _reshape,
     ),
-    **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), _permute),
-    **dict.fromkeys((aten.max_pool1d.default, aten.max_pool2d.default), _max_pool),
-    aten.cat.default: _concat,
-    aten.pad.default: _pad,
-    aten.constant_pad_nd.default: _pad,
+    **dict.fromkeys(
+        (aten.permute.default, aten.transpose.int, aten.t.default, aten.mT.default, aten.numpy_T.default), _permute
+    ),
+    **dict.fromkeys((aten.movedim.int, aten.movedim.intlist), _movedim),
+    **dict.fromkeys((aten.cat.default, aten.stack.default), _concat),
+    **dict.fromkeys((aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec), _upsample),
+    **dict.fromkeys(
+        (
+            aten.flip.default,
+            aten.roll.default,
+            aten.channel_shuffle.default,
+            aten.expand.default,
+            aten.index_select.default,
+            aten.index.Tensor,
+        ),
+        _take,
+    ),
+    aten.pixel_shuffle.default: _shuffle,
+    aten.pixel_unshuffle.default: _unshuffle,
+    aten.unbind.int: _unbind,
+    aten.narrow.default: _narrow,
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
     **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default), _split),
     operator.getitem: _part,
 }
+ON_CODES: dict[Any, Move] = {
+    **dict.fromkeys((aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default), _max_pool),
+    **dict.fromkeys(
+        (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
+        _adaptive_max_pool,
+    ),
+    **dict.fromkeys((aten.pad.default, aten.constant_pad_nd.default), _pad),
+}
+"""What moves codes alone: on values it is arithmetic."""
 PASSING = frozenset(
     (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
-     aten.contiguous.default, aten.to.dtype, aten._to_copy.default, aten.clone.default, aten.alias.default, aten.detach.default)
+     aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default,
+     aten.detach_.default, aten.lift_fresh_copy.default)
 )  # fmt: skip

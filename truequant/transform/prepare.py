@@ -22,7 +22,7 @@ from truequant.fake import (
     swap,
     unswap,
 )
-from truequant.planning import OwnerPlan, Plan, Site, plan
+from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, plan
 from truequant.schemes import QConfig
 
 
@@ -106,7 +106,7 @@ class _Preparation:
         return binding
 
     def _acts(self, owner: str) -> bool:
-        return any(
+        return isinstance(self.modules[owner], FAST_PATHS) or any(
             s.quantizer is not None
             or s.writes_back
             or s.action in _ACTIVE
@@ -168,7 +168,7 @@ class _Preparation:
     def _initialize_weight(self, site: RuntimeSite) -> None:
         if site.weight is None or site.weight.is_calibrated:
             return
-        weight = getattr(site.owner, "weight", None)
+        weight = site.own_weight()
         if site.plan.leaf and weight is not None and weight.device.type != "meta":
             site.weight.initialize(weight, site.normalization().factor() if site.norm is not None else None)
 
@@ -183,4 +183,4 @@ class _Preparation:
         return tuple(result)
 
 
-_ACTIVE = frozenset(("layer", "add", "mul", "table", "average", "pool"))
+_ACTIVE = frozenset(("layer", "add", "sub", "mul", "table", "lookup", "average", "pool"))

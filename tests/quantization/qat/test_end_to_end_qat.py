@@ -26,9 +26,10 @@ OBSERVERS = {"min-max": MinMax(), "percentile": Percentile(), "MSE": MSE()}
 
 
 class Separable(nn.Module):
-    """Depthwise-separable blocks whose channels differ in range by two powers of ten, as trained MobileNets' do.
+    """Depthwise-separable blocks whose depthwise channels differ in range by nearly three powers of ten.
 
-    The gains sit in front of ReLUs and are taken back by the next layer, so that the float function is an ordinary one.
+    Trained MobileNets look so. The gains sit in front of ReLUs and the next layer takes them back, so that the float function
+    is an ordinary one.
     """
 
     def __init__(self) -> None:
@@ -39,27 +40,24 @@ class Separable(nn.Module):
             pointwise = nn.Conv2d(width, out, 1, bias=False)
             return [depthwise, nn.BatchNorm2d(width), nn.ReLU(), pointwise, nn.BatchNorm2d(out), nn.ReLU()]
 
-        stem = [nn.Conv2d(1, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
-        self.features = nn.Sequential(*stem, *block(12, 24, 2), *block(24, 32, 1))
-        self.classifier = nn.Linear(32, 10)
+        stem = [nn.Conv2d(1, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+        self.features = nn.Sequential(*stem, *block(24, 48, 2), *block(48, 64, 1))
+        self.classifier = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Scale each BatchNorm's channels apart and the next layer back: positive gains commute with ReLU."""
+        """Scale the channels behind each depthwise layer apart and the next layer back: positive gains commute with ReLU."""
         generator = torch.Generator().manual_seed(0)
-        modules = list(self.features)
-        for i, norm in enumerate(modules):
-            if not isinstance(norm, nn.BatchNorm2d):
+        for depthwise, norm, pointwise in zip(self.features, self.features[1:], self.features[3:], strict=False):
+            if not isinstance(depthwise, nn.Conv2d) or depthwise.groups == 1:
                 continue
-            following = next((m for m in modules[i + 1 :] if isinstance(m, nn.Conv2d)), self.classifier)
-            gain = 10 ** (2 * torch.rand(norm.num_features, generator=generator) - 1)
+            gain = 10 ** (2.8 * (torch.rand(norm.num_features, generator=generator) - 0.5))
             norm.weight.mul_(gain)
             norm.bias.mul_(gain)
-            shape = (-1, 1, 1, 1) if getattr(following, "groups", 1) > 1 else (1, -1) + (1,) * (following.weight.dim() - 2)
-            following.weight.div_(gain.reshape(shape))
+            pointwise.weight.div_(gain.reshape(1, -1, 1, 1))
 
 
 def train(model: nn.Module, data: Mnist, epochs: int, rate: float, seed: int) -> nn.Module:

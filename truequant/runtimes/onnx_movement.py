@@ -1,0 +1,101 @@
+"""Nodes that move codes, as the ONNX nodes that move them in the runtime: no kernel dequantizes here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from truequant.errors import ExportError
+from truequant.integer import nodes as program_nodes
+from truequant.integer.nodes import Node
+from truequant.runtimes.writer import Writer
+
+
+def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
+    source, padding = node.input, node.padding
+    if any(padding) and max(node.dilation) > 1:
+        # onnxruntime refuses padding of a whole kernel, and gives 0 for a dilated window that lies in the padding alone.
+        source, rank = writer.fresh(f"{node.output}.padded"), len(writer.shapes[node.input])
+        sides = [0] * (rank - len(padding)) + list(padding)
+        edge = writer.edge(node.input)
+        lowest = writer.constant(f"{node.output}.lowest", np.array(edge.qmin, writer.dtype(edge)))
+        writer.node("Pad", [node.input, writer.integers(f"{source}.pads", sides * 2), lowest], source, name=source)
+        padding = (0,) * len(padding)
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*padding, *padding],
+        "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
+    }  # fmt: skip
+    writer.node("MaxPool", [source], node.output, name=node.output, **attributes)
+
+
+def _clamp(writer: Writer, node: program_nodes.Clamp) -> None:
+    writer.clip(node.input, node.output, node.low, node.high)
+
+
+def _reshape(writer: Writer, node: program_nodes.Reshape) -> None:
+    writer.node("Reshape", [node.input, writer.integers(f"{node.output}.shape", node.shape)], node.output, name=node.output)
+
+
+def _transpose(writer: Writer, node: program_nodes.Transpose) -> None:
+    writer.node("Transpose", [node.input], node.output, name=node.output, perm=list(node.permutation))
+
+
+def _slice(writer: Writer, node: program_nodes.Slice) -> None:
+    end = 2**63 - 1 if node.end is None else node.end
+    parts = ([node.begin], [end], [node.axis], [node.step])
+    constants = [writer.integers(f"{node.output}.{k}", v) for k, v in zip(("begin", "end", "axis", "step"), parts, strict=True)]
+    writer.node("Slice", [node.input, *constants], node.output, name=node.output)
+
+
+def _pad(writer: Writer, node: program_nodes.Pad) -> None:
+    before = len(writer.shapes[node.input]) - len(node.padding)
+    pairs = [(0, 0)] * before + list(node.padding)
+    pads = writer.integers(f"{node.output}.pads", [p[0] for p in pairs] + [p[1] for p in pairs])
+    zero = writer.scale_and_zero(node.input)[1]
+    writer.node("Pad", [node.input, pads, zero], node.output, name=node.output)
+
+
+def _concat(writer: Writer, node: program_nodes.Concat) -> None:
+    writer.node("Concat", list(node.inputs), node.output, name=node.output, axis=node.axis)
+
+
+def _take(writer: Writer, node: program_nodes.Take) -> None:
+    indices = writer.integers(f"{node.output}.indices", node.indices)
+    writer.node("Gather", [node.input, indices], node.output, name=node.output, axis=node.axis)
+
+
+def _upsample(writer: Writer, node: program_nodes.Upsample) -> None:
+    """Resize by whole factors: the same code for each of the repeated places."""
+    kept = len(writer.shapes[node.input]) - len(node.factors)
+    scales = writer.constant(f"{node.output}.factors", np.array([1.0] * kept + list(node.factors), np.float32))
+    writer.node(
+        "Resize", [node.input, "", scales], node.output, name=node.output, mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+
+
+def _depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
+    """Reshape, Transpose, Reshape: DepthToSpace itself knows two axes and float codes only."""
+    rank, shape, block = len(node.block), writer.shapes[node.input], node.block
+    channels = shape[1]
+    assert channels is not None
+    depth = int(np.prod(block))
+    if sum(n is None for n in shape[2:]) > 1:
+        raise ExportError(f"'{node.output}': several dynamic sizes in space", got=str(shape), expected="at most one")
+    split = [0, channels // depth, *block, *(-1 if n is None else n for n in shape[2:])]
+    joined = [0, channels // depth, *(-1 if n is None else n * b for n, b in zip(shape[2:], block, strict=True))]
+    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
+    blocks, moved = writer.fresh(f"{node.output}.blocks"), writer.fresh(f"{node.output}.moved")
+    writer.node("Reshape", [node.input, writer.integers(f"{blocks}.shape", split)], blocks, name=blocks)
+    writer.node("Transpose", [blocks], moved, name=moved, perm=[0, 1, *pairs])
+    writer.node("Reshape", [moved, writer.integers(f"{node.output}.shape", joined)], node.output, name=node.output)
+
+
+MOVEMENTS: dict[type[Node], Callable[[Writer, Any], None]] = {
+    program_nodes.MaxPool: _max_pool, program_nodes.Clamp: _clamp, program_nodes.Reshape: _reshape,
+    program_nodes.Transpose: _transpose, program_nodes.Slice: _slice, program_nodes.Take: _take,
+    program_nodes.Upsample: _upsample, program_nodes.DepthToSpace: _depth_to_space, program_nodes.Pad: _pad,
+    program_nodes.Concat: _concat,
+}  # fmt: skip
