@@ -88,6 +88,8 @@ class Local(threading.local):
         self.frame: Any = None
         self.recorder: Any = None
         self.marking = False
+        self.shifted: set[tuple[str, str]] = set()
+        """While marking: owners and ops that tracing called more or fewer times than evaluation does."""
 
 
 local = Local()

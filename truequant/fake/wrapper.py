@@ -20,7 +20,7 @@ from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import InputQuantizer, quantize_inputs
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed, layer_weight, module_call
-from truequant.planning import Plan, decomposed, op_of
+from truequant.planning import Plan, counted_as, decomposed, op_of
 from truequant.schemes import QuantScheme
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
@@ -41,6 +41,8 @@ class Binding:
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     acts: bool = False
     """Whether calls of functions in the module's own forward need to be seen in every forward."""
+    watched: bool = False
+    """Whether calls of functions in its own forward need to be seen where codes are recorded or sites marked."""
     outermost: bool = False
     """Whether a call of this module is a step of training."""
     plan: Plan | None = None
@@ -66,6 +68,7 @@ class _CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
+        op = counted_as(op, args, kwargs)
         ordinal = self.seen.get(op.name, 0)
         self.seen[op.name] = ordinal + 1
         site = self.sites.get((op.name, ordinal))
@@ -191,9 +194,13 @@ class QATModuleWrapper(nn.Module):
                     fix="prepare with example inputs that take this path",
                 )
             return self._leaf(site, args, kwargs)
-        if binding.acts or local.recorder is not None or local.marking:
-            with _CallSites(binding, frame, self.training):
-                return self._own_forward(binding, args, kwargs)
+        if binding.acts or (binding.watched and (local.recorder is not None or local.marking)):
+            with _CallSites(binding, frame, self.training) as calls:
+                outputs = self._own_forward(binding, args, kwargs)
+            if local.marking:
+                known = {op: evaluated for op, (evaluated, _) in binding.counts.items()}
+                local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != known.get(op, 0)}
+            return outputs
         return super().forward(*args, **kwargs)
 
     def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

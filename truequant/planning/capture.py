@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentTypeError, PlanError
 from truequant.planning.decomposed import decomposed
-from truequant.planning.ops import Op, Role, op_of
+from truequant.planning.ops import Op, Role, counted_as, op_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class _Recorder(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
+        op = counted_as(op, args, kwargs)
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = [(t, i) for t in tensors if (i := self.lookup(t)) is not None]
         owner = self.stack[-1][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -166,6 +166,24 @@ def op_of(function: Callable[..., Any]) -> Op | None:
     if name in _PROPERTIES:
         return None
     return Op(_label(function), Role.FLOAT, (function,))
+
+
+def counted_as(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Op:
+    """The op as which a call is counted: apart where it computes on integers alone.
+
+    Masks and positions are computed differently while a model is traced; they must not shift the count of calls on activations.
+    """
+    if op.role is Role.LOOKUP or any(t.is_floating_point() for t in _tensors((*args, *kwargs.values()))):
+        return op
+    return Op(f"{op.name}_int", Role.FLOAT, op.functions)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def op_named(name: str) -> Op | None:

@@ -25,6 +25,10 @@ class Arguments:
     def __getitem__(self, key: str) -> Any:
         return self._named[key]
 
+    def names(self) -> frozenset[str]:
+        """Positions and names of the arguments that were given."""
+        return frozenset(self._named)
+
     def tensor(self, key: str) -> str:
         """The name of a tensor; a number becomes a constant of the dtype of the tensor beside it."""
         value = self._named[key]

@@ -59,6 +59,14 @@ class Writer:
         self.nodes.append(made)
         return output
 
+    def several(self, op: str, inputs: list[str], outputs: list[str], *, name: str, **attributes: Any) -> None:
+        """Append a node with several outputs."""
+        self.nodes.append(onnx().helper.make_node(op, inputs, outputs, name=name, **attributes))
+
+    def array(self, name: str) -> Any:
+        """The numbers of a constant."""
+        return onnx().numpy_helper.to_array(self.constants[name])
+
     # -- edges ---------------------------------------------------------------------------------------------------------
     def edge(self, name: str) -> Edge:
         """The edge of a name, of the program or of this file alone."""

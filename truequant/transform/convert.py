@@ -16,7 +16,7 @@ from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quan
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.planning import Plan
 from truequant.transform.actions import ACTIONS
-from truequant.transform.islands import island
+from truequant.transform.islands import cast, island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 
@@ -82,7 +82,7 @@ def _marking(model: nn.Module) -> Iterator[None]:
     try:
         for module in modes:
             module.training = False
-        local.marking = True
+        local.marking, local.shifted = True, set()
         yield
     finally:
         local.marking = False
@@ -152,12 +152,13 @@ class _Exported(nn.Module):
 def _lower(
     exported: torch.export.ExportedProgram, model: QATModuleWrapper, plan: Plan, sites: dict[str, RuntimeSite]
 ) -> IntegerProgram:
+    exported.graph.eliminate_dead_code()
     signature = exported.graph_signature
     tensors = {**dict(exported.state_dict), **exported.constants}
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
     lowering = Lowering(
-        Tables(ACTIONS, MOVEMENTS, ON_CODES, PASSING, island),
+        Tables(ACTIONS, MOVEMENTS, ON_CODES, PASSING, island, cast),
         sites,
         {q.name: q.quantizer for q in model.binding.inputs},
         constants,

@@ -39,6 +39,14 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
     return Floats(name)
 
 
+def cast(low: Lowering, node: GraphNode, name: str) -> Lowered:
+    """A change of dtype, however it was written."""
+    found = _Arguments(low, name)
+    arguments = (json.dumps(found.encode(node.args[0])), json.dumps(found.encode(node.meta["val"].dtype)))
+    low.emit(Island(tuple(found.inputs), name, "to.dtype", arguments, (), tuple(found.tensors)))
+    return Floats(name)
+
+
 _PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking"))
 
 

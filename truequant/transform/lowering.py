@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.errors import ConversionError
-from truequant.fake import FakeQuantize, RuntimeSite, site_bounds
+from truequant.fake import FakeQuantize, RuntimeSite, local, site_bounds
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
 
@@ -75,6 +75,7 @@ class Tables:
     on_codes: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
     passing: frozenset[Any]
     island: Callable[[Lowering, GraphNode, str], Lowered]
+    cast: Callable[[Lowering, GraphNode, str], Lowered]
 
 
 class Lowering:
@@ -124,10 +125,28 @@ class Lowering:
         """The site whose mark reads this node."""
         for user in node.users:
             if user.target is torch.ops.truequant.mark.default and not str(user.args[1]).endswith(QUANTIZER):
-                return self.sites[str(user.args[1])]
+                marked = self.sites[str(user.args[1])]
+                return None if self._shifted(marked) else marked
             if user.target in _CASTS and (site := self._site_of(user)) is not None:
                 return site
         return None
+
+    @staticmethod
+    def _shifted(site: RuntimeSite) -> bool:
+        """Whether tracing made other calls of this op than evaluation does, so that the site may be another's.
+
+        Harmless for what only moves or passes values on; `ConversionError` for the rest.
+        """
+        plan = site.plan
+        if plan.leaf or (plan.owner, plan.op) not in local.shifted:
+            return plan.action == "identity"
+        if plan.quantizer is None and plan.action in ("movement", "identity", "float", "concat", "norm"):
+            return True
+        raise ConversionError(
+            f"'{plan.name}': '{plan.owner or 'the model'}' calls '{plan.op}' another number of times when it is traced",
+            expected="the same calls: control flow that does not ask whether it is being traced",
+            fix="the prepared model still trains and evaluates as it is",
+        )
 
     def _mark(self, node: GraphNode) -> Lowered:
         source, name = self.values[_node(node.args[0])], str(node.args[1])
@@ -180,6 +199,8 @@ class Lowering:
             return Floats(name)
         # "@": a step that has no site of its own, so that evaluation shows nothing to compare it with
         name = self.unique(site.plan.name if site is not None else f"@{node.name}")
+        if node.target in _CASTS:
+            return self.tables.cast(self, node, name)
         move = self.tables.movements.get(node.target)
         if move is None and isinstance(first, Codes):
             move = self.tables.on_codes.get(node.target)

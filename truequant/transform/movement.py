@@ -178,7 +178,10 @@ def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> 
             source, before = wide, shape
         orders = {i: [0] * _fixed(m, name) for i, (n, m) in enumerate(zip(before, after, strict=True)) if n == 1 and m != 1}
     else:
-        orders = _indices(low, node, name, rank)
+        found_order = _indices(low, node, rank)
+        if found_order is None:  # by tensors that depend on the inputs, or several at once: values that are gathered
+            return low.tables.island(low, node, name)
+        orders = found_order
     if not orders:
         return source
     for position, (axis, indices) in enumerate(orders.items()):
@@ -187,8 +190,8 @@ def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> 
     return source
 
 
-def _indices(low: Lowering, node: GraphNode, name: str, rank: int) -> dict[int, list[int]]:
-    """The axis and places of `index_select` or `x[:, [2, 0]]`."""
+def _indices(low: Lowering, node: GraphNode, rank: int) -> dict[int, list[int]] | None:
+    """The axis and places of `index_select` or `x[:, [2, 0]]`; None where they are no constant list."""
     if node.target is aten.index_select.default:
         found = _arguments(node, "dim", "index")
         pairs = [(int(found["dim"]) % rank, low.values.get(found["index"]))]
@@ -199,7 +202,9 @@ def _indices(low: Lowering, node: GraphNode, name: str, rank: int) -> dict[int, 
     axis, index = pairs[0]
     size = node.all_input_nodes[0].meta["val"].shape[axis]
     if len(pairs) > 1 or not isinstance(index, Tensor) or index.dim() != 1 or index.dtype == torch.bool:
-        raise ConversionError(f"'{name}' indexes with what the program cannot hold", expected="one constant list of places")
+        return None
+    if not isinstance(size, int):
+        return None
     return {axis: [int(i) % size if i < 0 else int(i) for i in index.tolist()]}
 
 

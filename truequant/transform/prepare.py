@@ -87,7 +87,7 @@ class _Preparation:
     def _bindings(self) -> dict[str, Binding]:
         """One for each owner, each module below an owner that watches its own calls, and each layer never called."""
         planned = {o.name: o for o in self.plan.owners}
-        watched = [o.name for o in self.plan.owners if not o.leaf and self._acts(o.name)]
+        watched = [o.name for o in self.plan.owners if self._watched(o)]
         names = set(planned) | set(self.plan.uncalled) | {""}
         for name in self.modules:
             if any(name.startswith(f"{w}." if w else "") for w in watched):
@@ -101,9 +101,14 @@ class _Preparation:
             binding.leaf = {} if owner.leaf else None
             binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
             binding.acts = not owner.leaf and self._acts(name)
+            binding.watched = self._watched(owner)
         elif name in self.plan.uncalled:
             binding.leaf = {}
         return binding
+
+    def _watched(self, owner: OwnerPlan) -> bool:
+        """Whether calls of functions in its forward are counted: then those of the modules below it must not be."""
+        return not owner.leaf and (bool(self.of_owner.get(owner.name)) or self._acts(owner.name))
 
     def _acts(self, owner: str) -> bool:
         return isinstance(self.modules[owner], FAST_PATHS) or any(
