@@ -2,7 +2,7 @@
 
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, unfreeze
-from truequant.fake.evaluation import integers, site_bounds, table_of
+from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
@@ -24,6 +24,7 @@ __all__ = [
     "RuntimeSite",
     "Statistics",
     "WeightQuantizer",
+    "affine_integers",
     "as_layer",
     "base_class",
     "codes",

@@ -18,7 +18,8 @@ from truequant import numerics
 from truequant.fake.clock import local
 from truequant.fake.quantizers import FakeQuantize
 from truequant.numerics import Qparams
-from truequant.planning import average_axes, pool_arguments
+from truequant.planning import LINEAR_OPS, average_axes, pool_arguments
+from truequant.schemes import PerChannel, QuantScheme, int8
 
 if TYPE_CHECKING:
     from truequant.fake.sites import RuntimeSite
@@ -87,7 +88,7 @@ def layer(
     with _exact_sums(x.device.type):
         codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point)
         acc = torch.round(linear(codes.to(carrier), weights.weight.to(carrier), None)).double()
-        axis = acc.dim() - 1 if site.plan.op == "linear" else 1
+        axis = acc.dim() - 1 if site.plan.op in LINEAR_OPS else 1
         acc = acc + numerics.along_axis(weights.bias, axis, acc.dim())
         scale = reads.effective_scale() * weights.scale
         if site.emits is None:
@@ -96,6 +97,35 @@ def layer(
             numerics.multiplier(reads.effective_scale(), weights.scale, site.emits.effective_scale()), acc.dim(), axis
         )
         return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
+
+
+ONES = QuantScheme(int8, PerChannel(0))
+"""The scheme of the weights of a BatchNorm that stands alone: all of them are 1 before its factor goes into the scale."""
+
+
+def affine_integers(site: RuntimeSite) -> numerics.IntegerWeights:
+    """Weight codes `(C, 1)`, scale and bias codes of a BatchNorm that stands alone."""
+    assert site.reads[0] is not None
+    owner: Any = site.owner
+    norm = numerics.Normalization(owner.running_mean, owner.running_var, owner.weight, owner.bias, owner.eps)
+    ones = torch.ones(len(owner.running_mean), 1, device=owner.running_mean.device)
+    scale = (ones[:, 0] / ONES.qmax).float()
+    return numerics.fold(ones, scale, ONES, None, norm, site.reads[0].effective_scale().detach())
+
+
+def _affine(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """acc = (xq - zx) * wq + bq, a weight and a bias for each channel, requantized."""
+    x = args[0] if args else kwargs["input"]
+    reads, emits = site.reads[0], site.emits
+    assert reads is not None
+    assert emits is not None
+    weights = affine_integers(site)
+    codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point).double()
+    rank = codes.dim()
+    acc = codes * numerics.along_axis(weights.weight[:, 0].double(), 1, rank) + numerics.along_axis(weights.bias, 1, rank)
+    factor = numerics.multiplier(reads.effective_scale(), weights.scale, emits.effective_scale())
+    bounds = site_bounds(site, emits)
+    return _result(site, numerics.requantize(acc, numerics.channel_axis(factor, rank, 1), emits.zero_point, *bounds))
 
 
 def _codes(site: RuntimeSite, position: int, x: Tensor) -> Tensor:
@@ -201,6 +231,6 @@ def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any],
 
 
 COMPUTES: dict[str, Compute] = {
-    "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
+    "affine": _affine, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
     "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.fake import evaluation
@@ -92,14 +93,25 @@ class RuntimeSite:
 
     def finish(self, y: Any) -> Any:
         """The quantizer behind this site."""
-        if self.quantizer is None or not isinstance(y, Tensor):
+        if self.quantizer is None:
             return y
+        if not isinstance(y, Tensor):
+            return self._finish_part(y)
         if local.marking:
             return mark(y, f"{self.plan.name}:quantizer")
         y = self.quantizer(y)
         if local.recorder is not None and not self.plan.fused_into and self.plan.action == "float":
             local.recorder(f"{self.plan.name}.codes", self.quantizer.codes(y))
         return y
+
+    def _finish_part(self, results: Any) -> Any:
+        """Of several tensors, the one that is read in integer."""
+        leaves, structure = pytree.tree_flatten(results)
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        if self.plan.part is None or self.plan.part >= len(tensors):
+            return results
+        leaves[tensors[self.plan.part]] = self.finish(leaves[tensors[self.plan.part]])
+        return pytree.tree_unflatten(leaves, structure)
 
     def _record_movement(self, y: Any) -> None:
         """Codes that were only moved lie on the grid that was read."""

@@ -156,6 +156,9 @@ def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[A
 
 def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """`F.linear(x, w, b)` or `F.conv2d(x, w, b, …)` called on tensors."""
+    if site.plan.op in ("matmul", "addmm"):
+        bias, x, weight = args if site.plan.op == "addmm" else (None, *args)
+        return site.run_layer(F.linear, x, weight.t(), bias)
     named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {
         k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs
     }

@@ -8,6 +8,7 @@ whose forward was running), the op, and the ordinal of that op among the owner's
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import warnings
 from collections import Counter
@@ -38,7 +39,11 @@ class Constant:
     """A tensor that does not depend on the inputs: a parameter or buffer by its name, else anonymous."""
 
     name: str | None
-    elements: int
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self._values.get(id(leaf))
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), leaf.numel())
+        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
 
     def enter(self, name: str) -> None:
         parent = self.stack[-1][2]

@@ -16,6 +16,7 @@ from truequant.planning.capture import Constant, Trace, as_arguments, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
+from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.selectors import Selectable, matching
 from truequant.schemes import INHERIT, QConfig, QuantScheme
@@ -56,6 +57,7 @@ class _Builder:
         self._without_grid()
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.grid_quantizer: dict[int, str] = {}
+        self.parts: dict[int, int] = {}
 
     def _without_grid(self) -> None:
         """An op whose input has no grid stays float, and so does one, layers excepted, whose result has none."""
@@ -104,11 +106,13 @@ class _Builder:
                 grid = graph.grid(value)
                 if self.schemes.get(grid) is None:
                     continue
-                if len(last.writes) > 1:
+                if len(last.writes) > 1 and last.index in at_node:
                     raise PlanError(
-                        f"'{node.name}' returns several tensors, one of which an integer op reads",
+                        f"'{node.name}' returns several tensors that integer ops read",
                         fix=f'Rule("{node.name}", None) and its readers too',
                     )
+                if len(last.writes) > 1:
+                    self.parts[last.index] = last.writes.index(value)
                 at_node[last.index] = self._of_grid(
                     grid, last.call.owner, self._slot(last), "output" if grid in outputs else "activation"
                 )
@@ -122,12 +126,13 @@ class _Builder:
         return self.grid_quantizer[grid]
 
     def _weight(self, node: Node) -> str:
-        reference = node.call.args[1] if len(node.call.args) > 1 else node.call.kwargs["weight"]
+        position = 2 if node.call.op.name == "addmm" else 1
+        reference = node.call.args[position] if len(node.call.args) > position else node.call.kwargs.get("weight")
         if not isinstance(reference, Constant):
             raise PlanError(f"'{node.name}': its weight is not a tensor", got=repr(reference))
         output = self.graph.shape(node.writes[0])
-        channels = output[-1] if node.call.op.name == "linear" else output[1]
-        rank = 2 if node.call.op.name == "linear" else len(output)
+        channels = output[-1] if node.call.op.name in LINEAR_OPS else output[1]
+        rank = 2 if node.call.op.name in LINEAR_OPS else len(output)
         scheme = weight_scheme(node, self.overrides[node.index], self.config, node.index in self.first | self.last, rank)
         slot = "weight" if node.leaf else f"{node.call.op.name}_{node.call.ordinal}_weight"
         tied = node.norm is not None and (scheme.power_of_two or scheme.granularity.__class__.__name__ == "PerTensor")
@@ -176,6 +181,7 @@ class _Builder:
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
+            part=self.parts.get(node.index),
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:

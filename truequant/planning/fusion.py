@@ -8,16 +8,20 @@ end, while in evaluation the op at its head already emits the codes of that grid
 from __future__ import annotations
 
 from truequant.planning.graph import MOVES, Graph, Node
+from truequant.planning.ops import LINEAR_OPS
 
 
 def fuse(graph: Graph) -> None:
     """Fill in `fused`, `norm` and `bounds` of each node that heads a chain, and `fused_into` of the others."""
     for node in graph.nodes:
-        if node.integer:
-            _follow(node, graph)
+        if node.action == "layer":
+            _fold(node, graph)
     for node in graph.nodes:
         if node.action == "norm" and node.fused_into is None:
-            node.action = "float"
+            _stand_alone(node, graph)
+    for node in graph.nodes:
+        if node.integer:
+            _follow(node, graph)
     for node in graph.nodes:
         if node.action in MOVES and node.fused_into is None:
             graph.join([*node.reads, *node.writes])
@@ -26,16 +30,33 @@ def fuse(graph: Graph) -> None:
             graph.join(value for link in chain for value in link.writes)
 
 
+def _fold(layer: Node, graph: Graph) -> None:
+    """The BatchNorm that alone reads what a layer writes is computed with it."""
+    readers = graph.readers.get(layer.writes[0], [])
+    if layer.writes[0] in graph.outputs or len(readers) != 1 or readers[0].action != "norm":
+        return
+    if _folds(layer, readers[0], graph):
+        layer.norm, readers[0].fused_into = readers[0], layer
+        layer.fused.append(readers[0])
+
+
+def _stand_alone(norm: Node, graph: Graph) -> None:
+    """A BatchNorm on codes is an integer layer of one weight a channel."""
+    statistics = getattr(graph.modules[norm.call.owner], "running_mean", None)
+    if norm.leaf and statistics is not None and norm.reads[0] in graph.on_codes and graph.rank(norm.reads[0]) <= 5:
+        norm.action, norm.reason = "affine", "integer factor and bias a channel"
+    else:
+        norm.action = "float"
+
+
 def _follow(node: Node, graph: Graph) -> None:
-    value = node.writes[0]
+    value = node.end
     while value not in graph.outputs:
         readers = graph.readers.get(value, [])
         if len(readers) != 1:
             return
         (reader,) = readers
-        if reader.action == "norm" and not node.fused and node.action == "layer" and _folds(node, reader, graph):
-            node.norm = reader
-        elif reader.action == "clamp":
+        if reader.action == "clamp":
             node.bounds = _intersect(node.bounds, reader.bounds)
         elif not (reader.action == "movement" and len(reader.writes) == 1):
             return
@@ -50,7 +71,7 @@ def _folds(layer: Node, norm: Node, graph: Graph) -> bool:
     Both must be modules of torch's: their parameters are found there.
     """
     rank = graph.rank(layer.writes[0])
-    right_axis = rank == 2 if layer.call.op.name == "linear" else rank > 2
+    right_axis = rank == 2 if layer.call.op.name in LINEAR_OPS else rank > 2
     has_statistics = getattr(graph.modules[norm.call.owner], "running_mean", None) is not None
     return right_axis and layer.leaf and norm.leaf and has_statistics
 

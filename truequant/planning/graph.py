@@ -44,7 +44,7 @@ class Node:
         return (self.fused[-1] if self.fused else self).writes[0]
 
 
-_COMPUTES = frozenset(("layer", "add", "sub", "mul", "table", "average", "pool", "lookup"))
+_COMPUTES = frozenset(("layer", "affine", "add", "sub", "mul", "table", "average", "pool", "lookup"))
 MOVES = frozenset(("movement", "concat", "clamp"))
 
 
@@ -156,9 +156,7 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         return "float", "reads tensors that are not floating point", none
     match role:
         case Role.LAYER:
-            if isinstance(call.args[0], Ref) and len(reads) == 1:
-                return "layer", "integer layer", none
-            return "float", "its weight or bias depends on the inputs", none
+            return (*_layer(call, reads), none)
         case Role.NORM:
             return "norm", "stands alone: no layer before it to fold into", none
         case Role.CLAMP:
@@ -189,6 +187,21 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
 
 def _constants(call: Call) -> list[Constant]:
     return [leaf for leaf in pytree.tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Constant)]
+
+
+def _layer(call: Call, reads: tuple[int, ...]) -> tuple[Action, str]:
+    name, arguments = call.op.name, call.args
+    if name == "addmm":  # bias, input, weight
+        arguments = (*arguments[1:3], arguments[0])
+        if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("beta", 1) != 1:
+            return "float", "its terms are scaled"
+    if len(reads) != 1 or not isinstance(arguments[0], Ref):
+        return "float", "its weight or bias depends on the inputs"
+    if name in ("matmul", "addmm") and not (isinstance(arguments[1], Constant) and len(arguments[1].shape) == 2):
+        return "float", "its weight is no matrix"
+    if name == "addmm" and not (isinstance(arguments[2], Constant) and len(arguments[2].shape) == 1):
+        return "float", "its bias is no vector"
+    return "layer", "integer layer"
 
 
 def _lookup(call: Call) -> tuple[Action, str]:

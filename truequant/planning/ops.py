@@ -49,6 +49,8 @@ def _getter(name: str) -> Callable[..., Any]:
 T = Tensor
 OPS: tuple[Op, ...] = (
     Op("linear", Role.LAYER, (F.linear,)),
+    Op("matmul", Role.LAYER, (torch.matmul, T.matmul, T.__matmul__, T.__rmatmul__, torch.mm, T.mm)),
+    Op("addmm", Role.LAYER, (torch.addmm, T.addmm)),
     Op("conv1d", Role.LAYER, (F.conv1d,)),
     Op("conv2d", Role.LAYER, (F.conv2d,)),
     Op("conv3d", Role.LAYER, (F.conv3d,)),
@@ -136,6 +138,8 @@ OPS: tuple[Op, ...] = (
     Op("detach", Role.IDENTITY, (torch.detach, T.detach, _getter("data"))),
 )
 
+LINEAR_OPS = frozenset(("linear", "matmul", "addmm"))
+"""Layers without space: features on the last axis."""
 _BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for function in op.functions}
 _BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from truequant.schemes import QConfig, QuantScheme, Target
 
 Action = Literal[
-    "layer", "norm", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat", "movement", "identity",
-    "float", "weighted",
+    "layer", "norm", "affine", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat", "movement",
+    "identity", "float", "weighted",
 ]  # fmt: skip
 Kind = Literal["input", "activation", "output", "weight"]
 
@@ -43,6 +43,7 @@ class Site:
     fused_into: the site that this one is computed with.
     minimum, maximum: the clamp of the result, in values.
     train_ordinal: the ordinal in training; None where the site lives in evaluation only.
+    part: which of several tensors that it returns passes through the quantizer.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -65,6 +66,7 @@ class Site:
     minimum: float | None = None
     maximum: float | None = None
     writes_back: bool = False
+    part: int | None = None
     rule: str | None = None
 
 

@@ -39,6 +39,11 @@ def linear(writer: Writer, node: Island, a: Arguments) -> None:
         step("Add", [step("MatMul", [a["0"], weight], "product"), a.tensor("2")])
 
 
+def addmm(writer: Writer, node: Island, a: Arguments) -> None:
+    step = Steps(writer, node)
+    step("Add", [step("MatMul", [a.tensor("1"), a.tensor("2")], "product"), a.tensor("0")])
+
+
 def batch_norm(writer: Writer, node: Island, a: Arguments) -> None:
     channels = int(writer.shapes[a["0"]][1] or 1)
     ones = writer.constant(f"{node.output}.ones", np.ones(channels, np.float32))

@@ -115,7 +115,10 @@ def masked_fill(writer: Writer, node: Island, a: Arguments) -> None:
 
 
 def cumsum(writer: Writer, node: Island, a: Arguments) -> None:
-    Steps(writer, node)("CumSum", [a["0"], writer.constant(f"{node.output}.axis", np.int64(a["1"]))])
+    source = a["0"]
+    if writer.dtypes.get(source) == torch.bool:
+        source = Steps(writer, node)("Cast", [source], "number", to=writer.element(torch.int64))
+    Steps(writer, node)("CumSum", [source, writer.constant(f"{node.output}.axis", np.int64(a["1"]))])
 
 
 def einsum(writer: Writer, node: Island, a: Arguments) -> None:

@@ -51,6 +51,21 @@ def recurrent(kind: str) -> Form:
     return build
 
 
+def cell(kind: str) -> Form:
+    """`aten.{lstm,gru}_cell(x, states, w_ih, w_hh, b_ih, b_hh)`: a layer over a sequence of one."""
+
+    def build(writer: Writer, node: Island, a: Arguments) -> None:
+        states = a["hx"] if isinstance(a["hx"], list) else [a["hx"]]
+        step, first = Steps(writer, node), writer.integers(f"{node.output}.first", [0])
+        names = [a[str(i)] for i in range(2, 6) if a.get(str(i)) is not None]
+        inputs = _parameters(writer, node, kind, [names], 0)
+        wide = [step("Unsqueeze", [v, first], "wide") for v in (a["0"], *states)]
+        _, last = _layer(writer, node, kind, wide[0], inputs, wide[1:], 1)
+        step("Squeeze", [last[node.part or 0], first])
+
+    return build
+
+
 def _parameters(writer: Writer, node: Island, kind: str, ways: list[list[str]], layer: int) -> list[str]:
     """W `(ways, gates * H, in)`, R `(ways, gates * H, H)` and B `(ways, 2 * gates * H)`."""
     rows: list[list[Any]] = [[], [], []]

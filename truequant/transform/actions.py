@@ -12,9 +12,9 @@ from torch.fx import Node as GraphNode
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ConversionError
-from truequant.fake import TRANSPOSED, RuntimeSite, as_layer, integers, layer_weight, table_of
+from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, table_of
 from truequant.integer import nodes as program_nodes
-from truequant.planning import average_axes, pool_arguments
+from truequant.planning import LINEAR_OPS, average_axes, pool_arguments
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
 from truequant.transform.subpixel import sub_pixel, transposed_arguments
 
@@ -27,7 +27,7 @@ def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     output, lowest, highest = low.result(site)
     codes, bias_codes = found.weight.to(torch.int8).contiguous(), found.bias.to(torch.int32)
     scale = found.scale.float()
-    if site.plan.op == "linear":
+    if site.plan.op in LINEAR_OPS:
         low.emit(program_nodes.Linear(source.name, output.name, codes, scale, bias_codes, lowest, highest))
         return output
     n = weight.dim() - 2
@@ -116,6 +116,31 @@ def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int], n: in
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return tuple((t // 2, t - t // 2) for t in totals)
     return tuple((p, p) for p in sizes(padding, n))
+
+
+def _affine(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    """A BatchNorm alone: a depthwise convolution of one tap; of two axes, with an axis of space for its sake."""
+    source, rank = low.input_codes(node, site), node.meta["val"].dim()
+    with torch.no_grad():
+        found = affine_integers(site)
+    output, lowest, highest = low.result(site)
+    n, channels = max(1, rank - 2), found.weight.shape[0]
+    weight = found.weight.reshape(channels, 1, *(1,) * n).to(torch.int8)
+    name = output.name
+    if rank == 2:
+        wide = low.codes(low.unique(f"{name}@wide"), source.grid)
+        low.emit(program_nodes.Reshape(source.name, wide.name, (0, channels, 1)))
+        source, name = wide, low.moved(low.unique(f"{name}@column"), output).name
+    one = (1,) * n
+    bias = found.bias.to(torch.int32)
+    low.emit(
+        program_nodes.Conv(
+            source.name, name, weight, found.scale.float(), bias, one, ((0, 0),) * n, one, channels, lowest, highest
+        )
+    )
+    if rank == 2:
+        low.emit(program_nodes.Reshape(name, output.name, (0, channels)))
+    return output
 
 
 def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
@@ -210,7 +235,7 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 
 ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
-    "layer": _layer, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
+    "layer": _layer, "affine": _affine, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
     "table": _table, "average": _average, "pool": _pool,
     "clamp": _clamp,
 }  # fmt: skip

@@ -156,9 +156,8 @@ class Lowering:
         grid = self.inputs[name] if name in self.inputs else self.sites[name].quantizer
         assert grid is not None
         if isinstance(source, Floats):
-            edge = self.codes(
-                self.unique(name if name in self.inputs else f"{name}.codes" if source.name == name else name), grid
-            )
+            plain = name in self.inputs or self.sites[name].plan.action != "float"
+            edge = self.codes(self.unique(name if plain else f"{name}.codes"), grid)
             self.emit(program_nodes.Quantize(source.name, edge.name))
             return edge
         if isinstance(source, Codes) and source.grid is not grid:

@@ -188,4 +188,4 @@ class _Preparation:
         return tuple(result)
 
 
-_ACTIVE = frozenset(("layer", "add", "sub", "mul", "table", "lookup", "average", "pool"))
+_ACTIVE = frozenset(("layer", "affine", "add", "sub", "mul", "table", "lookup", "average", "pool"))
