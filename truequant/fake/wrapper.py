@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError, StateError
 from truequant.fake.clock import Clock, local
+from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import InputQuantizer, quantize_inputs
 from truequant.fake.sites import RuntimeSite
@@ -24,7 +25,6 @@ from truequant.planning import Plan, counted_as, decomposed, op_of
 from truequant.schemes import QuantScheme
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
-QUANTIZERS = "quantizers"
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -320,41 +320,6 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-class _HidesQuantizers:
-    """For containers that iterate over their children: quantizers are none of them."""
-
-    _modules: dict[str, nn.Module | None]
-
-    def _visible(self) -> dict[str, nn.Module | None]:
-        return {k: m for k, m in self._modules.items() if k != QUANTIZERS}
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._visible() if isinstance(self, nn.ModuleDict) else self._visible().values())
-
-    def __len__(self) -> int:
-        return len(self._visible())
-
-    def keys(self) -> Any:
-        return self._visible().keys()
-
-    def items(self) -> Any:
-        return self._visible().items()
-
-    def values(self) -> Any:
-        return self._visible().values()
-
-
-class _HiddenInSequence(_HidesQuantizers):
-    def __getitem__(self, index: Any) -> Any:
-        items = list(self._visible().items())
-        if isinstance(index, slice):
-            chosen = nn.Sequential() if isinstance(self, nn.Sequential) else nn.ModuleList()
-            for name, module in items[index]:
-                chosen.add_module(name, module)
-            return chosen
-        return items[index][1]
-
-
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -364,9 +329,9 @@ def qat_class(base: type[nn.Module]) -> type[nn.Module]:
         return _SWAPPED[base]
     bases: tuple[type, ...] = (QATModuleWrapper, base)
     if issubclass(base, (nn.Sequential, nn.ModuleList)):
-        bases = (QATModuleWrapper, _HiddenInSequence, base)
+        bases = (QATModuleWrapper, HiddenInSequence, base)
     elif issubclass(base, nn.ModuleDict):
-        bases = (QATModuleWrapper, _HidesQuantizers, base)
+        bases = (QATModuleWrapper, HidesQuantizers, base)
     attributes = {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers."}
     _SWAPPED[base] = type(f"QAT{base.__name__}", bases, attributes)
     return _SWAPPED[base]
@@ -375,7 +340,7 @@ def qat_class(base: type[nn.Module]) -> type[nn.Module]:
 def base_class(module: nn.Module) -> type[nn.Module]:
     """What a swapped module was before."""
     kinds: tuple[Any, ...] = type(module).__mro__
-    before: type[nn.Module] = next(k for k in kinds[kinds.index(QATModuleWrapper) + 1 :] if not issubclass(k, _HidesQuantizers))
+    before: type[nn.Module] = next(k for k in kinds[kinds.index(QATModuleWrapper) + 1 :] if not issubclass(k, HidesQuantizers))
     return before
 
 

@@ -43,7 +43,9 @@ def _fold(layer: Node, graph: Graph) -> None:
 def _stand_alone(norm: Node, graph: Graph) -> None:
     """A BatchNorm on codes is an integer layer of one weight a channel."""
     statistics = getattr(graph.modules[norm.call.owner], "running_mean", None)
-    if norm.leaf and statistics is not None and norm.reads[0] in graph.on_codes and graph.rank(norm.reads[0]) <= 5:
+    before = graph.writer.get(norm.reads[0])
+    on_codes = norm.reads[0] in graph.on_codes and before is not None and before.action != "float"
+    if norm.leaf and statistics is not None and on_codes and graph.rank(norm.reads[0]) <= 5:
         norm.action, norm.reason = "affine", "integer factor and bias a channel"
     else:
         norm.action = "float"

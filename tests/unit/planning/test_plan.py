@@ -170,7 +170,7 @@ def test_batch_norm_behind_a_three_dimensional_linear_does_not_fold() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.ReLU())
     p = plan(model, torch.randn(2, 5, 4))
     assert p.site("0").norm is None
-    assert p.site("1").action == "float"
+    assert p.site("1").action == "affine"
 
 
 def test_concat_shares_one_grid() -> None:
