@@ -14,9 +14,11 @@ from truequant.integer.nodes import (
     Clamp,
     Concat,
     Conv,
+    DepthToSpace,
     Dequantize,
     GlobalAverage,
     Linear,
+    Lookup,
     MaxPool,
     Mul,
     Node,
@@ -24,10 +26,13 @@ from truequant.integer.nodes import (
     Quantize,
     Reshape,
     Slice,
+    Sub,
     Table,
+    Take,
     Transpose,
+    Upsample,
     inputs_of,
-)
+)  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
@@ -61,6 +66,10 @@ def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
         case Add() | Mul():
             rule = oracle.add if isinstance(node, Add) else oracle.mul
             return rule(*arrays, params[node.left], params[node.right], y, node.low, node.high, node.rule)
+        case Sub():
+            return oracle.sub(*arrays, params[node.left], params[node.right], y, node.low, node.high)
+        case Lookup():
+            return node.entries.numpy().astype(np.int64)[arrays[0]]
         case Table():
             return oracle.table(arrays[0], node.entries.tolist(), x)
         case GlobalAverage():
@@ -76,6 +85,12 @@ def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
             return arrays[0].transpose(node.permutation)
         case Slice():
             return np.moveaxis(np.moveaxis(arrays[0], node.axis, 0)[node.begin : node.end : node.step], 0, node.axis)
+        case Take():
+            return np.take(arrays[0], node.indices, node.axis)
+        case Upsample():
+            return oracle.upsample(arrays[0], node.factors)
+        case DepthToSpace():
+            return oracle.depth_to_space(arrays[0], node.block)
         case Pad():
             return oracle.pad(arrays[0], node.padding, y)
         case Concat():

@@ -162,6 +162,16 @@ def add(left: Codes, right: Codes, a: Qparams, b: Qparams, y: Qparams, low: int,
     return each({"onnxruntime": fused, "portable": portable}[rule], left, right)
 
 
+def sub(left: Codes, right: Codes, a: Qparams, b: Qparams, y: Qparams, low: int, high: int) -> Codes:
+    """Dequantize, subtract, quantize, each rounded to float32."""
+
+    def code(p: int, q: int) -> int:
+        difference = float32(Fraction(times(p - a.zero_point, a.scale)) - Fraction(times(q - b.zero_point, b.scale)))
+        return clamp(rint(divide(difference, y.scale)) + y.zero_point, low, high)
+
+    return each(code, left, right)
+
+
 def mul(left: Codes, right: Codes, a: Qparams, b: Qparams, y: Qparams, low: int, high: int, rule: str) -> Codes:
     factor = divide(times(a.scale, b.scale), y.scale)
 
@@ -227,3 +237,25 @@ def reshape(codes: Codes, shape: Sequence[int]) -> Codes:
         named = int(np.prod([size for axis, size in enumerate(shape) if axis not in kept and size != -1]))
         sizes[sizes.index(-1)] = rest // named
     return codes.reshape(sizes)
+
+
+def upsample(codes: Codes, factors: Sequence[int]) -> Codes:
+    """Place i of the result is place i // factor of the input."""
+    first = codes.ndim - len(factors)
+    for axis, factor in enumerate(factors, start=first):
+        codes = np.take(codes, [i // factor for i in range(codes.shape[axis] * factor)], axis)
+    return codes
+
+
+def depth_to_space(codes: Codes, block: Sequence[int]) -> Codes:
+    """`y[n, c, i, j] = x[n, (c * b0 + i % b0) * b1 + j % b1, i // b0, j // b1]`, for any number of axes."""
+    depth = math.prod(block)
+    shape = (codes.shape[0], codes.shape[1] // depth, *(n * b for n, b in zip(codes.shape[2:], block, strict=True)))
+    result = np.zeros(shape, np.int64)
+    for place in np.ndindex(*shape):
+        channel = place[1]
+        for i, b in zip(place[2:], block, strict=True):
+            channel = channel * b + i % b
+        source = tuple(i // b for i, b in zip(place[2:], block, strict=True))
+        result[place] = codes[(place[0], channel, *source)]
+    return result

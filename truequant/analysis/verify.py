@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from truequant.analysis.report import Difference, RuntimeReport, Verification
 from truequant.errors import ArgumentError
 from truequant.fake import codes as codes_of
 from truequant.fake import outermost
 from truequant.integer import Int8Model
-from truequant.planning import arguments_of
+from truequant.planning import arguments_of, tensors_of
 from truequant.runtimes import CompiledModel, EdgeReader
 
 RUNTIMES = ("reference", "onnxruntime")
@@ -107,7 +106,7 @@ def _expected(qat: nn.Module | None, int8: Int8Model, args: Any, kwargs: Any) ->
 
 
 def _leaves(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return tensors_of(outputs)
 
 
 @dataclass

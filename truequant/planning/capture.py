@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import ArgumentTypeError, PlanError
 from truequant.planning.decomposed import decomposed
 from truequant.planning.ops import Op, Role, counted_as, op_of
+from truequant.planning.outputs import tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
             handle.remove()
         for module in written_out:
             del module.__dict__["forward"]
-    for leaf in pytree.tree_leaves(outputs):
-        if isinstance(leaf, Tensor) and (index := recorder.lookup(leaf)) is not None:
+    for leaf in tensors_of(outputs):
+        if (index := recorder.lookup(leaf)) is not None:
             result.outputs.append(index)
     return result

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import CalibrationError, ConversionError, StateError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
-from truequant.planning import Plan
+from truequant.planning import Plan, plain, tensors_of
 from truequant.transform.actions import ACTIONS
 from truequant.transform.islands import cast, island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
@@ -37,7 +37,44 @@ def convert(model: nn.Module) -> Int8Model:
     sites = runtime_sites(root)
     with _marking(root):
         program = _lower(_export(root, plan), root, plan, sites)
-    return Int8Model(program)
+    int8 = Int8Model(program)
+    _try(root, plan, int8)
+    return int8
+
+
+def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
+    """Compare both on made-up inputs: a forward that asks whether it is being traced would ship another model in silence."""
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        return
+    generator = torch.Generator().manual_seed(0)
+    made: dict[int | str, Tensor] = {}
+    for spec in plan.inputs:
+        dtype = getattr(torch, spec.dtype)
+        shape = [2 if n is None else n for n in spec.shape]
+        values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
+        made[spec.where] = values.to(dtype)
+    args = tuple(t for where, t in made.items() if isinstance(where, int))
+    kwargs = {where: t for where, t in made.items() if isinstance(where, str)}
+    modes = {m: m.training for m in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        with torch.no_grad():
+            expected = tensors_of(model(*args, **kwargs))
+    except Exception:  # made-up inputs are none of this model's: nothing can be said
+        return
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    for want, have in zip(expected, tensors_of(int8(*args, **kwargs)), strict=True):
+        if want.shape != have.shape or not bool(((want == have) | (want != want)).all()):
+            raise ConversionError(
+                "traced for conversion, the model computes something else than in evaluation",
+                got=f"outputs that differ on made-up inputs, by up to {float((want - have).abs().max())}"
+                if want.shape == have.shape else f"shapes {tuple(have.shape)}",
+                expected="the outputs of model.eval(), bit for bit",
+                fix="look in the forward for control flow that asks whether it is being traced or compiled",
+            )  # fmt: skip
 
 
 def runtime_sites(model: nn.Module) -> dict[str, RuntimeSite]:
@@ -146,7 +183,7 @@ class _Exported(nn.Module):
     def forward(self, *tensors: Any) -> Any:
         given = list(zip(self.places, tensors, strict=True))
         args = [t for where, t in given if isinstance(where, int)]
-        return self.model(*args, **{where: t for where, t in given if isinstance(where, str)})
+        return plain(self.model(*args, **{where: t for where, t in given if isinstance(where, str)}))
 
 
 def _lower(
