@@ -197,7 +197,8 @@ class QATModuleWrapper(nn.Module):
                     fix="prepare with example inputs that take this path",
                 )
             return self._leaf(site, args, kwargs)
-        if binding.acts or (binding.watched and (local.recorder is not None or local.marking)):
+        seen = binding.acts or (binding.watched and (local.recorder is not None or local.marking))
+        if seen and binding.clock.enabled:
             with _CallSites(binding, frame, self.training) as calls:
                 outputs = self._own_forward(binding, args, kwargs)
             if local.marking:
@@ -208,7 +209,7 @@ class QATModuleWrapper(nn.Module):
 
     def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of the module's own class, written out where it would hide what it computes."""
-        form = decomposed(self) if binding.clock.enabled else None
+        form = decomposed(self)
         return super().forward(*args, **kwargs) if form is None else form(self, *args, **kwargs)
 
     def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
