@@ -1,158 +1,258 @@
-"""How good the tests are: break the library in one place at a time and see whether they notice.
+"""How much the tests notice: small changes of the library, one at a time, and which of them turn a test red.
 
-    python tests/mutants.py --count 100 --seed 1 [--room numerics …]
+    python tests/mutants.py --count 100 --seed 1                  all rooms
+    python tests/mutants.py --count 20 --seed 1 --room numerics   one room
+    python tests/mutants.py --again report.json                   the survivors of an earlier `--json report.json`
 
-Works in a copy of the tree. A mutant that makes a test run time out counts as noticed. Survivors are printed: some cannot be
-told apart from the original (they change speed, or a message), the others are holes in the tests.
+The working tree is copied to a temporary folder and changed there. Lines are drawn uniformly among those that can be
+changed, then one change of the line. A change that no test notices is equivalent, or it shows a test that is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
+import json
 import os
 import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("numerics", "observers", "fake", "planning", "integer", "transform")
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+QAT, UNIT = "tests/quantization/qat", "tests/unit"
+NEAREST = {
+    "numerics": (f"{UNIT}/numerics",),
+    "observers": (f"{QAT}/test_activation_observer.py", f"{QAT}/test_moving_average_statistics.py"),
+    "fake": (f"{QAT}/test_fake_quantize.py", f"{QAT}/test_fake_quantize_layer.py", f"{QAT}/test_qat_module_wrapper.py"),
+    "planning": (f"{UNIT}/planning", f"{QAT}/test_layerwise_config.py"),
+    "integer": (f"{UNIT}/integer",),
+    "transform": (f"{QAT}/test_model_preparation.py", f"{QAT}/test_qat_preparer.py", f"{QAT}/test_conversion.py"),
+}
+"""The tests that most likely notice a change of a room; all others run behind them, quick ones first."""
+OTHERS = ("tests/properties", "tests/parity", "tests/attacks", QAT, UNIT)
+LONG = (f"{QAT}/test_end_to_end_qat.py", "tests/parity/test_mnist_models.py")
+MEMORY = 16 * 2**30
+
+SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
-NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "any": "all", "all": "any"}
-QUICK = ["tests/quantization/qat", "tests/parity", "tests/properties"]
-LEFT_OUT = [
-    f"--ignore=tests/{path}"
-    for path in ("quantization/qat/test_end_to_end_qat.py", "parity/test_mnist_models.py", "parity/test_coverage.py")
-]
+say = functools.partial(print, flush=True)
+NAMES = {"min": "max", "minimum": "maximum", "amin": "amax"}
+NAMES |= {after: before for before, after in NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Mutant:
-    path: Path
+    """The `index`-th change of a file."""
+
+    file: str
     line: int
-    text: str
-    source: str
+    index: int
 
 
-class _Sites(ast.NodeVisitor):
-    """Places to break: not in messages of errors, annotations, decorators, docstrings or `__all__`."""
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests said of a mutant: `killed_by` names the first red test, None where all were green."""
 
-    def __init__(self) -> None:
-        self.found: list[ast.AST] = []
+    mutant: Mutant
+    before: str
+    after: str
+    killed_by: str | None
 
-    def visit(self, node: ast.AST) -> None:
-        if isinstance(node, (ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)):
+
+class Changes(ast.NodeVisitor):
+    """All changes of a module; annotations, decorators, error messages, `__all__` and imports for type checkers have none."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self.found: list[tuple[ast.expr | ast.stmt, Callable[[], None]]] = []
+        self.visit(module)
+
+    def add(self, node: ast.expr | ast.stmt, make: Callable[[], None]) -> None:
+        """`make` changes the tree in place, at `node`."""
+        self.found.append((node, make))
+
+    def visit_Raise(self, node: ast.AST) -> None:
+        """Nothing: what is raised and what is formatted is a text for people, an argument has an annotation only."""
+
+    visit_JoinedStr = visit_arg = visit_Raise
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if not any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets):
+            self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.visit(node.args)
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Call):
+            self.add(node, lambda: setattr(node, "value", ast.Constant(None)))
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp | ast.AugAssign | ast.BoolOp) -> None:
+        other = SWAPPED.get(type(node.op))
+        if other is not None:
+            self.add(node, lambda: setattr(node, "op", other()))
+        self.generic_visit(node)
+
+    visit_AugAssign = visit_BoolOp = visit_BinOp
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Not):
+            self.add(node, lambda: setattr(node, "operand", ast.UnaryOp(ast.Not(), node.operand)))
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        for position, op in enumerate(node.ops):
+            other = SWAPPED.get(type(op))
+            if other is not None:
+                self.add(node, lambda at=position, other=other: node.ops.__setitem__(at, other()))  # type: ignore[misc]
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        value = node.value
+        if isinstance(value, bool):
+            self.add(node, lambda: setattr(node, "value", not value))
+        elif isinstance(value, (int, float)):
+            self.add(node, lambda: setattr(node, "value", value + 1))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        function = node.func
+        name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+        if name.endswith("Error"):
             return
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            for child in node.body:
-                self.visit(child)
-            return
-        if isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                self.visit(node.value)
-            return
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
-            return
-        if isinstance(node, (ast.BinOp, ast.Compare, ast.BoolOp)) or (
-            isinstance(node, ast.Constant) and isinstance(node.value, (int, bool))
-        ):
-            self.found.append(node)
-        if isinstance(node, ast.Name) and node.id in NAMES:
-            self.found.append(node)
-        if isinstance(node, ast.Attribute) and node.attr in NAMES:
-            self.found.append(node)
+        if name in NAMES:
+            self.add(node, lambda: setattr(function, "id" if isinstance(function, ast.Name) else "attr", NAMES[name]))
+        if any(keyword.arg in NAMES for keyword in node.keywords):
+            self.add(node, lambda: _swap_keywords(node))
         self.generic_visit(node)
 
 
-def _broken(node: ast.AST) -> bool:
-    """Break a node in place; whether it could be."""
-    if (isinstance(node, ast.BinOp) and type(node.op) in SWAPS) or isinstance(node, ast.BoolOp):
-        node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-        node.ops[0] = SWAPS[type(node.ops[0])]()  # type: ignore[assignment, call-overload]
-    elif isinstance(node, ast.Constant):
-        node.value = (not node.value) if isinstance(node.value, bool) else int(node.value) + 1  # type: ignore[arg-type]
-    elif isinstance(node, ast.Name):
-        node.id = NAMES[node.id]
-    elif isinstance(node, ast.Attribute):
-        node.attr = NAMES[node.attr]
-    else:
-        return False
-    return True
+def _swap_keywords(node: ast.Call) -> None:
+    for keyword in node.keywords:
+        keyword.arg = NAMES.get(keyword.arg or "", keyword.arg)
 
 
-def mutants(tree: Path, rooms: tuple[str, ...], seed: int) -> Iterator[Mutant]:
-    """Mutants without end, each place of the rooms as likely as every other."""
-    chosen = random.Random(seed)
-    places = []
+def drawn(rooms: tuple[str, ...], count: int, seed: int) -> list[Mutant]:
+    """`count` mutants: lines uniformly, without repetition, and one change of each."""
+    lines: dict[tuple[str, int], list[Mutant]] = {}
     for room in rooms:
-        for path in sorted((tree / "truequant" / room).glob("*.py")):
-            if path.name != "__init__.py":
-                sites = _Sites()
-                sites.visit(ast.parse(path.read_text()))
-                places += [(path, i) for i in range(len(sites.found))]
-    while True:
-        path, index = chosen.choice(places)
-        parsed = ast.parse(path.read_text())
-        sites = _Sites()
-        sites.visit(parsed)
-        node = sites.found[index]
-        before = ast.unparse(node)
-        if _broken(node):
-            text = f"{before}  ->  {ast.unparse(node)}"
-            yield Mutant(path.relative_to(tree), getattr(node, "lineno", 0), text, ast.unparse(parsed))
+        for path in sorted((ROOT / "truequant" / room).rglob("*.py")):
+            file = path.relative_to(ROOT).as_posix()
+            for index, (node, _) in enumerate(Changes(ast.parse(path.read_text())).found):
+                lines.setdefault((file, node.lineno), []).append(Mutant(file, node.lineno, index))
+    generator = random.Random(seed)
+    chosen = generator.sample(sorted(lines), min(count, len(lines)))
+    return [generator.choice(lines[line]) for line in chosen]
 
 
-def noticed(tree: Path, room: str, seconds: int) -> str | None:
-    """The first group of tests that fails in `tree`, or None."""
-    groups = [[f"tests/unit/{room}", f"truequant/{room}"], *([g] for g in QUICK), ["tests/unit"]]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    options = ["-x", "-q", "-m", "not slow and not emulated", "-p", "no:cacheprovider", *LEFT_OUT]
-    for group in groups:
-        there = [g for g in group if (tree / g).exists()]
-        try:
-            command = [sys.executable, "-m", "pytest", *options, *there]
-            done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"{group[0]} (no end)"
-        if done.returncode not in (0, 5):
-            return group[0]
-    return None
+def mutated(source: str, mutant: Mutant) -> tuple[str, str, str]:
+    """The source of a mutant, and the changed expression before and after."""
+    module = ast.parse(source)
+    node, make = Changes(module).found[mutant.index]
+    before = ast.unparse(node)
+    make()
+    return ast.unparse(ast.fix_missing_locations(module)), before, ast.unparse(node)
 
 
-def main() -> int:
+def groups(room: str, everything: bool) -> Iterator[list[str]]:
+    """Arguments of pytest, one run after the other: the nearest tests, then all others."""
+    yield [*NEAREST[room], f"truequant/{room}"]
+    skipped = [] if everything else [f"--ignore={path}" for path in LONG]
+    yield [*OTHERS, *skipped, *([] if everything else ["-m", "not slow and not emulated"])]
+
+
+def first_red(copy: Path, arguments: list[str], timeout: float) -> str | None:
+    """The name of the first red test, None where all are green; "timeout" where they take too long."""
+    shutil.rmtree(copy / ".hypothesis", ignore_errors=True)  # what one mutant failed on would be tried on the next
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY)),
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return "timeout"
+    if process.returncode == 0:
+        return None
+    red = [line.split(" - ")[0].split(" ", 1)[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return red[0] if red else f"pytest's exit status {process.returncode}"
+
+
+def judged(copy: Path, mutant: Mutant, everything: bool, timeout: float) -> Outcome:
+    """What the tests say of one mutant."""
+    path = copy / mutant.file
+    original = path.read_text()
+    changed, before, after = mutated(original, mutant)
+    path.write_text(changed)
+    try:
+        reds = (first_red(copy, group, timeout) for group in groups(Path(mutant.file).parts[1], everything))
+        return Outcome(mutant, before, after, next((red for red in reds if red is not None), None))
+    finally:
+        path.write_text(original)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--room", nargs="*", default=ROOMS, choices=ROOMS)
-    parser.add_argument("--seconds", type=int, default=300, help="after which a group of tests counts as never ending")
+    parser.add_argument("--room", choices=ROOMS)
+    parser.add_argument("--json", type=Path, help="write the outcomes to this file")
+    parser.add_argument("--again", type=Path, help="judge the survivors of such a file again, on the same sources")
+    parser.add_argument("--all", action="store_true", help="also run the slow tests")
     options = parser.parse_args()
-    killed, tried = 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "out", "*_cache", "__pycache__"))
-        for mutant in mutants(tree, tuple(options.room), options.seed):
-            if tried == options.count:
-                break
-            tried += 1
-            target, original = tree / mutant.path, (tree / mutant.path).read_text()
-            target.write_text(mutant.source)
-            by = noticed(tree, mutant.path.parts[1], options.seconds)
-            target.write_text(original)
-            killed += by is not None
-            print(f"{mutant.path}:{mutant.line}  {mutant.text}  {f'noticed by {by}' if by else 'SURVIVED'}", flush=True)
-    print(f"{killed} of {tried} noticed ({killed / max(1, tried):.0%})")
-    return 0
+    mutants = drawn((options.room,) if options.room else ROOMS, options.count, options.seed)
+    if options.again:
+        mutants = [Mutant(**o["mutant"]) for o in json.loads(options.again.read_text()) if o["killed_by"] is None]
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "out", "build"))
+        began = time.monotonic()
+        for arguments in groups("numerics", options.all):
+            red = first_red(copy, arguments, timeout=3600)
+            if red is not None:
+                sys.exit(f"the tests are red without a mutant: {red}")
+        timeout = 60 + 3 * (time.monotonic() - began)
+        outcomes = []
+        for number, mutant in enumerate(mutants, start=1):
+            outcome = judged(copy, mutant, options.all, timeout)
+            outcomes.append(outcome)
+            verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
+            say(f"[{number}/{len(mutants)}] {mutant.file}:{mutant.line}  {outcome.before} -> {outcome.after}  {verdict}")
+            if options.json:
+                options.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
+    killed = sum(outcome.killed_by is not None for outcome in outcomes)
+    say(f"{killed} of {len(outcomes)} mutants killed, {killed / max(1, len(outcomes)):.0%}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

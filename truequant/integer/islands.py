@@ -44,11 +44,11 @@ _NAMES = """
     bitwise_or.Tensor __and__.Tensor __or__.Tensor zeros_like.default ones_like.default full_like.default zeros.default
     ones.default full.default embedding.default index.Tensor index_select.default diff.default gather.default argmax.default
     topk.default tril.default triu.default baddbmm.default floor_divide.default remainder.Scalar clamp.Tensor var.correction
-    std.correction var.dim std.dim any.dim all.dim max.dim min.dim lstm.input lstm_cell.default gru_cell.default gru.input
-    rnn_tanh.input rnn_relu.input repeat.default repeat_interleave.self_int roll.default flip.default im2col.default
-    unfold.default adaptive_max_pool2d.default type_as.default arange.start arange.default glu.default square.default
-    log2.default log1p.default expm1.default tan.default atan.default floor.default ceil.default round.default sign.default
-    isnan.default isinf.default nan_to_num.default addcmul.default
+    std.correction var.dim std.dim any.dim all.dim max.dim min.dim lstm.input lstm_cell.default one_hot.default
+    gru_cell.default gru.input rnn_tanh.input rnn_relu.input repeat.default repeat_interleave.self_int roll.default
+    flip.default im2col.default unfold.default adaptive_max_pool2d.default type_as.default arange.start arange.default
+    glu.default square.default log2.default log1p.default expm1.default tan.default atan.default floor.default ceil.default
+    round.default sign.default isnan.default isinf.default nan_to_num.default addcmul.default
 """
 ISLAND_OPS = frozenset(_NAMES.split())
 _DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"))

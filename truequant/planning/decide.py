@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -152,6 +153,7 @@ class _Builder:
             self._owners(),
             self._uncalled(),
             self._notes(),
+            self._constants(),
         )
 
     def _site(self, node: Node, at_node: dict[int, str], ordinals: dict[int, int | None]) -> Site:
@@ -200,6 +202,11 @@ class _Builder:
                     )
                     position += 1
         return tuple(specs)
+
+    def _constants(self) -> tuple[tuple[int | str, str], ...]:
+        args, kwargs = as_arguments(self.example_inputs)
+        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        return tuple((where, json.dumps(a)) for where, a in arguments if a is None or isinstance(a, (bool, int, float, str)))
 
     def _owners(self) -> tuple[OwnerPlan, ...]:
         """Modules that own a site, and those between them and the root that count the calls of a module called repeatedly."""

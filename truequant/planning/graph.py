@@ -245,8 +245,8 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
     if name == "pad":
         mode = call.args[2] if len(call.args) > 2 else call.kwargs.get("mode", "constant")
         value = call.args[3] if len(call.args) > 3 else call.kwargs.get("value")
-        if mode != "constant" or value not in (None, 0, 0.0):
-            return "float", f"pads with {mode if mode != 'constant' else value}, not with real zeros"
+        if mode == "constant" and value not in (None, 0, 0.0):
+            return "float", f"pads with {value}, not with real zeros"
     if "max_pool" in name and (call.kwargs.get("return_indices") or len(call.outputs) > 1):
         return "float", "returns indices"
     if name.startswith("adaptive") and _windows(name, arguments[1], graph.shape(reads[0])) is None:

@@ -104,6 +104,8 @@ class Plan:
     uncalled: tuple[str, ...] = ()
     """Layers that no example input called."""
     notes: tuple[str, ...] = ()
+    constants: tuple[tuple[int | str, str], ...] = ()
+    """Arguments of the example that are no tensors: where, and the JSON text of a number, string, bool or None."""
 
     @property
     def target(self) -> Target:

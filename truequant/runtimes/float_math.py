@@ -191,6 +191,28 @@ def gather(writer: Writer, node: Island, a: Arguments) -> None:
     Steps(writer, node)("GatherElements", [a.tensor("0"), a.tensor("2")], axis=int(a["1"]))
 
 
+def one_hot(writer: Writer, node: Island, a: Arguments) -> None:
+    step, classes = Steps(writer, node), int(a.get("1", -1))
+    if classes < 1:
+        raise ExportError(f"'{node.output}': as many classes as the data has", expected="num_classes=…")
+    wide = step("Unsqueeze", [a["0"], writer.integers(f"{node.output}.last", [-1])], "wide")
+    equal = step("Equal", [wide, writer.integers(f"{node.output}.classes", list(range(classes)))], "equal")
+    step("Cast", [equal], to=writer.element(torch.int64))
+
+
+def pad(writer: Writer, node: Island, a: Arguments) -> None:
+    mode, flat = a.get("mode", "constant"), a["1"]
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    rank = len(writer.shapes[a.tensor("0")])
+    begins, ends = [0] * rank, [0] * rank
+    for i in range(0, len(flat), 2):
+        begins[rank - 1 - i // 2], ends[rank - 1 - i // 2] = flat[i], flat[i + 1]
+    pads = writer.integers(f"{node.output}.pads", begins + ends)
+    fill = np.array(a.get("value") or 0, writer.numpy(writer.dtypes[node.output]))
+    inputs = [a.tensor("0"), pads] + ([writer.constant(f"{node.output}.fill", fill)] if mode == "constant" else [])
+    Steps(writer, node)("Pad", inputs, mode=modes[mode])
+
+
 def arange(writer: Writer, node: Island, a: Arguments) -> None:
     """Whole numbers from a start to an end, which may be a size."""
     step = Steps(writer, node)

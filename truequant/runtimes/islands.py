@@ -76,6 +76,7 @@ ISLANDS: dict[str, Form] = {
     "__or__.Tensor": maths.plain("Or"), "zeros_like.default": maths.same_shape(0), "ones_like.default": maths.same_shape(1),
     "index.Tensor": maths.index, "index_select.default": maths.select, "gather.default": maths.gather,
     "ne.Scalar": maths.unequal, "ne.Tensor": maths.unequal, "arange.default": maths.arange, "arange.start": maths.arange,
+    "one_hot.default": maths.one_hot, "pad.default": maths.pad, "constant_pad_nd.default": maths.pad,
     "diff.default": maths.difference, "argmax.default": maths.argmax, "max.dim": maths.largest("Max"),
     "min.dim": maths.largest("Min"), "repeat.default": maths.repeat, "tril.default": maths.triangle(0),
     "triu.default": maths.triangle(1), "glu.default": maths.glu, "var.correction": maths.spread(False),

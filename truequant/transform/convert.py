@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -53,14 +54,15 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
         shape = [2 if n is None else n for n in spec.shape]
         values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         made[spec.where] = values.to(dtype)
-    args = tuple(t for where, t in made.items() if isinstance(where, int))
-    kwargs = {where: t for where, t in made.items() if isinstance(where, str)}
+    constants = {where: json.loads(text) for where, text in plan.constants}
+    args, kwargs = _arguments(made)
+    all_args, all_kwargs = _arguments(dict(made) | constants)
     modes = {m: m.training for m in model.modules()}
     try:
         for module in modes:
             module.training = False
         with torch.no_grad():
-            expected = tensors_of(model(*args, **kwargs))
+            expected = tensors_of(model(*all_args, **all_kwargs))
     except Exception:  # made-up inputs are none of this model's: nothing can be said
         return
     finally:
@@ -130,7 +132,8 @@ def _marking(model: nn.Module) -> Iterator[None]:
 def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     places = [spec.where for spec in plan.inputs]
-    positions = [where for where in places if isinstance(where, int)]
+    constants = {where: json.loads(text) for where, text in plan.constants}
+    positions = sorted(where for where in (*places, *constants) if isinstance(where, int))
     if len(set(places)) != len(places) or positions != list(range(len(positions))):
         raise ConversionError(
             "an input of the model is no plain tensor",
@@ -144,7 +147,7 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
         for spec in plan.inputs
     )
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
-    flat = _Exported(model, places)
+    flat = _Exported(model, places, constants)
     try:
         with warnings.catch_warnings(), torch.no_grad(), _static_masks():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
@@ -174,16 +177,24 @@ def _static_masks() -> Iterator[None]:
 
 
 class _Exported(nn.Module):
-    """The model as a function of its tensors alone, in the plan's order: `torch.export` names dynamic sizes by parameter."""
+    """The model as a function of its tensors alone, in the plan's order: `torch.export` names dynamic sizes by parameter.
 
-    def __init__(self, model: nn.Module, places: list[int | str]) -> None:
+    Numbers, strings and None that stood among the example inputs are part of the function.
+    """
+
+    def __init__(self, model: nn.Module, places: list[int | str], constants: dict[int | str, Any]) -> None:
         super().__init__()
-        self.model, self.places = model, places
+        self.model, self.places, self.constants = model, places, constants
 
     def forward(self, *tensors: Any) -> Any:
-        given = list(zip(self.places, tensors, strict=True))
-        args = [t for where, t in given if isinstance(where, int)]
-        return plain(self.model(*args, **{where: t for where, t in given if isinstance(where, str)}))
+        args, kwargs = _arguments(dict(zip(self.places, tensors, strict=True)) | self.constants)
+        return plain(self.model(*args, **kwargs))
+
+
+def _arguments(given: dict[int | str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional arguments in order, and keywords."""
+    positions = sorted(where for where in given if isinstance(where, int))
+    return [given[where] for where in positions], {where: v for where, v in given.items() if isinstance(where, str)}
 
 
 def _lower(

@@ -168,7 +168,7 @@ def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> 
     elif target is aten.channel_shuffle.default:
         groups, n = int(_arguments(node, "groups")["groups"]), _fixed(before[1], name)
         orders[1] = torch.arange(n).reshape(groups, n // groups).t().flatten().tolist()
-    elif target is aten.expand.default:
+    elif target in (aten.expand.default, aten.expand_as.default):
         if rank != len(after):
             shape = tuple(0 if not isinstance(n, int) else n for n in (1,) * (len(after) - rank) + tuple(before))
             if 0 in shape:
@@ -242,13 +242,29 @@ def _pad(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> L
         if node.target is aten.constant_pad_nd.default
         else _arguments(node, "pad", "mode", "value")
     )
-    if found.get("mode", "constant") != "constant" or found.get("value") not in (None, 0, 0.0):
+    flat, mode = [int(p) for p in found["pad"]], found.get("mode", "constant")
+    if mode != "constant":
+        return _repeated(low, node, name, source, flat, mode)
+    if found.get("value") not in (None, 0, 0.0):
         raise ConversionError(f"'{name}' pads with something else than real zeros", got=str(found))
-    flat = [int(p) for p in found["pad"]]
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
     output = low.moved(name, source)
     low.emit(program_nodes.Pad(source.name, name, tuple(pairs)))
     return output
+
+
+def _repeated(low: Lowering, node: GraphNode, name: str, source: Codes | Floats, flat: list[int], mode: str) -> Lowered:
+    """Padding by reflection, replication or wrapping: codes taken again, axis by axis."""
+    before = node.all_input_nodes[0].meta["val"].shape
+    pairs = [(len(before) - 1 - i // 2, flat[i], flat[i + 1]) for i in range(0, len(flat), 2) if flat[i] or flat[i + 1]]
+    if not pairs:
+        return source
+    for position, (axis, begin, end) in enumerate(pairs):
+        places = torch.arange(float(_fixed(before[axis], name))).reshape(1, 1, -1)
+        indices = torch.nn.functional.pad(places, (begin, end), mode=mode).flatten().long().tolist()
+        last = position == len(pairs) - 1
+        source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis, indices)
+    return source
 
 
 def _slice_of(
@@ -353,6 +369,7 @@ MOVEMENTS: dict[Any, Move] = {
             aten.roll.default,
             aten.channel_shuffle.default,
             aten.expand.default,
+            aten.expand_as.default,
             aten.index_select.default,
             aten.index.Tensor,
         ),

@@ -211,3 +211,41 @@ def test_a_forward_that_is_no_static_graph_is_refused() -> None:
 def test_a_float_model_is_refused() -> None:
     with pytest.raises(StateError, match="Net is not prepared"):
         tq.convert(Net())
+
+
+class Scaled(nn.Module):
+    """A forward with arguments that are no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, scale: float = 1.0, y: Tensor | None = None, twice: bool = False) -> Tensor:
+        x = x if y is None else x + y
+        return self.fc(x * 2 if twice else x) * scale
+
+
+@pytest.mark.parametrize("example", [{"scale": 0.25}, {"scale": 0.25, "twice": True}, {"y": None}], ids=str)
+def test_numbers_among_the_example_inputs_are_part_of_what_ships(example: dict[str, object]) -> None:
+    x = torch.randn(5, 4)
+    qat = tq.prepare(Scaled(), {"x": x, **example})
+    qat(x=x, **example)
+    qat.eval()
+    with torch.no_grad():
+        assert torch.equal(tq.convert(qat)(x=x), qat(x=x, **example))
+
+
+def test_a_forward_that_asks_whether_it_is_traced_is_refused() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) if torch.compiler.is_exporting() else self.fc(x.flip(1))
+
+    x = torch.randn(5, 4)
+    qat = tq.prepare(Asks(), x)
+    qat(x)
+    with pytest.raises(ConversionError, match="traced"):
+        tq.convert(qat)
