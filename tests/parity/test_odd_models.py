@@ -147,10 +147,6 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[TruequantError], str]]
     "sampled": (
         lambda y: F.grid_sample(y, torch.zeros(y.shape[0], 4, 4, 2), align_corners=False), ConversionError, "grid_sample",
     ),
-        lambda y: F.grid_sample(y, torch.zeros(y.shape[0], 4, 4, 2), align_corners=False),
-        ConversionError,
-        "grid_sample",
-    ),
     "branch on a value": (lambda y: y if y.sum() > 0 else -y, ConversionError, "no static graph"),
     "loop over the batch": (lambda y: torch.stack([t.flatten()[:4] for t in y]), ConversionError, "dynamic axis"),
     "columns": (lambda y: F.unfold(y, 2), ExportError, "im2col"),
