@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from truequant.errors import PlanError, StateError
+from truequant.errors import ArgumentError, PlanError, StateError
 from truequant.planning.align import train_ordinals
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.capture import Constant, Trace, as_arguments, trace
@@ -22,12 +23,16 @@ from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, 
 from truequant.planning.selectors import Selectable, matching
 from truequant.schemes import INHERIT, QConfig, QuantScheme
 
+Dynamic = Mapping[int | str, Sequence[int]]
+"""Axes of any size beside the batch, by position or keyword of the input."""
 
-def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = None) -> Plan:
+
+def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = None, *, dynamic: Dynamic | None = None) -> Plan:
     """Decide how `model` is quantized. The model is run twice, in training and in evaluation mode, and left as it was.
 
     example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
     config: a `QConfig`, the name of a preset, or None for "w8a8".
+    dynamic: axes that the converted model takes in any size, beside the batch: `{0: (2, 3)}` for images, `{"ids": (1,)}`.
 
     Raises `PlanError` for a rule that matches nothing or consumers that disagree, `SchemeError` for a scheme that the
     target cannot hold.
@@ -44,15 +49,37 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
     leave_in_float(graph, overrides, config)
     fuse(graph)
-    return _Builder(graph, trained, overrides, config, example_inputs).plan()
+    return _Builder(graph, trained, overrides, config, example_inputs, _checked(dynamic, example_inputs)).plan()
+
+
+def _checked(dynamic: Dynamic | None, example_inputs: Any) -> Dynamic:
+    """`ArgumentError` for an input or an axis that is not there."""
+    args, kwargs = as_arguments(example_inputs)
+    there: dict[int | str, Any] = dict(enumerate(args))
+    there.update(kwargs.items())
+    for where, axes in (dynamic or {}).items():
+        tensor = there.get(where)
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"dynamic: input {where!r} is no tensor", expected=f"one of {list(there)}")
+        if not all(0 <= axis < tensor.dim() for axis in axes):
+            raise ArgumentError(
+                f"dynamic: input {where!r} has no such axis", got=tuple(axes), expected=f"0 … {tensor.dim() - 1}"
+            )
+    return dynamic or {}
 
 
 class _Builder:
     def __init__(
-        self, graph: Graph, trained: Trace, overrides: dict[int, Overrides], config: QConfig, example_inputs: Any
+        self,
+        graph: Graph,
+        trained: Trace,
+        overrides: dict[int, Overrides],
+        config: QConfig,
+        example_inputs: Any,
+        dynamic: Dynamic,
     ) -> None:
         self.graph, self.trained, self.overrides, self.config = graph, trained, overrides, config
-        self.example_inputs = example_inputs
+        self.example_inputs, self.dynamic = example_inputs, dynamic
         self.first, self.last = ends(graph)
         self.schemes = activation_schemes(graph, overrides, config, self.last)
         self._without_grid()
@@ -194,12 +221,11 @@ class _Builder:
         for where, argument in arguments:
             for leaf in pytree.tree_leaves(argument):
                 if isinstance(leaf, Tensor):
-                    shape: tuple[int | None, ...] = (None, *leaf.shape[1:]) if leaf.dim() else ()
-                    specs.append(
-                        TensorSpec(
-                            where, f"input_{position}", str(leaf.dtype).removeprefix("torch."), shape, at_input.get(position)
-                        )
-                    )
+                    any_size = {0, *self.dynamic.get(where, ())}
+                    shape = tuple(None if axis in any_size else n for axis, n in enumerate(leaf.shape))
+                    dtype = str(leaf.dtype).removeprefix("torch.")
+                    quantizer = at_input.get(position)
+                    specs.append(TensorSpec(where, f"input_{position}", dtype, shape, quantizer, tuple(leaf.shape)))
                     position += 1
         return tuple(specs)
 

@@ -72,13 +72,21 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input tensor: where it stands (position or keyword), its quantizer, dtype, and shape with None where dynamic."""
+    """An input tensor: where it stands (position or keyword), its quantizer, dtype, shape with None where dynamic, and the
+    sizes of the example.
+    """
 
     where: int | str
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     quantizer: str | None
+    example: tuple[int, ...] = ()
+
+    def made_up(self) -> list[int]:
+        """Sizes to try: a batch of two, and the example's."""
+        sizes = self.example or tuple(2 if n is None else n for n in self.shape)
+        return [2 if axis == 0 and self.shape[0] is None else n for axis, n in enumerate(sizes)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
 from truequant.runtimes.writer import Writer
@@ -82,15 +81,25 @@ def _depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
     channels = shape[1]
     assert channels is not None
     depth = int(np.prod(block))
-    if sum(n is None for n in shape[2:]) > 1:
-        raise ExportError(f"'{node.output}': several dynamic sizes in space", got=str(shape), expected="at most one")
-    split = [0, channels // depth, *block, *(-1 if n is None else n for n in shape[2:])]
-    joined = [0, channels // depth, *(-1 if n is None else n * b for n, b in zip(shape[2:], block, strict=True))]
-    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
     blocks, moved = writer.fresh(f"{node.output}.blocks"), writer.fresh(f"{node.output}.moved")
-    writer.node("Reshape", [node.input, writer.integers(f"{blocks}.shape", split)], blocks, name=blocks)
+    if sum(n is None for n in shape[2:]) > 1:
+        first = writer.measured(node.input, f"{blocks}.first", 0, 1)
+        space = writer.measured(node.input, f"{blocks}.space", 2, 2 + rank)
+        inner = writer.integers(f"{blocks}.inner", [channels // depth, *block])
+        wide, factors = writer.fresh(f"{blocks}.wide"), writer.integers(f"{blocks}.factors", block)
+        writer.node("Mul", [space, factors], wide, name=wide)
+        split = writer.joined(f"{blocks}.shape", [first, inner, space])
+        outer = writer.integers(f"{blocks}.outer", [channels // depth])
+        joined = writer.joined(f"{node.output}.shape", [first, outer, wide])
+    else:
+        sizes = [0, channels // depth, *block, *(-1 if n is None else n for n in shape[2:])]
+        split = writer.integers(f"{blocks}.shape", sizes)
+        sizes = [0, channels // depth, *(-1 if n is None else n * b for n, b in zip(shape[2:], block, strict=True))]
+        joined = writer.integers(f"{node.output}.shape", sizes)
+    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
+    writer.node("Reshape", [node.input, split], blocks, name=blocks)
     writer.node("Transpose", [blocks], moved, name=moved, perm=[0, 1, *pairs])
-    writer.node("Reshape", [moved, writer.integers(f"{node.output}.shape", joined)], node.output, name=node.output)
+    writer.node("Reshape", [moved, joined], node.output, name=node.output)
 
 
 MOVEMENTS: dict[type[Node], Callable[[Writer, Any], None]] = {

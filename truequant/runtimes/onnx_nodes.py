@@ -179,6 +179,11 @@ def _linear(writer: Writer, node: Linear) -> None:
     writer.quantized(value, output, node.low, node.high)
     if flat:
         writer.raw[name] = writer.raw[output]
+        if sum(n is None for n in shape[:-1]) > 1:
+            outer = writer.measured(node.input, f"{name}.outer", 0, len(shape) - 1)
+            last = writer.integers(f"{name}.features", [int(node.weight.shape[0])])
+            writer.node("Reshape", [output, writer.joined(f"{name}.shape", [outer, last])], name, name=f"{name}.reshape")
+            return
         _reshape_to(writer, output, name, (*shape[:-1], int(node.weight.shape[0])))
 
 

@@ -125,6 +125,16 @@ class Writer:
         """ONNX's number of torch's dtype."""
         return int(onnx().helper.np_dtype_to_tensor_dtype(torch.zeros((), dtype=dtype).numpy().dtype))
 
+    def measured(self, source: str, name: str, begin: int, end: int) -> str:
+        """Sizes `begin … end - 1` of a tensor, as an int64 tensor."""
+        name = self.fresh(name)
+        return self.node("Shape", [source], name, name=name, start=begin, end=end)
+
+    def joined(self, name: str, parts: list[str]) -> str:
+        """Parts of a shape as one."""
+        name = self.fresh(name)
+        return self.node("Concat", parts, name, name=name, axis=0)
+
     def integers(self, name: str, values: list[int] | tuple[int, ...]) -> str:
         """An int64 constant: a shape, axes, pads."""
         return self.constant(name, np.array(values, np.int64))

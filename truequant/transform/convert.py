@@ -51,7 +51,7 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
     made: dict[int | str, Tensor] = {}
     for spec in plan.inputs:
         dtype = getattr(torch, spec.dtype)
-        shape = [2 if n is None else n for n in spec.shape]
+        shape = spec.made_up()
         values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         made[spec.where] = values.to(dtype)
     constants = {where: json.loads(text) for where, text in plan.constants}
@@ -142,10 +142,7 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
             fix="wrap the model in one whose forward takes the tensors",
         )
     # Two, because export takes sizes 0 and 1 for constants.
-    examples = tuple(
-        torch.zeros([2 if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype), device=device)
-        for spec in plan.inputs
-    )
+    examples = tuple(torch.zeros(spec.made_up(), dtype=getattr(torch, spec.dtype), device=device) for spec in plan.inputs)
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, places, constants)
     try:

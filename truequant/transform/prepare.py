@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,7 +28,12 @@ from truequant.schemes import QConfig
 
 
 def prepare(
-    model: nn.Module, example_inputs: Any, config: QConfig | Plan | str | None = None, *, inplace: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    config: QConfig | Plan | str | None = None,
+    *,
+    inplace: bool = False,
+    dynamic: Mapping[int | str, Sequence[int]] | None = None,
 ) -> nn.Module:
     """Make `model` quantization-aware: the same module with quantizers where the plan says.
 
@@ -36,6 +42,7 @@ def prepare(
 
     example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
     config: a `QConfig`, a preset's name, a `Plan` made from this very model, or None for "w8a8".
+    dynamic: axes that the converted model takes in any size, beside the batch: `{0: (2, 3)}` for images.
     inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
     Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does.
     """
@@ -43,7 +50,7 @@ def prepare(
         raise ArgumentTypeError("prepare: the model is not an nn.Module", got=type(model).__name__, expected="nn.Module")
     if any(isinstance(m, QATModuleWrapper) for m in model.modules()):
         raise StateError("the model is prepared already", fix="prepare the float model, or tq.restore_float(model) first")
-    decided = config if isinstance(config, Plan) else plan(model, example_inputs, config)
+    decided = config if isinstance(config, Plan) else plan(model, example_inputs, config, dynamic=dynamic)
     model = model if inplace else copy.deepcopy(model)
     _Preparation(model, decided).run()
     return model

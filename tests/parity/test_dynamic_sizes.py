@@ -1,0 +1,81 @@
+"""One converted model for images and sequences of any size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import truequant as tq
+from truequant.errors import ArgumentError
+from truequant.integer import load
+
+
+class Segments(nn.Module):
+    """Fully convolutional: a strided way down, nearest and transposed ways up, a skip, a mean over whatever is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.up, self.out = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = F.relu(self.a(x))
+        b = F.relu(self.norm(self.b(a)))
+        y = self.out(torch.cat([self.up(b), F.interpolate(b, scale_factor=2)], 1))
+        return F.max_pool2d(y, 2), (a * a.mean((2, 3), keepdim=True)).mean((2, 3))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.conv, self.out = nn.Embedding(40, 8), nn.Conv1d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(self.words(ids).transpose(1, 2))).transpose(1, 2))
+
+
+def exact(qat: nn.Module, int8: tq.Int8Model, inputs: list[Tensor]) -> None:
+    for x in inputs:
+        report = tq.verify(qat, int8, [x])
+        assert report.codes_different == 0
+        assert report.outputs_different == 0
+
+
+def test_images_of_any_size(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    qat = tq.prepare(Segments(), torch.randn(2, 3, 16, 16), dynamic={0: (2, 3)})
+    qat(torch.randn(4, 3, 16, 16))
+    qat.eval()
+    int8 = tq.convert(qat)
+    exact(qat, int8, [torch.randn(1, 3, 16, 16), torch.randn(2, 3, 24, 12), torch.randn(3, 3, 8, 40)])
+    path = f"{tmp_path}/model.tq"
+    int8.save(path)
+    exact(qat, load(path), [torch.randn(1, 3, 20, 36)])
+
+
+def test_sequences_of_any_length() -> None:
+    torch.manual_seed(0)
+    qat = tq.prepare(Words(), {"ids": torch.randint(0, 40, (2, 9))}, dynamic={"ids": (1,)})
+    qat(ids=torch.randint(0, 40, (4, 9)))
+    qat.eval()
+    int8 = tq.convert(qat)
+    for length in (3, 9, 31):
+        report = tq.verify(qat, int8, [{"ids": torch.randint(0, 40, (2, length))}])
+        assert report.codes_different == 0
+
+
+def test_a_size_that_was_fixed_stays_fixed() -> None:
+    qat = tq.prepare(Segments(), torch.randn(2, 3, 16, 16))
+    qat(torch.randn(2, 3, 16, 16))
+    with pytest.raises(ArgumentError, match="wrong shape"):
+        tq.convert(qat.eval())(torch.randn(2, 3, 20, 20))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "said"), [({1: (2,)}, "no tensor"), ({"x": (2,)}, "no tensor"), ({0: (4,)}, "no such axis")]
+)
+def test_what_is_not_there_cannot_be_dynamic(dynamic: dict[int | str, tuple[int, ...]], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        tq.plan(Segments(), torch.randn(2, 3, 16, 16), dynamic=dynamic)
