@@ -398,4 +398,3 @@ def test_uint8_activations_of_a_quantized_model_never_leave_their_grid() -> None
     qat(X)
     assert seen
     assert all(seen)
-    assert QConfig().activation == QuantScheme(uint8)
