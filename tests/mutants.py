@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,32 +54,24 @@ NAMES |= {after: before for before, after in NAMES.items()}
 
 @dataclass(frozen=True)
 class Mutant:
-    """The `index`-th change of a file."""
+    """The `index`-th change of a file. `killed_by` names the first red test, None where all were green."""
 
     file: str
     line: int
     index: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the tests said of a mutant: `killed_by` names the first red test, None where all were green."""
-
-    mutant: Mutant
-    before: str
-    after: str
-    killed_by: str | None
+    before: str = ""
+    after: str = ""
+    killed_by: str | None = None
 
 
 class Changes(ast.NodeVisitor):
     """All changes of a module; annotations, decorators, texts, asserts and what is for type checkers have none."""
 
     def __init__(self, module: ast.Module) -> None:
-        self.found: list[tuple[ast.expr | ast.stmt, Callable[[], None]]] = []
+        self.found: list[tuple[ast.expr | ast.stmt, Callable[[], None]]] = []  # what changes, and what changes it in place
         self.visit(module)
 
     def add(self, node: ast.expr | ast.stmt, make: Callable[[], None]) -> None:
-        """`make` changes the tree in place, at `node`."""
         self.found.append((node, make))
 
     def visit_Raise(self, node: ast.AST) -> None:
@@ -99,14 +91,12 @@ class Changes(ast.NodeVisitor):
         if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
             self.generic_visit(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for statement in node.body:
-            self.visit(statement)
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        parts = [node.args] if isinstance(node, ast.FunctionDef) else []
+        for part in (*parts, *node.body):
+            self.visit(part)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        self.visit(node.args)
-        for statement in node.body:
-            self.visit(statement)
+    visit_ClassDef = visit_FunctionDef
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Call):
@@ -147,14 +137,10 @@ class Changes(ast.NodeVisitor):
             return
         if name in NAMES:
             self.add(node, lambda: setattr(function, "id" if isinstance(function, ast.Name) else "attr", NAMES[name]))
-        if any(keyword.arg in NAMES for keyword in node.keywords):
-            self.add(node, lambda: _swap_keywords(node))
+        for keyword in node.keywords:
+            if keyword.arg in NAMES:
+                self.add(node, lambda it=keyword: setattr(it, "arg", NAMES[it.arg or ""]))  # type: ignore[misc]
         self.generic_visit(node)
-
-
-def _swap_keywords(node: ast.Call) -> None:
-    for keyword in node.keywords:
-        keyword.arg = NAMES.get(keyword.arg or "", keyword.arg)
 
 
 def drawn(rooms: tuple[str, ...], count: int, seed: int) -> list[Mutant]:
@@ -201,21 +187,20 @@ def first_red(copy: Path, arguments: list[str], timeout: float) -> str | None:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return "timeout"
-    if process.returncode == 0:
-        return None
     red = [line.split(" - ")[0].split(" ", 1)[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return red[0] if red else f"pytest's exit status {process.returncode}"
+    return None if process.returncode == 0 else red[0] if red else f"exit status {process.returncode} of pytest"
 
 
-def judged(copy: Path, mutant: Mutant, everything: bool, timeout: float) -> Outcome:
-    """What the tests say of one mutant."""
+def judged(copy: Path, mutant: Mutant, everything: bool, timeout: float) -> Mutant:
+    """The mutant with what the tests say of it."""
     path = copy / mutant.file
     original = path.read_text()
     changed, before, after = mutated(original, mutant)
     path.write_text(changed)
     try:
         reds = (first_red(copy, group, timeout) for group in groups(Path(mutant.file).parts[1], everything))
-        return Outcome(mutant, before, after, next((red for red in reds if red is not None), None))
+        killed_by = next((red for red in reds if red is not None), None)
+        return replace(mutant, before=before, after=after, killed_by=killed_by)
     finally:
         path.write_text(original)
 
@@ -232,14 +217,13 @@ def main() -> None:
     options = parser.parse_args()
     mutants = drawn(tuple(options.room), options.count, options.seed)
     if options.again:
-        mutants = [Mutant(**o["mutant"]) for o in json.loads(options.again.read_text()) if o["killed_by"] is None]
+        mutants = [Mutant(**m) for m in json.loads(options.again.read_text()) if m["killed_by"] is None]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "out", "build"))
         began = time.monotonic()
         for arguments in groups("numerics", options.all):
-            red = first_red(copy, arguments, timeout=3600)
-            if red is not None:
+            if (red := first_red(copy, arguments, timeout=3600)) is not None:
                 sys.exit(f"the tests are red without a mutant: {red}")
         timeout = options.seconds or 60 + 3 * (time.monotonic() - began)
         outcomes = []
