@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from truequant.schemes import QConfig, QuantScheme, Target
@@ -130,6 +130,23 @@ class Plan:
     def in_float(self) -> tuple[Site, ...]:
         """Sites left in float."""
         return tuple(s for s in self.sites if s.action == "float")
+
+    def diff(self, other: Plan) -> tuple[str, ...]:
+        """What `other` decides differently, a line each: sites, quantizers and inputs by name; () where both are equal."""
+        lines = []
+        for kind, ours, theirs in (
+            ("quantizer", self.quantizers, other.quantizers),
+            ("site", self.sites, other.sites),
+            ("input", self.inputs, other.inputs),
+        ):
+            a: dict[str, Any] = {item.name: item for item in ours}
+            b: dict[str, Any] = {item.name: item for item in theirs}
+            lines += [f"{kind} '{name}' is gone" for name in a if name not in b]
+            lines += [f"{kind} '{name}' is new" for name in b if name not in a]
+            for name in (n for n in a if n in b):
+                changed = [f.name for f in fields(a[name]) if getattr(a[name], f.name) != getattr(b[name], f.name)]
+                lines += [f"{kind} '{name}': {f} {getattr(a[name], f)} -> {getattr(b[name], f)}" for f in changed]
+        return tuple(lines)
 
     def __str__(self) -> str:
         schemes = {q.name: str(q.scheme) for q in self.quantizers}

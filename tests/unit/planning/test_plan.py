@@ -185,3 +185,13 @@ def test_concat_shares_one_grid() -> None:
     p = plan(Cat(), X)
     assert p.site("a").emits == p.site("b").emits == p.site("c").reads[0]
     assert not p.quantizer(p.site("b").emits or "").scheme.is_symmetric
+
+
+def test_diff_names_what_changed() -> None:
+    a, b = decided(), decided(QConfig().with_rules(Rule("conv", weight=QuantScheme(int4, PerChannel(0))), Rule("fc", None)))
+    assert a.diff(a) == ()
+    lines = a.diff(b)
+    assert "quantizer 'conv.weight': scheme int8 channel 0 -> int4 channel 0" in lines
+    assert "quantizer 'fc.weight' is gone" in lines
+    assert any(line.startswith("site 'fc': action layer -> float") for line in lines)
+    assert "quantizer 'fc.weight' is new" in b.diff(a)
