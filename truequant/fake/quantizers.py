@@ -215,6 +215,8 @@ class FakeQuantize(_Grid):
                 self.commit()
         self.observer.observe(x)
         if not self._calibrated and x.numel():
+            if self.training:
+                self.observer.merge_ranks()
             self.commit()
 
     def reset(self) -> None:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError, StateError
-from truequant.fake.clock import Clock, local
+from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import InputQuantizer, quantize_inputs
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed, layer_weight, module_call
+from truequant.observers import several, widest
 from truequant.planning import Plan, counted_as, decomposed, op_of
 from truequant.schemes import QuantScheme
 
@@ -287,7 +289,14 @@ class QATModuleWrapper(nn.Module):
             outputs = self._forward(binding, frame, args, kwargs)
         if counts:
             clock.watch(outputs)
+            if self.training and several() and not in_backward():
+                self._merge_ranks()
         return outputs
+
+    def _merge_ranks(self) -> None:
+        """What this forward observed on any rank is pending on all of them: scales stay equal everywhere."""
+        observers = [m.observer for m in self.modules() if isinstance(m, FakeQuantize)]
+        widest([o.pending_minimum for o in observers], [o.pending_maximum for o in observers])
 
     def _quantized_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return quantize_inputs(self.binding.inputs, args, kwargs) if self.binding.inputs else (args, kwargs)

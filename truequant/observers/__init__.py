@@ -1,7 +1,8 @@
 """Ranges from data."""
 
 from truequant.observers.activation import ActivationObserver
+from truequant.observers.ranks import several, widest
 from truequant.observers.statistics import MovingAverageStatistics
 from truequant.observers.weights import weight_range
 
-__all__ = ["ActivationObserver", "MovingAverageStatistics", "weight_range"]
+__all__ = ["ActivationObserver", "MovingAverageStatistics", "several", "weight_range", "widest"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from truequant import numerics
 from truequant.errors import ArgumentError
-from truequant.observers import histogram, search
+from truequant.observers import histogram, ranks, search
 from truequant.observers.minmax import finite_range, grouped, moved
 from truequant.observers.precision import Float32State
 from truequant.schemes import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile, PerTensor, QuantScheme
@@ -19,7 +19,8 @@ class ActivationObserver(Float32State):
     scheme: its `observer` is the strategy, its granularity the shape of the state: `()`, `(channels,)`, or that of groups.
     channels: the number of scales of a per-channel scheme, or the shape of per-group ones.
 
-    Non-finite values never enter the state. Buffers have their final shape from construction on.
+    Where several processes train together, a histogram counts what all of them saw, and `merge_ranks` widens what is pending
+    to the ranges of all. Non-finite values never enter the state. Buffers have their final shape from construction on.
     """
 
     minimum: Tensor
@@ -85,9 +86,12 @@ class ActivationObserver(Float32State):
             return
         bins = self._bins()
         reach = torch.nan_to_num(rows, 0.0).abs().amax(1)
+        if self.training:
+            reach = ranks.greatest(reach)
         wider = torch.maximum(self.exponent, histogram.exponent_for(reach, bins))
         counts = histogram.widened(self.counts, self.exponent, wider)
-        self.counts.copy_(counts + histogram.count(rows, wider, bins))
+        seen = histogram.count(rows, wider, bins)
+        self.counts.copy_(counts + (ranks.total(seen) if self.training else seen))
         self.exponent.copy_(wider)
 
     @torch.no_grad()
@@ -95,6 +99,10 @@ class ActivationObserver(Float32State):
         """What `observe` does, from a minimum and a maximum that a fused kernel found; `+inf, -inf` for none."""
         self.pending_minimum.copy_(torch.minimum(self.pending_minimum, minimum))
         self.pending_maximum.copy_(torch.maximum(self.pending_maximum, maximum))
+
+    def merge_ranks(self) -> None:
+        """Widen what is pending to what all ranks have pending."""
+        ranks.widest([self.pending_minimum], [self.pending_maximum])
 
     @torch.no_grad()
     def commit(self) -> None:

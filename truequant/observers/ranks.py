@@ -1,0 +1,50 @@
+"""Ranges of several processes as one: what any rank has seen counts on all of them.
+
+As in SyncBatchNorm, all ranks must run the same training forwards. Nothing here runs in evaluation or calibration, which a
+single rank may do alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+
+def several() -> bool:
+    """Whether this process is one of several that train together."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+@torch.no_grad()
+def widest(minima: Sequence[Tensor], maxima: Sequence[Tensor]) -> None:
+    """Replace each minimum and maximum by the least and greatest of all ranks, in one collective call."""
+    if not minima or not several():
+        return
+    # One maximum for both: the least is the negated greatest of what is negated.
+    flat = torch.cat([*(-m.reshape(-1) for m in minima), *(m.reshape(-1) for m in maxima)])
+    distributed.all_reduce(flat, op=distributed.ReduceOp.MAX)
+    parts = flat.split([m.numel() for m in (*minima, *maxima)])
+    for tensor, part in zip(minima, parts[: len(minima)], strict=True):
+        tensor.copy_(-part.reshape(tensor.shape))
+    for tensor, part in zip(maxima, parts[len(minima) :], strict=True):
+        tensor.copy_(part.reshape(tensor.shape))
+
+
+@torch.no_grad()
+def greatest(values: Tensor) -> Tensor:
+    """The elementwise greatest of all ranks."""
+    if several():
+        values = values.clone()
+        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+    return values
+
+
+@torch.no_grad()
+def total(values: Tensor) -> Tensor:
+    """The elementwise sum over all ranks."""
+    if several():
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
