@@ -45,7 +45,7 @@ class Clock:
 
     def begin(self) -> None:
         """The outermost module is called."""
-        if in_backward():
+        if torch.compiler.is_compiling() or in_backward():  # compiled, each forward is a step
             return
         self._waiting = [r for r in self._waiting if (token := r()) is not None and not token.done]
         if not self._waiting:
@@ -88,6 +88,8 @@ class Local(threading.local):
         self.frame: Any = None
         self.recorder: Any = None
         self.marking = False
+        self.committed: set[int] = set()
+        """While compiling: quantizers that this forward has called, by id."""
         self.shifted: set[tuple[str, str]] = set()
         """While marking: owners and ops that tracing called more or fewer times than evaluation does."""
 

@@ -30,6 +30,10 @@ Compute = Callable[["RuntimeSite", Callable[..., Any], Sequence[Any], dict[str, 
 @contextlib.contextmanager
 def _exact_sums(device: str) -> Iterator[None]:
     """No autocast, and none of the kernels that are not plain sums of products."""
+    if torch.compiler.is_compiling():
+        with torch.autocast(device, enabled=False):
+            yield
+        return
     with torch.autocast(device, enabled=False), torch.backends.nnpack.flags(enabled=False):
         if device == "cuda":
             with torch.backends.cudnn.flags(enabled=False):
@@ -65,9 +69,15 @@ def integers(site: RuntimeSite, weight: Tensor, bias: Tensor | None) -> numerics
     return numerics.fold(weight, scale, site.weight.scheme, bias, norm, site.reads[0].effective_scale().detach())
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _plain_products() -> bool:
+    """Whether float32 products keep all bits of their factors."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
 def _carrier(weights: numerics.IntegerWeights, reads: FakeQuantize) -> torch.dtype:
     """float32 where every sum stays exact in it."""
-    if torch.get_float32_matmul_precision() != "highest":
+    if not _plain_products():
         return torch.float64
     if torch.compiler.is_compiling():
         per_channel = weights.weight.numel() // max(1, weights.weight.shape[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from truequant import kernels, numerics
 from truequant.errors import ArgumentError, CalibrationError
-from truequant.fake.clock import Clock, in_backward
+from truequant.fake.clock import Clock, in_backward, local
 from truequant.observers import ActivationObserver, weight_range
 from truequant.schemes import LSQ, PerTensor, QuantScheme
 
@@ -209,13 +209,17 @@ class FakeQuantize(_Grid):
         learned = self.shift is not None and self._calibrated and not self.clock.calibrating
         if not self.observing or self.clock.state == "frozen" or learned:
             return
-        if self._seen_step != self.clock.step:
+        if torch.compiler.is_compiling():
+            if self._calibrated and (self.owns_clock or id(self) not in local.committed):
+                self.commit()
+            local.committed.add(id(self))
+        elif self._seen_step != self.clock.step:
             self._seen_step = self.clock.step
             if self._calibrated:
                 self.commit()
         self.observer.observe(x)
         if not self._calibrated and x.numel():
-            if self.training:
+            if self.training and not torch.compiler.is_compiling():
                 self.observer.merge_ranks()
             self.commit()
 

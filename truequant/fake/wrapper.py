@@ -23,7 +23,7 @@ from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed, layer_weight, module_call
 from truequant.observers import several, widest
-from truequant.planning import Plan, counted_as, decomposed, op_of
+from truequant.planning import Plan, counted_as, decomposed, op_of, out_of_place, writes_in_place
 from truequant.schemes import QuantScheme
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
@@ -80,7 +80,7 @@ class _CallSites(TorchFunctionMode):
         with Frame(self.frame.key):
             if site.plan.action == "layer":
                 return _functional_layer(site, func, args, kwargs)
-            if site.plan.writes_back or _in_place(func, kwargs):
+            if site.plan.writes_back or kwargs.get("inplace") or writes_in_place(func):
                 return _in_place_call(site, func, args, kwargs)
             return site.run(func, args, kwargs)
 
@@ -134,21 +134,10 @@ _WATCHED = frozenset(
 )
 
 
-def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    return (
-        bool(kwargs.get("inplace"))
-        or (name.endswith("_") and not name.endswith("__"))
-        or (name.startswith("__i") and name.endswith("__"))
-    )
-
-
 def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run an in-place op out of place; write its quantized result back where the plan saw the old tensor read afterwards."""
-    name = getattr(func, "__name__", "").strip("_")
     arguments = {k: v for k, v in kwargs.items() if k != "inplace"}
-    name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name)
-    plain = func if "inplace" in kwargs else getattr(Tensor, name, None) or getattr(F, name)
+    plain = func if "inplace" in kwargs else out_of_place(func)
     y = site.run(plain, args, arguments)
     if site.plan.writes_back:
         args[0].copy_(y)
@@ -283,13 +272,14 @@ class QATModuleWrapper(nn.Module):
         clock = binding.clock
         counts = (self.training or clock.calibrating) and clock.enabled
         if counts:
+            local.committed = set()
             clock.begin()
         with Frame(()) as frame:
             args, kwargs = self._quantized_inputs(args, kwargs)
             outputs = self._forward(binding, frame, args, kwargs)
         if counts:
             clock.watch(outputs)
-            if self.training and several() and not in_backward():
+            if self.training and not torch.compiler.is_compiling() and several() and not in_backward():
                 self._merge_ranks()
         return outputs
 

@@ -5,12 +5,23 @@ from truequant.planning.capture import as_arguments
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.graph import average_axes, pool_arguments
-from truequant.planning.ops import LINEAR_OPS, Op, Role, clamp_bounds, counted_as, op_named, op_of
+from truequant.planning.ops import (
+    LINEAR_OPS,
+    Op,
+    Role,
+    clamp_bounds,
+    counted_as,
+    op_named,
+    op_of,
+    out_of_place,
+    writes_in_place,
+)
 from truequant.planning.outputs import plain, tensors_of
 from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 
 __all__ = [
     "FAST_PATHS", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "Role", "Site", "TensorSpec",
     "arguments_of", "as_arguments", "average_axes",
-    "clamp_bounds", "counted_as", "decomposed", "op_named", "op_of", "plain", "plan", "pool_arguments", "tensors_of",
+    "clamp_bounds", "counted_as", "decomposed", "op_named", "op_of", "out_of_place", "plain", "plan", "pool_arguments",
+    "tensors_of", "writes_in_place",
 ]  # fmt: skip

@@ -141,6 +141,30 @@ OPS: tuple[Op, ...] = (
 LINEAR_OPS = frozenset(("linear", "matmul", "addmm"))
 """Layers without space: features on the last axis."""
 _BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for function in op.functions}
+
+
+_AUGMENTED = {
+    "iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "idiv": "div", "ifloordiv": "floor_divide", "ipow": "pow",
+    "imod": "remainder",
+}  # fmt: skip
+
+
+def _named_in_place(function: Callable[..., Any]) -> bool:
+    name = str(getattr(function, "__name__", ""))
+    return (name.endswith("_") and not name.endswith("__")) or name.strip("_") in _AUGMENTED
+
+
+def _plain_name(function: Callable[..., Any]) -> str:
+    name = str(getattr(function, "__name__", "")).strip("_")
+    return _AUGMENTED.get(name, name)
+
+
+# By function: looked up, not computed, where a compiler traces.
+_IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
+    function: getattr(T, _plain_name(function), None) or getattr(F, _plain_name(function))
+    for function in _BY_FUNCTION
+    if _named_in_place(function)
+}
 _BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
 
 # Questions about a tensor, not computations on one.
@@ -188,6 +212,22 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def writes_in_place(function: Callable[..., Any]) -> bool:
+    """Whether a function overwrites its first argument, by its name."""
+    if function in _BY_FUNCTION:
+        return function in _IN_PLACE
+    return _named_in_place(function)
+
+
+def out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that computes what an in-place one does, and overwrites nothing."""
+    if function in _IN_PLACE:
+        return _IN_PLACE[function]
+    name = _plain_name(function)
+    plain: Callable[..., Any] = getattr(T, name, None) or getattr(F, name)
+    return plain
 
 
 def op_named(name: str) -> Op | None:

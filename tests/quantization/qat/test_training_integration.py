@@ -371,7 +371,7 @@ def test_torch_compile_gives_the_eager_results(mode: str) -> None:
     qat.train(mode == "train")
     eager = copy.deepcopy(qat)
     torch._dynamo.reset()
-    compiled = torch.compile(qat, backend="aot_eager")
+    compiled = torch.compile(qat, backend="aot_eager", fullgraph=True)
     for i in range(3):
         x = (1 + i) * X
         if mode == "eval":

@@ -1,0 +1,78 @@
+"""`torch.compile(fullgraph=True)`: no graph break in training or evaluation, the eager results, and the same codes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import truequant as tq
+from tests.models.classic import BasicBlock, conv, head
+from tests.models.mobile import Inverted
+
+
+class Shared(nn.Module):
+    """A module called twice, functions, and a weight used as a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice, self.weight = nn.Linear(6, 8), nn.Linear(8, 8), nn.Parameter(torch.randn(4, 8) * 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.stem(x))
+        y = self.twice(F.relu(self.twice(y))) * 0.5 + y
+        return F.linear(torch.cat([y, -y], 0), self.weight)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "residual": (lambda: nn.Sequential(conv(3, 8), BasicBlock(8, 8, 2), head(8)), (4, 3, 8, 8)),
+    "inverted": (lambda: nn.Sequential(conv(3, 8), Inverted(8, 8, 1, nn.Hardswish, nn.Hardsigmoid), head(8)), (4, 3, 8, 8)),
+    "shared": (Shared, (4, 6)),
+}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_trains_and_evaluates_without_a_graph_break(name: str, preset: str) -> None:
+    make, shape = MODELS[name]
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = tq.prepare(make(), torch.randn(shape), preset)
+    eager(torch.randn(shape))  # ranges are there from here on
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.05) for m in (eager, twin)]
+    for _ in range(3):
+        x = torch.randn(shape)
+        for model, optimizer in zip((eager, compiled), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    for (key, a), b in zip(eager.state_dict().items(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=key)
+    twin.eval()
+    x = torch.randn(shape)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), twin(x))
+    assert tq.verify(twin, tq.convert(twin), [x]).codes_different == 0
+
+
+@pytest.mark.slow
+def test_steps_do_not_compile_again() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    qat = tq.prepare(Shared(), torch.randn(4, 6))
+    qat(torch.randn(4, 6))
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(qat, backend=counter, fullgraph=True)
+    for _ in range(5):
+        compiled(torch.randn(4, 6)).square().mean().backward()
+    assert counter.frame_count == 1
