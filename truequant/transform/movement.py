@@ -170,12 +170,7 @@ def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> 
         orders[1] = torch.arange(n).reshape(groups, n // groups).t().flatten().tolist()
     elif target in (aten.expand.default, aten.expand_as.default):
         if rank != len(after):
-            shape = tuple(0 if not isinstance(n, int) else n for n in (1,) * (len(after) - rank) + tuple(before))
-            if 0 in shape:
-                raise ConversionError(f"'{name}' adds axes before dynamic ones", got=f"{before} -> {after}")
-            wide = low.moved(low.unique(f"{name}@axes"), source)
-            low.emit(program_nodes.Reshape(source.name, wide.name, shape))
-            source, before = wide, shape
+            raise ConversionError(f"'{name}' adds axes before the batch", got=f"{tuple(before)} -> {tuple(after)}")
         orders = {i: [0] * _fixed(m, name) for i, (n, m) in enumerate(zip(before, after, strict=True)) if n == 1 and m != 1}
     else:
         found_order = _indices(low, node, rank)
