@@ -95,6 +95,7 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     ),
     "replicated": (lambda: Written(lambda y: F.pad(y, (2, 1, 0, 1), mode="replicate")), image),
     "repeated": (lambda: Written(lambda y: y.flip(1).roll(2, 3)[:, [3, 1, 1]]), image),
+    "expanded": (lambda: Written(lambda y: y.mean((2, 3), keepdim=True).expand(-1, -1, 4, 3) * y[:, :, :4, :3]), image),
     "unbound": (lambda: Written(swapped), image),
     "uneven parts": (lambda: Written(lambda y: torch.cat([t * (i + 1.0) for i, t in enumerate(y.split(3, 1))], 1)), image),
     "scalars": (lambda: Written(lambda y: (1 - y) * 2 + y / 3 - (-y).abs()), image),
