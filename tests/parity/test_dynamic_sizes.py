@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import truequant as tq
-from truequant.errors import ArgumentError
+from truequant.errors import ArgumentError, ConversionError
 from truequant.integer import load
 
 
@@ -79,3 +79,18 @@ def test_a_size_that_was_fixed_stays_fixed() -> None:
 def test_what_is_not_there_cannot_be_dynamic(dynamic: dict[int | str, tuple[int, ...]], said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         tq.plan(Segments(), torch.randn(2, 3, 16, 16), dynamic=dynamic)
+
+
+def test_a_length_that_the_forward_fixes_is_named() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.layer(x)[0][:, -1])
+
+    qat = tq.prepare(Recurrent(), torch.randn(2, 5, 4), dynamic={0: (1,)})
+    qat(torch.randn(2, 5, 4))
+    with pytest.raises(ConversionError, match="'input_0': axis 1 cannot be dynamic"):
+        tq.convert(qat.eval())

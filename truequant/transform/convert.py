@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import CalibrationError, ConversionError, StateError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
-from truequant.planning import Plan, plain, tensors_of
+from truequant.planning import Plan, TensorSpec, plain, tensors_of
 from truequant.transform.actions import ACTIONS
 from truequant.transform.islands import cast, island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
@@ -218,7 +218,7 @@ def _lower(
             elif node.name in specs:
                 spec = specs[node.name]
                 name = f"{spec.name}.float"
-                shape = tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape)
+                shape = _shape(spec, node.meta["val"].shape)
                 inputs.append(ProgramInput(name, spec.dtype, shape, spec.where if isinstance(spec.where, str) else None))
                 lowering.values[node] = Floats(name)
         elif node.op == "call_function":
@@ -226,6 +226,27 @@ def _lower(
         elif node.op == "output":
             outputs = _outputs(lowering, node.args[0], exported)
     return IntegerProgram(tuple(inputs), tuple(lowering.nodes), lowering.edges, outputs, plan.target.name)
+
+
+def _shape(spec: TensorSpec, traced: Sequence[Any]) -> tuple[int | None, ...]:
+    """Sizes of an input as traced, None where any size goes. `ConversionError` where the forward fixes one meant to be free."""
+    sizes = tuple(_fixed_size(s) for s in traced)
+    for axis, (planned, size) in enumerate(zip(spec.shape, sizes, strict=True)):
+        if planned is None and size is not None and axis > 0:
+            raise ConversionError(
+                f"'{spec.name}': axis {axis} cannot be dynamic: the forward fixes its size",
+                got=size,
+                expected="ops that take any size; recurrent layers are traced for one length",
+                fix="leave the axis out of dynamic=…",
+            )
+    return sizes
+
+
+def _fixed_size(size: Any) -> int | None:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else None
 
 
 def _outputs(lowering: Lowering, leaves: Any, exported: torch.export.ExportedProgram) -> Any:
