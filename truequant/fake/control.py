@@ -50,7 +50,9 @@ def _hold_weight_ranges(module: nn.Module) -> None:
         return
     for site in binding.leaf.values():
         weight = site.own_weight()
-        if site.weight is not None and weight is not None and (site.weight.shift is None or not site.weight.is_calibrated):
+        if site.weight is None or weight is None or site.weight.is_held:
+            continue
+        if site.weight.shift is None or not site.weight.is_calibrated:
             factor = site.normalization().factor() if site.norm is not None else None
             site.weight.initialize(weight, factor)
 

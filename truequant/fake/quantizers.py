@@ -258,19 +258,46 @@ class FakeQuantize(_Grid):
 
 
 class WeightQuantizer(_Grid):
-    """Fake-quantize a weight whose range is read from the weight itself in every forward, or learned, or frozen.
+    """Fake-quantize a weight whose range is read from the weight itself in every forward, or learned, or held, or frozen.
 
     tied: the scale belongs to the weight with the factor of its BatchNorm in it; the codes are those of `w * f`.
     """
+
+    held: Tensor
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None, *, tied: bool = False) -> None:
         super().__init__(scheme, channels)
         self.tied = tied
         self.clock = Clock()
+        self.register_buffer("held", torch.zeros((), dtype=torch.bool))
+        self.is_held = False
+
+    def hold(self, scale: Tensor) -> None:
+        """Keep `scale` from now on, whatever the weight does: codes that were chosen for it stay. A learned scale starts there."""
+        self._set(scale, self.zero_point)
+        if self.shift is not None:
+            with torch.no_grad():
+                self.shift.zero_()
+        self.held.fill_(True)
+        self.is_held = True
+
+    def release(self) -> None:
+        """Let the range be read from the weight again."""
+        self.held.zero_()
+        self.is_held = False
+
+    def reset(self) -> None:
+        """As constructed: no range, none held."""
+        super().reset()
+        self.release()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.is_held = bool(self.held)
 
     def scale_of(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """The scale in force for this weight, `(C,)` or `()`: of the folded weight where it is tied."""
-        if self.shift is not None or self.clock.state == "frozen":
+        if self.shift is not None or self.is_held or self.clock.state == "frozen":
             return self.effective_scale()
         return self._range_scale(weight.detach(), factor)
 
@@ -311,7 +338,7 @@ class WeightQuantizer(_Grid):
         scale = (
             self._trainable_scale(weight.numel() // max(1, self.scale.numel())) if learning else self.scale_of(weight, factor)
         )
-        if self.shift is None and self.training and self.clock.state != "frozen":
+        if self.shift is None and self.training and not self.is_held and self.clock.state != "frozen":
             self._set(scale.detach(), self.zero_point)
         if self.tied and factor is not None:
             # The codes of w * f on the grid `scale` are those of w on the grid scale / |f|; where f vanishes they are all 0.
