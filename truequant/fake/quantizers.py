@@ -273,7 +273,7 @@ class WeightQuantizer(_Grid):
         self.is_held = False
 
     def hold(self, scale: Tensor) -> None:
-        """Keep `scale` from now on, whatever the weight does: codes that were chosen for it stay. A learned scale starts there."""
+        """Keep `scale` from now on, so that codes that were chosen for it stay. A learned scale starts there."""
         self._set(scale, self.zero_point)
         if self.shift is not None:
             with torch.no_grad():
