@@ -19,6 +19,7 @@ from truequant.integer.nodes import (
     GlobalAverage,
     Linear,
     Lookup,
+    MatMul,
     MaxPool,
     Mul,
     Node,
@@ -63,6 +64,9 @@ def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
             if y is None:
                 return oracle.scale_sums(acc, x, scales, axis)
             return oracle.requantize(acc, x, scales, y, node.low, node.high, axis)
+        case MatMul():
+            acc = oracle.matmul(*arrays, params[node.left], params[node.right])
+            return oracle.requantize(acc, x, [params[node.right].scale], y, node.low, node.high, -1)
         case Add() | Mul():
             rule = oracle.add if isinstance(node, Add) else oracle.mul
             return rule(*arrays, params[node.left], params[node.right], y, node.low, node.high, node.rule)

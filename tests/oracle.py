@@ -122,6 +122,19 @@ def linear(codes: Codes, x: Qparams, weight: Codes, bias: Codes) -> Codes:
     return np.array(sums, np.int64).reshape(*codes.shape[:-1], weight.shape[0])
 
 
+def matmul(left: Codes, right: Codes, a: Qparams, b: Qparams) -> Codes:
+    """Accumulators of a product of two tensors of codes: row times column, axes before the last two broadcast."""
+    outer = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    x = np.broadcast_to(left - a.zero_point, (*outer, *left.shape[-2:]))
+    w = np.broadcast_to(right - b.zero_point, (*outer, *right.shape[-2:]))
+    result = np.empty((*outer, left.shape[-2], right.shape[-1]), np.int64)
+    for at in np.ndindex(*outer):
+        for i, row in enumerate(x[at]):
+            for j in range(w.shape[-1]):
+                result[(*at, i, j)] = sum(int(p) * int(q) for p, q in zip(row, w[at][:, j], strict=True))
+    return result
+
+
 def requantize(acc: Codes, x: Qparams, weight_scale: Sequence[float], y: Qparams, low: int, high: int, axis: int) -> Codes:
     """Codes of accumulators, whose channels lie on `axis`: int32 to float32, times M, rint, zero point, clamp."""
     factors = [divide(times(x.scale, sw), y.scale) for sw in weight_scale]

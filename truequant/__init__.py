@@ -18,7 +18,7 @@ from truequant.fake import (
 )
 from truequant.integer import Int8Model, load
 from truequant.observers import ActivationObserver, MovingAverageStatistics
-from truequant.planning import Plan, plan
+from truequant.planning import Plan, plan, register_op
 from truequant.runtimes import compile, export_onnx
 from truequant.schemes import (
     LSQ,
@@ -57,6 +57,6 @@ __all__ = [
     "PerGroup", "PerTensor", "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer",
     "QATSchedule", "QConfig", "QuantScheme", "Rule", "Statistics", "TruequantError", "Verification", "calibrate",
     "codes", "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
-    "load_checkpoint", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "restore_float",
+    "load_checkpoint", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "register_op", "restore_float",
     "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
 ]  # fmt: skip

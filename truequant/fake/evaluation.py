@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.fake.clock import local
@@ -159,6 +160,22 @@ def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence
     return _result(site, rule(*codes, *params, *bounds, site.arithmetic))
 
 
+def _product(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """acc = sum((aq - za) * (bq - zb)) of two activations, requantized."""
+    left, right = site.reads
+    assert left is not None
+    assert right is not None
+    assert site.emits is not None
+    leaves, structure = pytree.tree_flatten(tuple(args))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for i, grid in zip(places, (left, right), strict=True):
+        leaves[i] = numerics.recover(leaves[i].detach(), grid.effective_scale(), grid.zero_point).double()
+    with _exact_sums(site.emits.scale.device.type):
+        acc = torch.round(function(*pytree.tree_unflatten(leaves, structure)))
+    factor = numerics.multiplier(left.effective_scale(), right.effective_scale(), site.emits.effective_scale())
+    return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
+
+
 def _lookup(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Rows of a table: their codes are those of the table's own values."""
     assert site.emits is not None
@@ -241,6 +258,6 @@ def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any],
 
 
 COMPUTES: dict[str, Compute] = {
-    "affine": _affine, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
+    "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
     "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
 }  # fmt: skip

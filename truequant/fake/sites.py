@@ -16,6 +16,7 @@ from truequant.fake import evaluation
 from truequant.fake.clock import Clock, local
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.registered import traceable
 from truequant.fake.transposed import layer_weight
 from truequant.planning import Site
 from truequant.schemes import ArithmeticRule
@@ -52,7 +53,7 @@ class RuntimeSite:
         name = self.plan.name
         if local.marking:
             fused_norm = self.layer is not None and self.layer.exact()
-            y = args[0] if fused_norm else function(*args, **kwargs)
+            y = args[0] if fused_norm else traceable(self.plan.op, function, args, kwargs)
             return self.finish(mark(y, name) if isinstance(y, Tensor) else y)
         if not self.clock.enabled:
             return function(*args, **kwargs)

@@ -22,6 +22,7 @@ from truequant.integer.nodes import (
     Island,
     Linear,
     Lookup,
+    MatMul,
     MaxPool,
     Mul,
     Node,
@@ -89,6 +90,9 @@ def check_node(node: Node, edges: Mapping[str, Edge]) -> None:
                 raise ConversionError(
                     f"{label(node)}: no such rule", got=repr(node.rule), expected="'onnxruntime' or 'portable'"
                 )
+        case MatMul():
+            _check_clamp(node, node.low, node.high, edges[node.output])
+            _check_ratios(node, edges)
         case Sub():
             _check_clamp(node, node.low, node.high, edges[node.output])
         case Lookup():
@@ -264,7 +268,7 @@ def _check_ratios(node: Node, edges: Mapping[str, Edge]) -> None:
     """The ratios of scales that enter the named rules stay finite."""
     target = _float32(edges[node.output].scale)
     scales = [_float32(edges[name].scale) for name in inputs_of(node)]
-    product = torch.stack(scales).prod() if isinstance(node, Mul) else torch.stack(scales).max()
+    product = torch.stack(scales).prod() if isinstance(node, (Mul, MatMul)) else torch.stack(scales).max()
     if not bool(torch.isfinite(product / target)):
         raise ConversionError(
             f"{label(node)}: scales too far apart for float32",

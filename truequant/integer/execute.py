@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
-from truequant.integer import elementwise, islands, layers, movement, pooling
+from truequant.integer import elementwise, islands, layers, movement, pooling, products
 from truequant.integer.nodes import (
     Add,
     Clamp,
@@ -21,6 +21,7 @@ from truequant.integer.nodes import (
     Island,
     Linear,
     Lookup,
+    MatMul,
     MaxPool,
     Mul,
     Node,
@@ -42,6 +43,7 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
     Dequantize: elementwise.dequantize,
     Conv: layers.conv,
     Linear: layers.linear,
+    MatMul: products.matmul,
     Add: elementwise.binary,
     Sub: elementwise.binary,
     Mul: elementwise.binary,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from truequant.errors import ConversionError
 from truequant.integer.nodes import Island
+from truequant.planning import RegisteredOp, decode_call, registered_op
 
 MAX_ARGUMENT = 4096
 """Characters of one argument's text."""
@@ -51,6 +52,8 @@ _NAMES = """
     round.default sign.default isnan.default isinf.default nan_to_num.default addcmul.default
 """
 ISLAND_OPS = frozenset(_NAMES.split())
+REGISTERED = "registered."
+"""Before the name of an op that a user registered; its one argument is the text of its call (see `planning.registered`)."""
 _DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"))
 
 
@@ -67,7 +70,9 @@ def layout_of(node: Island, inputs: Sequence[tuple[tuple[int, ...], torch.dtype]
 
 def check_island(node: Island) -> None:
     """ConversionError unless the op is one of the list and every argument can be read."""
-    if node.op not in ISLAND_OPS:
+    if node.op.startswith(REGISTERED):
+        _registered(node)
+    elif node.op not in ISLAND_OPS:
         raise ConversionError(
             f"Island '{node.output}': no such op", got=node.op, expected="an op of integer.islands.ISLAND_OPS"
         )
@@ -75,6 +80,9 @@ def check_island(node: Island) -> None:
         if len(text) > MAX_ARGUMENT:
             raise ConversionError(f"Island '{node.output}': an argument too long", got=f"{len(text)} characters")
     shapes = [torch.empty((1,) * 4, device="meta")] * len(node.inputs)
+    if node.op.startswith(REGISTERED):
+        decode_call(node.arguments[0], [*shapes, *node.tensors])
+        return
     for text in node.arguments:
         _resolved(_parsed(node, text), node, shapes, check_only=True)
     for text in node.options:
@@ -85,6 +93,8 @@ def check_island(node: Island) -> None:
 
 
 def _call(node: Island, inputs: Sequence[Tensor]) -> Tensor:
+    if node.op.startswith(REGISTERED):
+        return _call_registered(node, inputs)
     packet, overload = node.op.split(".")
     args = [_resolved(_parsed(node, text), node, inputs) for text in node.arguments]
     options = {name: _resolved(value, node, inputs) for name, value in (_parsed(node, text) for text in node.options)}
@@ -98,6 +108,30 @@ def _call(node: Island, inputs: Sequence[Tensor]) -> Tensor:
         result = result[node.part]
     if not isinstance(result, Tensor):
         raise ConversionError(f"Island '{node.output}': {node.op} returns no tensor", got=type(result).__name__)
+    return result
+
+
+def _registered(node: Island) -> RegisteredOp:
+    name = node.op.removeprefix(REGISTERED)
+    op = registered_op(name)
+    if op is None or len(node.arguments) != 1:
+        raise ConversionError(
+            f"Island '{node.output}': an op that is not registered here", got=name[:80],
+            fix="import what calls tq.register_op before the model is loaded",
+        )  # fmt: skip
+    return op
+
+
+def _call_registered(node: Island, inputs: Sequence[Tensor]) -> Tensor:
+    op = _registered(node)
+    device = inputs[0].device if inputs else torch.device("cpu")
+    args, kwargs = decode_call(node.arguments[0], [*inputs, *(t.to(device) for t in node.tensors)])
+    try:
+        result = op.function(*args, **kwargs)
+    except Exception as error:
+        raise ConversionError(f"Island '{node.output}': {op.name} cannot compute this", got=str(error)[:200]) from error
+    if not isinstance(result, Tensor):
+        raise ConversionError(f"Island '{node.output}': {op.name} returns no tensor", got=type(result).__name__)
     return result
 
 

@@ -79,6 +79,19 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class MatMul:
+    """`acc = sum((aq - za) * (bq - zb))` over the last axis of `left` and the last but one of `right`, axes before them
+    broadcast, then requantized by `M = float32(float32(sa * sb) / sy)`.
+    """
+
+    left: str
+    right: str
+    output: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
 class Add:
     """The sum of two edges by a named rule; `left` is the operand that the rule calls a."""
 
@@ -263,12 +276,12 @@ class Island:
 
 
 NODE_TYPES = (
-    Quantize, Dequantize, Conv, Linear, Add, Sub, Mul, Lookup, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose, Slice,
-    Take, Upsample, DepthToSpace, Pad, Concat, Island,
+    Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose,
+    Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island,
 )  # fmt: skip
 Node = (
-    Quantize | Dequantize | Conv | Linear | Add | Sub | Mul | Lookup | Table | GlobalAverage | MaxPool | Clamp | Reshape
-    | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island
+    Quantize | Dequantize | Conv | Linear | MatMul | Add | Sub | Mul | Lookup | Table | GlobalAverage | MaxPool | Clamp
+    | Reshape | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island
 )  # fmt: skip
 
 
@@ -279,7 +292,7 @@ MOVING = (Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Concat)
 def inputs_of(node: Node) -> tuple[str, ...]:
     """Names that a node reads, in order."""
     match node:
-        case Add() | Sub() | Mul():
+        case MatMul() | Add() | Sub() | Mul():
             return (node.left, node.right)
         case Concat() | Island():
             return node.inputs

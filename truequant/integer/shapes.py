@@ -20,6 +20,7 @@ from truequant.integer.nodes import (
     Island,
     Linear,
     Lookup,
+    MatMul,
     MaxPool,
     Mul,
     Node,
@@ -76,6 +77,8 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
             return (*shape[:-1], node.weight.shape[0])
         case Add() | Sub() | Mul():
             return _broadcast(node, *inputs)
+        case MatMul():
+            return _matmul(node, *inputs)
         case GlobalAverage():
             return _average(node, shape)
         case MaxPool():
@@ -192,6 +195,14 @@ def _broadcast(node: Node, left: Shape, right: Shape) -> Shape:
             )
         sizes.append(b if a == 1 else a)
     return tuple(sizes)
+
+
+def _matmul(node: MatMul, left: Shape, right: Shape) -> Shape:
+    if min(len(left), len(right)) < 2 or left[-1] != right[-2]:
+        raise ConversionError(
+            f"{label(node)} cannot multiply its inputs", got=f"shapes {left} and {right}", expected="(…, a, b) and (…, b, c)"
+        )
+    return (*_broadcast(node, left[:-2], right[:-2]), left[-2], right[-1])
 
 
 def _concat(node: Concat, inputs: Sequence[Shape]) -> Shape:

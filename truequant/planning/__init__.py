@@ -18,10 +18,38 @@ from truequant.planning.ops import (
 )
 from truequant.planning.outputs import plain, tensors_of
 from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.products import contraction
+from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 
 __all__ = [
-    "FAST_PATHS", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "Role", "Site", "TensorSpec",
-    "arguments_of", "as_arguments", "average_axes",
-    "clamp_bounds", "counted_as", "decomposed", "op_named", "op_of", "out_of_place", "plain", "plan", "pool_arguments",
-    "tensors_of", "writes_in_place",
+    "FAST_PATHS",
+    "LINEAR_OPS",
+    "Op",
+    "OwnerPlan",
+    "Plan",
+    "QuantizerPlan",
+    "RegisteredOp",
+    "Role",
+    "Site",
+    "TensorSpec",
+    "arguments_of",
+    "as_arguments",
+    "average_axes",
+    "clamp_bounds",
+    "contraction",
+    "counted_as",
+    "decode_call",
+    "decomposed",
+    "encode_call",
+    "op_named",
+    "op_of",
+    "out_of_place",
+    "plain",
+    "plan",
+    "pool_arguments",
+    "register_op",
+    "registered_op",
+    "renumbered",
+    "tensors_of",
+    "writes_in_place",
 ]  # fmt: skip

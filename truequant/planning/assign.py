@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from truequant.errors import PlanError, SchemeError
 from truequant.planning.graph import Graph, Node
+from truequant.planning.ops import Role
+from truequant.planning.products import is_product
 from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule
 
 
@@ -55,7 +57,7 @@ def ends(graph: Graph) -> tuple[set[int], set[int]]:
     sources: dict[int, set[int]] = {}
     for node in graph.nodes:
         reached = set().union(*(sources.get(v, set()) for v in node.reads)) if node.reads else set()
-        if node.call.op.role.value == "layer":
+        if _has_weight(node):
             if not reached:
                 first.add(node.index)
             has_next |= reached
@@ -65,8 +67,12 @@ def ends(graph: Graph) -> tuple[set[int], set[int]]:
                 sources.get(graph.resolve(value), set()) if node.action == "identity" else set()
             )
         behind |= set(node.writes)
-    layers = {n.index for n in graph.nodes if n.call.op.role.value == "layer"}
+    layers = {n.index for n in graph.nodes if _has_weight(n)}
     return first, layers - has_next
+
+
+def _has_weight(node: Node) -> bool:
+    return node.call.op.role is Role.LAYER and not is_product(node.call)
 
 
 def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool, rank: int) -> QuantScheme:
@@ -178,7 +184,7 @@ def _nonnegative(graph: Graph, grid: int, seen: set[int]) -> bool:
 def _writes_nonnegative(graph: Graph, node: Node, seen: set[int]) -> bool:
     if node.bounds[0] is not None and node.bounds[0] >= 0:
         return True
-    if node.action in ("average", "pool", "add", "mul"):
+    if node.action in ("average", "pool", "add", "mul", "product"):
         return all(_nonnegative(graph, graph.grid(v), seen) for v in node.reads)
     return node.action == "table" and node.call.op.name in _POSITIVE_TABLES
 

@@ -54,12 +54,15 @@ class Value:
     index: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    far: bool = False
+    """Whether it holds values, infinities of a mask among them, that no activation has."""
 
     @property
     def is_float(self) -> bool:
         return self.dtype.is_floating_point
 
 
+FAR = 1e4
 Frame = tuple[tuple[str, int], ...]
 """Modules being called, outermost first, each with its ordinal among the calls of that module by the one before it."""
 
@@ -107,7 +110,7 @@ class _Recorder(TorchFunctionMode):
 
     def add(self, tensor: Tensor) -> int:
         index = len(self.trace.values)
-        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype))
+        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype, _far(tensor)))
         self._values[id(tensor)] = index
         self._overwritten.discard(id(tensor))
         self._alive.append(tensor)
@@ -183,6 +186,14 @@ class _Recorder(TorchFunctionMode):
     def leave(self) -> None:
         self.stack.pop()
         self.frame = tuple((n, o) for n, o, _ in self.stack[2:])
+
+
+def _far(tensor: Tensor) -> bool:
+    """Whether a number lies beyond 10,000: what masks add to hide a place."""
+    if not tensor.is_floating_point() or tensor.device.type == "meta" or not tensor.numel():
+        return False
+    low, high = torch.aminmax(tensor.detach())
+    return bool(low <= -FAR) or bool(high >= FAR)
 
 
 def _location() -> str:

@@ -88,7 +88,9 @@ class _Builder:
         self.parts: dict[int, int] = {}
 
     def _without_grid(self) -> None:
-        """An op whose input has no grid stays float, and so does one, layers excepted, whose result has none."""
+        """An op whose input has no grid stays float, and so does one, layers excepted, whose result has none; so does a product
+        of signed codes, for which x86 runtimes have no exact kernel.
+        """
         changed = True
         while changed:
             changed = False
@@ -98,9 +100,12 @@ class _Builder:
                 reads = [self.schemes.get(self.graph.grid(v)) for v in node.reads]
                 result = self.schemes.get(self.graph.grid(node.end))
                 bare_layer = node.action == "layer" and not any(link.action in ("clamp", "movement") for link in node.fused)
-                if None in reads or (result is None and not bare_layer):
+                signed = node.action == "product" and any(s is not None and s.dtype.signed for s in (*reads, result))
+                if None in reads or (result is None and not bare_layer) or signed:
                     node.action = "float"
                     node.reason = "its input is left in float" if None in reads else "its result is left in float"
+                    if signed:
+                        node.reason = "no exact kernel multiplies signed codes"
                     for link in node.fused:
                         link.fused_into = None
                         link.action = "float" if link.action == "norm" else link.action

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.plan import Action
+from truequant.planning.products import is_product, product
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Node:
         return (self.fused[-1] if self.fused else self).writes[0]
 
 
-_COMPUTES = frozenset(("layer", "affine", "add", "sub", "mul", "table", "average", "pool", "lookup"))
+_COMPUTES = frozenset(("layer", "affine", "product", "add", "sub", "mul", "table", "average", "pool", "lookup"))
 MOVES = frozenset(("movement", "concat", "clamp"))
 
 
@@ -155,8 +156,10 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
     if not all(graph.is_float(v) for v in reads):
         return "float", "reads tensors that are not floating point", none
     match role:
-        case Role.LAYER:
+        case Role.LAYER if not is_product(call):
             return (*_layer(call, reads), none)
+        case Role.LAYER | Role.PRODUCT:
+            return (*product(call, reads, graph), none)
         case Role.NORM:
             return "norm", "stands alone: no layer before it to fold into", none
         case Role.CLAMP:
@@ -220,6 +223,8 @@ def _binary(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
         return _scalar(call, reads, graph)
     if not any(v in graph.on_codes for v in reads) and not all(v in graph.input_values for v in reads):
         return "float", "neither operand is computed in integer"
+    if any(graph.trace.values[v].far for v in reads):
+        return "float", "one operand is a mask: its values leave an 8-bit grid nothing else"
     return name, f"integer {name}"  # type: ignore[return-value]
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import resolve_name
+from torch.overrides import get_testing_overrides, resolve_name
 
 
 class Role(Enum):
     """What an op does, seen from quantization."""
 
     LAYER = "layer"  # sums of products with a weight
+    PRODUCT = "product"  # sums of products of two activations
     NORM = "norm"  # a per-channel affine map that folds into a layer before it
     CLAMP = "clamp"  # a clamp of values: fuses into what precedes it, or moves codes
     ADD = "add"
@@ -51,6 +52,8 @@ OPS: tuple[Op, ...] = (
     Op("linear", Role.LAYER, (F.linear,)),
     Op("matmul", Role.LAYER, (torch.matmul, T.matmul, T.__matmul__, T.__rmatmul__, torch.mm, T.mm)),
     Op("addmm", Role.LAYER, (torch.addmm, T.addmm)),
+    Op("bmm", Role.PRODUCT, (torch.bmm, T.bmm)),
+    Op("einsum", Role.PRODUCT, (torch.einsum,)),
     Op("conv1d", Role.LAYER, (F.conv1d,)),
     Op("conv2d", Role.LAYER, (F.conv2d,)),
     Op("conv3d", Role.LAYER, (F.conv3d,)),
@@ -140,7 +143,19 @@ OPS: tuple[Op, ...] = (
 
 LINEAR_OPS = frozenset(("linear", "matmul", "addmm"))
 """Layers without space: features on the last axis."""
-_BY_FUNCTION: dict[Callable[..., Any], Op] = {function: op for op in OPS for function in op.functions}
+_BY_FUNCTION: dict[Callable[..., Any], Op] = {}
+_BY_NAME: dict[str, Op] = {}
+
+
+def add_op(op: Op) -> None:
+    """Put an op into the table, in force from now on."""
+    _BY_NAME[op.name] = op
+    for function in op.functions:
+        _BY_FUNCTION[function] = op
+
+
+for _op in OPS:
+    add_op(_op)
 
 
 _AUGMENTED = {
@@ -165,7 +180,6 @@ _IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     for function in _BY_FUNCTION
     if _named_in_place(function)
 }
-_BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
 
 # Questions about a tensor, not computations on one.
 _PROPERTIES = frozenset(
@@ -233,6 +247,16 @@ def out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
 def op_named(name: str) -> Op | None:
     """The op of the table with that name."""
     return _BY_NAME.get(name)
+
+
+def has_op(name: str) -> bool:
+    """Whether the table has an op of that name."""
+    return name in _BY_NAME
+
+
+def is_torch_function(function: Callable[..., Any]) -> bool:
+    """Whether calls of a function are seen as they are: torch's own functions, and ops of `torch.ops`."""
+    return function in get_testing_overrides() or isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
 
 
 def _label(function: Callable[..., Any]) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from truequant.schemes import QConfig, QuantScheme, Target
 
 Action = Literal[
-    "layer", "norm", "affine", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat", "movement",
-    "identity", "float", "weighted",
+    "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
+    "movement", "identity", "float", "weighted",
 ]  # fmt: skip
 Kind = Literal["input", "activation", "output", "weight"]
 

@@ -10,13 +10,14 @@ from typing import Any
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, Conv, GlobalAverage, Linear, Mul, Node, Sub
+from truequant.integer.nodes import Add, Conv, GlobalAverage, Linear, MatMul, Mul, Node, Sub
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import session
 
 KERNELS: dict[type[Node], frozenset[str]] = {
     Conv: frozenset(("QLinearConv", "ConvInteger")),
     Linear: frozenset(("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")),
+    MatMul: frozenset(("QLinearMatMul",)),
     Add: frozenset(("QLinearAdd", "Gather")),
     Sub: frozenset(("Gather",)),
     Mul: frozenset(("QLinearMul", "Gather")),

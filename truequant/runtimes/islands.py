@@ -6,17 +6,22 @@ An island is float arithmetic, whose order of summation belongs to the runtime: 
 from __future__ import annotations
 
 from truequant.errors import ExportError
+from truequant.integer.islands import REGISTERED
 from truequant.integer.nodes import Island
 from truequant.runtimes import float_layers as layers
 from truequant.runtimes import float_math as maths
 from truequant.runtimes import recurrent
 from truequant.runtimes.arguments import arguments_of
+from truequant.runtimes.registered import write_registered
 from truequant.runtimes.steps import Form
 from truequant.runtimes.writer import Writer
 
 
 def write_island(writer: Writer, node: Island) -> None:
     """Append the ONNX nodes of a float op. `ExportError` where none is known."""
+    if node.op.startswith(REGISTERED):
+        write_registered(writer, node)
+        return
     if node.op not in ISLANDS:
         raise ExportError(
             f"'{node.output}': the float op {node.op} has no ONNX form here",

@@ -195,6 +195,13 @@ def _reshape_to(writer: Writer, source: str, name: str, sizes: Sequence[int | No
     writer.node("Reshape", [source, writer.integers(f"{name}.shape", target)], name, name=f"{name}.reshape")
 
 
+def _matmul(writer: Writer, node: program_nodes.MatMul) -> None:
+    inputs = [writer.dequantized(node.left, node.output), writer.dequantized(node.right, f"{node.output}.right")]
+    value = writer.fresh(f"{node.output}.value")
+    writer.node("MatMul", inputs, value, name=node.output)
+    writer.quantized(value, node.output, node.low, node.high)
+
+
 def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Sub | program_nodes.Mul) -> None:
     if not proven(writer.program, node):
         _pair_table(writer, node)
@@ -276,6 +283,7 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
 
 _WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: _conv, Linear: _linear,
+    program_nodes.MatMul: _matmul,
     program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary, program_nodes.Table: _table,
     program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average, program_nodes.Island: write_island, **MOVEMENTS,
 }  # fmt: skip

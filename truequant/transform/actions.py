@@ -15,6 +15,8 @@ from truequant.errors import ConversionError
 from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, table_of
 from truequant.integer import nodes as program_nodes
 from truequant.planning import LINEAR_OPS, average_axes, pool_arguments
+from truequant.transform import registered
+from truequant.transform.contraction import contract, operands_of
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
 from truequant.transform.subpixel import sub_pixel, transposed_arguments
 
@@ -143,6 +145,20 @@ def _affine(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     return output
 
 
+def _product(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    """A matrix product; an einsum as one between transposed and reshaped codes."""
+    left, right = (low.values[o] for o in operands_of(node))
+    if not isinstance(left, Codes) or not isinstance(right, Codes):
+        raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized")
+    output, lowest, highest = low.result(site)
+    if node.target is not torch.ops.aten.einsum.default:
+        low.emit(program_nodes.MatMul(left.name, right.name, output.name, lowest, highest))
+        return output
+    if isinstance(output, Codes):
+        contract(low, node, (left, right), output, (lowest, highest))
+    return output
+
+
 def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     operands = list(node.all_input_nodes)
     if len(operands) == 1:  # x + x
@@ -160,6 +176,8 @@ def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 
 def _table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    if node.target is registered.CALL:
+        return registered.table(low, node, site)
     source = low.input_codes(node, site)
     output, _, _ = low.result(site)
     # The exported op is what ran in evaluation, its constants included.
@@ -235,7 +253,8 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 
 ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
-    "layer": _layer, "affine": _affine, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
+    "layer": _layer, "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise,
+    "lookup": _lookup,
     "table": _table, "average": _average, "pool": _pool,
     "clamp": _clamp,
 }  # fmt: skip

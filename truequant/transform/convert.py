@@ -20,6 +20,7 @@ from truequant.transform.actions import ACTIONS
 from truequant.transform.islands import cast, island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
+from truequant.transform.registered import CALL, movement
 
 
 def convert(model: nn.Module) -> Int8Model:
@@ -203,7 +204,7 @@ def _lower(
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
     lowering = Lowering(
-        Tables(ACTIONS, MOVEMENTS, ON_CODES, PASSING, island, cast),
+        Tables(ACTIONS, {**MOVEMENTS, CALL: movement}, ON_CODES, PASSING, island, cast),
         sites,
         {q.name: q.quantizer for q in model.binding.inputs},
         constants,

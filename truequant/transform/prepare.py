@@ -195,4 +195,4 @@ class _Preparation:
         return tuple(result)
 
 
-_ACTIVE = frozenset(("layer", "affine", "add", "sub", "mul", "table", "lookup", "average", "pool"))
+_ACTIVE = frozenset(("layer", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool"))
