@@ -1,57 +1,99 @@
-"""`calibrate`: ranges from data, and nothing else."""
+"""`calibrate`: ranges from data, and the methods of post-training quantization."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
 
-import torch
 from torch import nn
 
-from truequant.errors import ArgumentError, StateError
-from truequant.fake import FakeQuantize, outermost, quantizers
+from truequant.calibration.method import Method, Stage, Work
+from truequant.calibration.progress import Bars
+from truequant.calibration.ranges import set_ranges
+from truequant.errors import ArgumentError, ArgumentTypeError, StateError
+from truequant.fake import outermost
 from truequant.planning import arguments_of
+from truequant.schemes import Observation
+
+Step = Method | Observation
+_OBSERVATIONS = get_args(Observation)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None) -> nn.Module:
-    """Set all activation ranges from `batches`, as the float model produces them.
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    method: Step | Sequence[Step] | None = None,
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Set all activation ranges from `batches`, as the float model produces them; with a `method`, quantize after training.
 
-    Runs without gradients, with BatchNorm and dropout in evaluation; weights, statistics and modes stay as they are.
-    Ranges observed before are forgotten.
+    Runs without gradients for the model, with BatchNorm and dropout in evaluation; modes stay as they are. Ranges observed
+    before are forgotten. Without a method, or with one that only sets ranges, weights and statistics stay too.
 
     batches: items, each a tensor, a tuple of positional inputs, or a dict of keyword inputs; of an `(x, y)` item a model
-        with one input takes `x`. `inputs` maps an item to the inputs where that is not so.
-    Raises `StateError` for a frozen model and `ArgumentError` for no batches.
+        with one input takes `x`. `inputs` maps an item to the inputs where that is not so. All are kept in memory where a
+        method needs them more than once.
+    method: a value or a sequence of values, in this order: `CrossLayerEqualization()`, `SmoothQuant()`; then how ranges are
+        set, `MinMax()`, `Percentile()`, `MSE()`, `Entropy()`, `Histogram()` (left out: as each scheme says); then
+        `AdaRound()`, `BlockReconstruction()`, `GPTQ()`, `BiasCorrection()`. The result evaluates, trains on and converts as
+        any prepared model does; weights that were rounded keep their codes and their scale until training moves them.
+    progress: bars on the terminal; None shows them where there is one.
+    Raises `StateError` for a frozen model, `ArgumentError` for no batches or methods in an order that undoes one of them.
+
+    >>> import torch, truequant as tq
+    >>> x = torch.randn(16, 4)
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> qat = calibrate(tq.prepare(net, x, "w4a8-all"), [x], [tq.CrossLayerEqualization(), tq.MSE(), tq.BiasCorrection()])
+    >>> tq.verify(qat, tq.convert(qat), [x], runtimes=["reference"]).codes_different
+    0
     """
-    clock = (root := outermost(model)).binding.clock
-    count_inputs = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
-    if clock.state == "frozen":
+    root = outermost(model)
+    steps = _in_order(method)
+    if root.binding.clock.state == "frozen":
         raise StateError("the ranges are frozen", fix="tq.unfreeze(model) before calibrating")
-    activations = [q for _, q in quantizers(model) if isinstance(q, FakeQuantize)]
-    modes = {m: m.training for m in model.modules()}
-    count = 0
-    try:
-        for module in modes:
-            module.training = False
-        for quantizer in activations:
-            quantizer.observer.reset()
-        clock.state = "calibrating"
-        with torch.no_grad():
-            for item in batches:
-                args, kwargs = arguments_of(item, count_inputs, inputs)
-                model(*args, **kwargs)
-                count += 1
-    finally:
-        clock.state = "training"
-        for module, mode in modes.items():
-            module.training = mode
-    if count == 0:
+    count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
+    items = iter(arguments_of(item, count, inputs) for item in batches)
+    first = next(items, None)
+    if first is None:
         raise ArgumentError(
             "calibrate: there were no batches",
             expected="at least one item",
             fix="pass a list or a DataLoader that is not used up",
         )
-    for quantizer in activations:
-        if quantizer.is_calibrated:
-            quantizer.commit()
+    with Bars(progress) as bars:
+        if not any(isinstance(step, Method) for step in steps):
+            set_ranges(root, itertools.chain([first], items), steps[0], bars)  # type: ignore[arg-type]
+            return model
+        work = Work(root, (first, *items), bars)
+        for step in steps:
+            if isinstance(step, Method):
+                step.apply(work)
+            else:
+                set_ranges(root, work.batches, step, bars)
     return model
+
+
+def _in_order(method: Step | Sequence[Step] | None) -> list[Step | None]:
+    """The steps with range setting among them; `ArgumentError` for what is none and for an order that cannot be."""
+    given: list[Any] = list(method) if isinstance(method, Sequence) else [] if method is None else [method]
+    for step in given:
+        if not isinstance(step, (Method, *_OBSERVATIONS)):
+            raise ArgumentTypeError(
+                "calibrate: not a method",
+                got=repr(step)[:200],
+                expected="AdaRound(), CrossLayerEqualization(), MSE() … or a sequence of them",
+            )
+    stages = [step.stage if isinstance(step, Method) else Stage.RANGES for step in given]
+    if stages.count(Stage.RANGES) > 1 or stages != sorted(stages):
+        raise ArgumentError(
+            "calibrate: methods in an order that undoes one of them",
+            got=", ".join(type(step).__name__ for step in given),
+            expected="equalization, then at most one way to set ranges, then rounding and correction",
+        )
+    if Stage.RANGES in stages:
+        return given
+    at = stages.count(Stage.EQUALIZE)
+    return [*given[:at], None, *given[at:]]

@@ -1,0 +1,185 @@
+"""The layers of a prepared model that post-training methods work on: modules with one weight of their own."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from truequant import numerics
+from truequant.fake import TRANSPOSED, QATModuleWrapper, RuntimeSite, WeightQuantizer, as_layer, layer_weight
+from truequant.fake.transposed import module_call
+from truequant.planning import LINEAR_OPS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A module that is a layer. Weights are seen with the output channels first, `(O, I / groups, *kernel)`.
+
+    calls: how often one forward calls it.
+    """
+
+    name: str
+    module: Any
+    site: RuntimeSite
+    calls: int = 1
+
+    @property
+    def quantizer(self) -> WeightQuantizer:
+        assert self.site.weight is not None
+        return self.site.weight
+
+    @property
+    def norm(self) -> Any:
+        """The BatchNorm that folds into it, or None."""
+        return self.site.norm
+
+    @property
+    def groups(self) -> int:
+        return int(getattr(self.module, "groups", 1))
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of output channels in its result."""
+        return -1 if self.site.plan.op in LINEAR_OPS else 1
+
+    def weight(self) -> Tensor:
+        """The float weight."""
+        return layer_weight(self.site.plan.op, self.module).detach()
+
+    def factor(self) -> Tensor | None:
+        """`gamma / sigma` of its BatchNorm, float64 `(O,)`."""
+        return self.site.normalization().factor().detach() if self.norm is not None else None
+
+    def folded(self) -> Tensor:
+        """The weight with its BatchNorm's factor in it, float64."""
+        factor, weight = self.factor(), self.weight().double()
+        return weight if factor is None else weight * numerics.along_axis(factor, 0, weight.dim())
+
+    def coded(self) -> Tensor:
+        """The weight whose codes are taken, float32: the folded one where its scale is tied to the BatchNorm."""
+        return (self.folded() if self.quantizer.tied else self.weight()).float()
+
+    def scale(self) -> Tensor:
+        """The scale in force, in a shape that broadcasts against `coded()`."""
+        weight = self.weight()
+        scale = self.quantizer.scale_of(weight, self.factor()).detach()
+        return numerics.expand(scale, self.quantizer.scheme.granularity, tuple(weight.shape))
+
+    def codes(self) -> Tensor:
+        """Codes of the weight as it stands, float32."""
+        return self.quantizer.codes(self.weight(), self.factor())
+
+    @torch.no_grad()
+    def write(self, codes: Tensor) -> None:
+        """Make the weight the values of `codes` and hold their scale: from now on these are its codes.
+
+        Where a BatchNorm's factor vanishes, no weight has another code than 0, and the weight stays.
+        """
+        weight, factor = self.weight(), self.factor()
+        scale = self.quantizer.scale_of(weight, factor).detach().clone()
+        values = codes * numerics.expand(scale, self.quantizer.scheme.granularity, tuple(weight.shape))
+        if self.quantizer.tied and factor is not None:
+            divisor = numerics.along_axis(factor, 0, weight.dim())
+            values = torch.where(divisor.abs() > numerics.MIN_SCALE, values.double() / divisor, weight.double())
+        self.set_weight(values)
+        self.quantizer.hold(scale)
+
+    @torch.no_grad()
+    def set_weight(self, values: Tensor) -> None:
+        """Write a float weight that is given with the output channels first."""
+        if self.site.plan.op in TRANSPOSED:
+            values = as_layer(values, self.groups)
+        self.module.weight.copy_(values)
+
+    def read_range_again(self) -> None:
+        """Forget a held scale and set the range from the weight as it is now."""
+        self.quantizer.release()
+        self.quantizer.initialize(self.weight(), self.factor())
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The sums of products of this layer."""
+        op = self.site.plan.op
+        if op in TRANSPOSED:
+            return module_call(op, self.module, (x,), {})(x, weight, bias)
+        if op in LINEAR_OPS:
+            return F.linear(x, weight, bias)
+        result: Tensor = self.module._conv_forward(x, weight, bias)
+        return result
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """The weight that `codes` stand for, without the BatchNorm's factor: 0 where there is no taking it out."""
+        values = codes * self.scale()
+        factor = self.factor()
+        if not self.quantizer.tied or factor is None:
+            return values
+        divisor = numerics.along_axis(factor, 0, values.dim())
+        return torch.where(divisor.abs() > numerics.MIN_SCALE, values.double() / divisor, 0.0).float()
+
+    def finished(self, y: Tensor) -> Tensor:
+        """`y`, the sums with their bias, through the BatchNorm and the clamp that are computed with the layer."""
+        norm = self.norm
+        if norm is not None:
+            y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        low, high = self.site.plan.minimum, self.site.plan.maximum
+        return y if low is None and high is None else torch.clamp(y, low, high)
+
+    def by_channel(self, y: Tensor) -> Tensor:
+        """A result of the layer, or anything of its shape, as `(O, everything else)`."""
+        return y.movedim(self.channel_axis, 0).flatten(1)
+
+
+def layers(model: QATModuleWrapper, method: str) -> list[Layer]:
+    """The layers that `method` can work on, in the order of their calls; a warning names the others and says why."""
+    plan = model.binding.plan
+    if plan is None:
+        return []
+    modules = dict(model.named_modules())
+    owners = Counter(id(p) for m in modules.values() for p in m.parameters(recurse=False))
+    found: dict[str, Layer] = {}
+    left: list[tuple[str, str]] = []
+    calls = Counter(s.owner for s in plan.sites if s.leaf)
+    for site in plan.sites:
+        if site.weight is None or site.owner in found:
+            continue
+        module: Any = modules[site.owner]
+        binding = module.binding
+        why = _why_not(module, site.leaf, owners)
+        if why is None and binding.leaf is not None:
+            found[site.owner] = Layer(site.owner, module, next(iter(binding.leaf.values())), calls[site.owner])
+        else:
+            left.append((site.name, why or "it is a call of a function"))
+    warn_left(method, left)
+    return list(found.values())
+
+
+def roundable(model: QATModuleWrapper, method: str) -> list[Layer]:
+    """The layers with more than two codes, whose weights can be rounded this way or that."""
+    found = layers(model, method)
+    binary = [layer for layer in found if layer.quantizer.scheme.dtype.bits == 1]
+    warn_left(method, [(layer.name, "its weight is binary") for layer in binary])
+    return [layer for layer in found if layer not in binary]
+
+
+def _why_not(module: Any, leaf: bool, owners: Counter[int]) -> str | None:
+    if not leaf:
+        return "it is a call of a function, not a module"
+    weight = module._parameters.get("weight")
+    if not isinstance(weight, nn.Parameter):
+        return "its weight is computed, not a parameter"
+    if owners[id(weight)] > 1:
+        return "its weight is another module's too"
+    return None
+
+
+def warn_left(method: str, left: Sequence[tuple[str, str]]) -> None:
+    """One warning for all that a method leaves as it is."""
+    if left:
+        rows = "; ".join(f"'{name}': {why}" for name, why in left)
+        warnings.warn(f"{method} leaves {len(left)} as {'it is' if len(left) == 1 else 'they are'}: {rows}", stacklevel=3)
