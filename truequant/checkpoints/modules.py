@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from truequant.checkpoints.codec import plan_from_json, plan_to_json
 from truequant.checkpoints.fields import field, strings, typed
-from truequant.checkpoints.plans import check_modules, check_plan, check_same, check_scales
+from truequant.checkpoints.plans import check_same, check_scales
 from truequant.checkpoints.states import check_dtypes, check_quantizers, check_shapes, check_state
 from truequant.checkpoints.tree import TreeReader, TreeWriter
 from truequant.errors import ArgumentTypeError, FileError, PlanError, StateError, TruequantError
 from truequant.fake import Clock, FakeQuantize, QATModuleWrapper, WeightQuantizer, forget
 from truequant.files import Json
-from truequant.planning import Plan
+from truequant.planning import Plan, check_modules, check_plan, plan_from_json, plan_to_json
 from truequant.transform.prepare import prepare
 
 

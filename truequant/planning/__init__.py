@@ -2,6 +2,8 @@
 
 from truequant.planning.batches import arguments_of
 from truequant.planning.capture import as_arguments
+from truequant.planning.codec import config_from_json, config_to_json, plan_from_json, plan_to_json
+from truequant.planning.consistency import check_modules, check_plan
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.graph import average_axes, pool_arguments
@@ -22,34 +24,9 @@ from truequant.planning.products import contraction
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 
 __all__ = [
-    "FAST_PATHS",
-    "LINEAR_OPS",
-    "Op",
-    "OwnerPlan",
-    "Plan",
-    "QuantizerPlan",
-    "RegisteredOp",
-    "Role",
-    "Site",
-    "TensorSpec",
-    "arguments_of",
-    "as_arguments",
-    "average_axes",
-    "clamp_bounds",
-    "contraction",
-    "counted_as",
-    "decode_call",
-    "decomposed",
-    "encode_call",
-    "op_named",
-    "op_of",
-    "out_of_place",
-    "plain",
-    "plan",
-    "pool_arguments",
-    "register_op",
-    "registered_op",
-    "renumbered",
-    "tensors_of",
-    "writes_in_place",
+    "FAST_PATHS", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role", "Site",
+    "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_modules", "check_plan", "clamp_bounds",
+    "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
+    "op_named", "op_of", "out_of_place", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments",
+    "register_op", "registered_op", "renumbered", "tensors_of", "writes_in_place",
 ]  # fmt: skip

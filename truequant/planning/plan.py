@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from truequant.files import dumps, loads
 from truequant.schemes import QConfig, QuantScheme, Target
 
 Action = Literal[
@@ -131,6 +132,32 @@ class Plan:
         """Sites left in float."""
         return tuple(s for s in self.sites if s.action == "float")
 
+    def with_scheme(self, quantizer: str, scheme: QuantScheme) -> Plan:
+        """A copy in which one quantizer has another scheme of the same granularity: a decision edited by hand.
+
+        `prepare(model, example_inputs, edited)` executes it. Raises `PlanError` for a name that is not there and `SchemeError`
+        for a scheme that the quantizer cannot have.
+        """
+        from truequant.planning.consistency import with_scheme
+
+        return with_scheme(self, quantizer, scheme)
+
+    def to_json(self) -> str:
+        """The plan as text, its config included. `SchemeError` for a rule whose selector has no importable name."""
+        from truequant.planning.codec import plan_to_json
+
+        return dumps(plan_to_json(self))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan of a text that anybody may have written. `FileError` says what is wrong, and where."""
+        from truequant.planning.codec import plan_from_json
+        from truequant.planning.consistency import check_plan
+
+        found = plan_from_json(loads(text, "plan"))
+        check_plan(found, "plan")
+        return found
+
     def diff(self, other: Plan) -> tuple[str, ...]:
         """What `other` decides differently, a line each: sites, quantizers and inputs by name; () where both are equal."""
         lines = []
@@ -158,7 +185,8 @@ class Plan:
             if s.fused_into:
                 result = f"in {s.fused_into}"
             reads = ", ".join("float" if r is None else r for r in s.reads)
-            rows.append((s.name, s.op, schemes.get(s.weight or "", ""), reads, result, s.reason))
+            why = s.reason if s.rule is None or s.rule in s.reason else f"{s.reason}; {s.rule}"
+            rows.append((s.name, s.op, schemes.get(s.weight or "", ""), reads, result, why))
         return "\n".join([*_aligned(rows), *(f"note: {n}" for n in self.notes)])
 
 

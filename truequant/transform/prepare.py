@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from truequant.errors import ArgumentTypeError, StateError
+from truequant.errors import ArgumentTypeError, PlanError, StateError
 from truequant.fake import (
     QUANTIZERS,
     Binding,
@@ -23,7 +23,7 @@ from truequant.fake import (
     swap,
     unswap,
 )
-from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, plan
+from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan
 from truequant.schemes import QConfig
 
 
@@ -41,7 +41,7 @@ def prepare(
     codes that the converted model computes.
 
     example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
-    config: a `QConfig`, a preset's name, a `Plan` made from this very model, or None for "w8a8".
+    config: a `QConfig`, a preset's name, a `Plan` of this model, edited or not, or None for "w8a8".
     dynamic: axes that the converted model takes in any size, beside the batch: `{0: (2, 3)}` for images.
     inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
     Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does.
@@ -50,6 +50,9 @@ def prepare(
         raise ArgumentTypeError("prepare: the model is not an nn.Module", got=type(model).__name__, expected="nn.Module")
     if any(isinstance(m, QATModuleWrapper) for m in model.modules()):
         raise StateError("the model is prepared already", fix="prepare the float model, or tq.restore_float(model) first")
+    if isinstance(config, Plan):
+        check_plan(config, "prepare", PlanError)
+        check_modules(config, model, "prepare")
     decided = config if isinstance(config, Plan) else plan(model, example_inputs, config, dynamic=dynamic)
     model = model if inplace else copy.deepcopy(model)
     _Preparation(model, decided).run()

@@ -19,10 +19,10 @@ from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from truequant import schemes
-from truequant.checkpoints.importable import find, is_function, name_of
 from truequant.errors import FileError, SchemeError
 from truequant.files import Json
-from truequant.planning import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.importable import find, is_function, name_of
+from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.schemes import INHERIT, INTEGER_TYPES, Inherit, IntegerType, QConfig, Rule, Selector
 
 _TYPES: dict[str, type[Any]] = {

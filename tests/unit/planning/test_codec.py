@@ -14,10 +14,9 @@ from torch import nn
 
 import truequant as tq
 from tests.training_runs import EXAMPLE, Net
-from truequant.checkpoints import config_from_json, config_to_json, plan_from_json, plan_to_json
-from truequant.checkpoints.plans import check_plan
 from truequant.errors import FileError, SchemeError
 from truequant.files import dumps, loads
+from truequant.planning import check_plan, config_from_json, config_to_json, plan_from_json, plan_to_json
 from truequant.schemes import (
     LSQ,
     MSE,
