@@ -7,7 +7,7 @@ BIN := .venv/bin
 INPUTS := $(sort pyproject.toml $(wildcard setup.py requirements/*.txt csrc/*))
 STAMP := .venv/installed-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
 
-.PHONY: setup demo test quick check format clean
+.PHONY: setup demo test quick bench check format clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ test: setup  ## every test
 
 quick: setup  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not emulated" $(ARGS)
+
+bench: setup  ## the short form of every benchmark of docs/performance.md
+	$(BIN)/python benchmarks/qat_step.py --quick
 
 check: setup  ## lint, formatting, types, floors
 	$(BIN)/ruff check .

@@ -1,0 +1,114 @@
+"""One training step of a model, in float, with truequant, and what must be true of the latter after it was timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from subjects import Subject
+from torch import Tensor, nn
+
+import truequant as tq
+from truequant.fake import FakeQuantize, WeightQuantizer, quantizers
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model and its training step; `prepared` is the module behind a compiled one."""
+
+    name: str
+    step: Callable[[], object]
+    prepared: nn.Module
+
+
+def training_step(
+    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Callable[[], object]:
+    """Gradients to None, forward, cross entropy, backward, optimizer."""
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def batch_of(subject: Subject, size: int, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Inputs and classes."""
+    torch.manual_seed(1)
+    x = subject.inputs(size)
+    if channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, torch.randint(0, CLASSES, (size,))
+
+
+def float_model(subject: Subject, channels_last: bool) -> nn.Module:
+    """The model in training mode: the same parameters at every call."""
+    torch.manual_seed(0)
+    model = subject.make().train()
+    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+
+
+def contender(name: str, subject: Subject, model: nn.Module, x: Tensor, y: Tensor, compiled: bool = False) -> Contender:
+    """The training step of `model`, through `torch.compile` if asked."""
+    call = torch.compile(model) if compiled else model
+    return Contender(name, training_step(call, subject.optimizer(model), x, y), model)
+
+
+def ours(subject: Subject, model: nn.Module, x: Tensor) -> nn.Module:
+    """`tq.prepare` on a copy of the plain model, ranges set by one forward."""
+    qat = tq.prepare(model, x[: min(2, len(x))])
+    with torch.no_grad():
+        qat(x)
+    return qat
+
+
+# -- what must be true of the timed model ----------------------------------------------------------------------------------
+class Counted:
+    """How often each planned quantizer committed what it observed, over some steps."""
+
+    def __init__(self, qat: nn.Module) -> None:
+        self.qat = qat
+        self.before = self._updates()
+
+    def _updates(self) -> dict[str, int]:
+        return {n: int(q.observer.updates) for n, q in quantizers(self.qat) if isinstance(q, FakeQuantize)}
+
+    def silent(self, steps: int) -> list[str]:
+        """Quantizers that did not observe in every one of `steps` steps."""
+        after = self._updates()
+        return [name for name, count in self.before.items() if after[name] - count != steps]
+
+
+def idle_quantizers(qat: nn.Module, x: Tensor) -> list[str]:
+    """Quantizers of activations and weights without which a training forward gives the very same result: it must be none.
+
+    Ranges are frozen in a copy, so that nothing but the one quantizer that is switched off differs between two forwards.
+    """
+    held = tq.freeze(copy.deepcopy(qat))
+    with torch.no_grad():
+        expected = held(x)
+        idle = []
+        for name, quantizer in quantizers(held):
+            quantizer.quantizing = False
+            if torch.equal(held(x), expected):
+                idle.append(name)
+            quantizer.quantizing = True
+    return idle
+
+
+def codes_different(qat: nn.Module, x: Tensor) -> int:
+    """Codes in which the converted model differs from the evaluated one."""
+    held = copy.deepcopy(qat).eval()
+    return tq.verify(held, tq.convert(held), [x]).codes_different
+
+
+def planned(qat: nn.Module) -> int:
+    """How many quantizers there are."""
+    return sum(isinstance(q, (FakeQuantize, WeightQuantizer)) for _, q in quantizers(qat))

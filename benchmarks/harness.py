@@ -1,0 +1,190 @@
+"""What all benchmarks share: options, rounds in which the contenders take turns, results as JSON, tables, the page.
+
+A script calls `options`, measures, and hands its rows to `publish`, which prints them, writes them as JSON with the machine's
+features, and with `--record` merges them into `benchmarks/results/NAME.json` and its section of `docs/performance.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from truequant.files import atomic_write
+from truequant.reports import cpu, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+
+Row = dict[str, Any]
+Columns = Mapping[str, Callable[[Row], str]]
+
+
+# -- options ---------------------------------------------------------------------------------------------------------------
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--quick", action="store_true", help="the short form of `make bench`")
+    found.add_argument("--threads", type=int, default=cpu().cores, help="threads of torch; every usable core by default")
+    found.add_argument("--json", type=Path, help="where to write the results; out/benchmarks/NAME.json by default")
+    found.add_argument("--record", action="store_true", help="merge into benchmarks/results and docs/performance.md")
+    return found
+
+
+def options(arguments: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse, and set torch's threads."""
+    found = arguments.parse_args()
+    torch.set_num_threads(found.threads)
+    return found
+
+
+# -- time ------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call: the median and the quartiles of all rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float, fewest: int = 5, most: int = 400, warmup: int = 3
+) -> dict[str, Timing]:
+    """Time the calls by turns until about `seconds` are spent.
+
+    Each round makes every call once, in an order that rotates, so that what else the machine does meets all of them alike,
+    and none is always the one that finds the caches as another left them. Garbage is collected between rounds only.
+    """
+    names = list(calls)
+    for name in names:
+        for _ in range(warmup):
+            calls[name]()
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    started = time.perf_counter()
+    with _no_collection():
+        for turn in range(most):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:
+                before = time.perf_counter()
+                calls[name]()
+                taken[name].append(time.perf_counter() - before)
+            if turn + 1 >= fewest and time.perf_counter() - started > seconds:
+                break
+            if turn % 8 == 7:
+                gc.collect()
+    return {name: _timing(values) for name, values in taken.items()}
+
+
+def _timing(values: Sequence[float]) -> Timing:
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return Timing(statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], len(ordered))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# -- results ---------------------------------------------------------------------------------------------------------------
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures depend on, beside versions."""
+    found = asdict(cpu())
+    return {**found, "features": list(found["features"]), "threads": threads}
+
+
+def publish(
+    name: str, given: argparse.Namespace, rows: list[Row], key: Sequence[str], columns: Columns, title: str, **more: Any
+) -> None:
+    """Print the table; write JSON; with `--record`, merge by `key` into what is recorded and renew the page's section."""
+    Console(width=140 if not sys.stdout.isatty() else None).print(_table(rows, columns, title))
+    result = {
+        "benchmark": name,
+        "title": title,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(given.threads),
+        "versions": {**versions(), **more.pop("versions", {})},
+        **more,
+        "rows": rows,
+    }
+    _write(given.json or ROOT / "out" / "benchmarks" / f"{name}.json", result)
+    if given.record:
+        path = RESULTS / f"{name}.json"
+        result["rows"] = _merged(path, result, key)
+        _write(path, result)
+        _renew(name, result, columns)
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _merged(path: Path, result: Mapping[str, Any], key: Sequence[str]) -> list[Row]:
+    """Recorded rows of the same machine and versions that were not measured again, and the new ones."""
+    if not path.is_file():
+        return list(result["rows"])
+    recorded = json.loads(path.read_text())
+    if recorded["machine"] != result["machine"] or recorded["versions"] != result["versions"]:
+        return list(result["rows"])
+    fresh = {tuple(row[k] for k in key): row for row in result["rows"]}
+    kept = [fresh.pop(found, row) for row in recorded["rows"] for found in [tuple(row[k] for k in key)]]
+    return kept + list(fresh.values())
+
+
+def _table(rows: Sequence[Row], columns: Columns, title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, heading in enumerate(columns):
+        table.add_column(heading, justify="left" if position == 0 else "right", no_wrap=position == 0)
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    return table
+
+
+def _renew(name: str, result: Mapping[str, Any], columns: Columns) -> None:
+    """Replace the section of the page between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    lines = [f"*{result['title']}*", "", f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+    lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in result["rows"]]
+    found = result["machine"]
+    known = [
+        f"{package} {number}" for package, number in result["versions"].items() if number and package in ("python", "torch")
+    ]
+    lines += ["", f"{found['name']}, {found['threads']} threads, {', '.join(known)}; measured {result['measured'][:10]}."]
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = PAGE.read_text()
+    if begin not in text or end not in text:
+        raise SystemExit(f"{PAGE.name} has no section for {name}: it needs the lines {begin} and {end}")
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    atomic_write(PAGE, (head + begin + "\n" + "\n".join(lines) + "\n" + end + tail).encode())
+
+
+def milliseconds(seconds: float | None) -> str:
+    """`12.3 ms`, or a dash."""
+    return "–" if seconds is None else f"{1000 * seconds:.2f} ms"
+
+
+def ratio(value: float | None) -> str:
+    """Two decimals, or a dash."""
+    return "–" if value is None else f"{value:.2f}"

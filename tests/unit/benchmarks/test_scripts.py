@@ -1,0 +1,34 @@
+"""Each benchmark runs alone, in its shortest form, and writes what it measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(tmp_path: Path, name: str, *options: str) -> dict[str, Any]:
+    """The JSON that a script writes."""
+    target = tmp_path / "result.json"
+    command = [sys.executable, "-W", "ignore", f"benchmarks/{name}.py", "--threads", "1", "--json", str(target), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(target.read_text())
+    assert found["benchmark"] == name
+    assert found["machine"]["threads"] == 1
+    return found
+
+
+@pytest.mark.slow
+def test_a_step(tmp_path: Path) -> None:
+    found = run(tmp_path, "qat_step", "LeNet", "--batch", "2", "--seconds", "0", "--rounds", "2", "--peers", "torch.ao FX")
+    [row] = found["rows"]
+    assert (row["model"], row["batch"], row["codes_different"], row["quantizers"]) == ("LeNet", 2, 0, 9)
+    assert row["ratios"]["float"] == 1.0
+    assert set(row["seconds"]) == {"float", "truequant", "torch.ao FX"}
