@@ -1,7 +1,9 @@
 """Post-training quantization: ranges from data, equalization, rounding, correction."""
 
+from truequant.calibration.adaround import AdaRound
 from truequant.calibration.bias_correction import BiasCorrection
 from truequant.calibration.calibrate import calibrate
 from truequant.calibration.equalization import CrossLayerEqualization, replace_relu6
+from truequant.calibration.gptq import GPTQ
 
-__all__ = ["BiasCorrection", "CrossLayerEqualization", "calibrate", "replace_relu6"]
+__all__ = ["GPTQ", "AdaRound", "BiasCorrection", "CrossLayerEqualization", "calibrate", "replace_relu6"]

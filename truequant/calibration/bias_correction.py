@@ -40,12 +40,11 @@ class BiasCorrection(Method):
 @torch.no_grad()
 def mean_error(work: Work, layer: Layer) -> Tensor:
     """`E[W~ x~] - E[W x]`, float64 `(O,)`."""
-    twin = work.reference.get_submodule(layer.name) if layer.name else work.reference
+    twin = layer.twin(work.reference)
     quantized = inputs_of(work.model, layer.module, work.batches, layer.calls)
-    floats = inputs_of(work.reference, twin, work.batches, layer.calls)
-    weight = layer.decoded(layer.codes())
-    original = Layer(layer.name, twin, layer.site, layer.calls).weight().float()
-    return _mean(layer, quantized, weight) - _mean(layer, floats, original)
+    floats = inputs_of(work.reference, twin.module, work.batches, layer.calls)
+    weight = layer.decoded(layer.codes(), layer.scale())
+    return _mean(layer, quantized, weight) - _mean(layer, floats, twin.weight().float())
 
 
 def _mean(layer: Layer, inputs: list[Tensor], weight: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ class Layer:
     site: RuntimeSite
     calls: int = 1
 
+    def twin(self, model: nn.Module) -> Layer:
+        """The same layer in a copy of the model."""
+        module: Any = model.get_submodule(self.name) if self.name else model
+        return Layer(self.name, module, next(iter(module.binding.leaf.values())), self.calls)
+
     @property
     def quantizer(self) -> WeightQuantizer:
         assert self.site.weight is not None
@@ -113,10 +118,9 @@ class Layer:
         result: Tensor = self.module._conv_forward(x, weight, bias)
         return result
 
-    def decoded(self, codes: Tensor) -> Tensor:
+    def decoded(self, codes: Tensor, scale: Tensor) -> Tensor:
         """The weight that `codes` stand for, without the BatchNorm's factor: 0 where there is no taking it out."""
-        values = codes * self.scale()
-        factor = self.factor()
+        values, factor = codes * scale, self.factor()
         if not self.quantizer.tied or factor is None:
             return values
         divisor = numerics.along_axis(factor, 0, values.dim())
@@ -129,6 +133,16 @@ class Layer:
             y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         low, high = self.site.plan.minimum, self.site.plan.maximum
         return y if low is None and high is None else torch.clamp(y, low, high)
+
+    def bias(self) -> Tensor | None:
+        """Its own bias, float32."""
+        bias: Tensor | None = self.module.bias
+        return None if bias is None else bias.detach().float()
+
+    def samples(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Inputs of the layer as one tensor; a linear layer's as rows, so that sequences may differ in length."""
+        linear = self.site.plan.op in LINEAR_OPS
+        return torch.cat([x.reshape(-1, x.shape[-1]) if linear else x for x in inputs])
 
     def by_channel(self, y: Tensor) -> Tensor:
         """A result of the layer, or anything of its shape, as `(O, everything else)`."""
@@ -170,10 +184,7 @@ def roundable(model: QATModuleWrapper, method: str) -> list[Layer]:
 def _why_not(module: Any, leaf: bool, owners: Counter[int]) -> str | None:
     if not leaf:
         return "it is a call of a function, not a module"
-    weight = module._parameters.get("weight")
-    if not isinstance(weight, nn.Parameter):
-        return "its weight is computed, not a parameter"
-    if owners[id(weight)] > 1:
+    if owners[id(module.weight)] > 1:
         return "its weight is another module's too"
     return None
 
