@@ -11,6 +11,7 @@ from tests import oracle
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import (
     Add,
+    AveragePool,
     Clamp,
     Concat,
     Conv,
@@ -78,6 +79,9 @@ def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
             return oracle.table(arrays[0], node.entries.tolist(), x)
         case GlobalAverage():
             return oracle.global_average(arrays[0], node.axes, node.keepdim, x, y, node.low, node.high)
+        case AveragePool():
+            fields = node.kernel, node.stride, node.padding, node.ceil_mode
+            return oracle.average_pool(arrays[0], *fields, x, y, node.low, node.high, node.rule)
         case MaxPool():
             fields = node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
             return oracle.max_pool(arrays[0], *fields, y.qmin)

@@ -216,19 +216,48 @@ def global_average(codes: Codes, axes: Sequence[int], keepdim: bool, x: Qparams,
     return each(lambda acc: clamp(rint(times(float32(Fraction(acc)), factor)) + y.zero_point, low, high), np.asarray(sums))
 
 
+def average_pool(
+    codes: Codes, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, x: Qparams,
+    y: Qparams, low: int, high: int, rule: str,
+) -> Codes:  # fmt: skip
+    """The mean of the codes of each window that lie inside, summed in float32, last axis fastest."""
+    rank = len(kernel)
+    places = window_places(codes.shape[-rank:], kernel, stride, padding, (1,) * rank, ceil_mode)
+    result = np.empty((*codes.shape[:-rank], *map(len, places)), np.int64)
+    for at in np.ndindex(*result.shape):
+        total, members = 0.0, 0
+        for place in itertools.product(*(places[axis][i] for axis, i in enumerate(at[-rank:]))):
+            value = times(int(codes[(*at[:-rank], *place)]) - x.zero_point, x.scale)
+            total, members = float32(Fraction(total) + Fraction(value)), members + 1
+        quotient = divide(divide(total, members), y.scale)
+        shifted = float32(Fraction(quotient) + y.zero_point)
+        code = rint(shifted) if rule == "onnxruntime" else rint(quotient) + y.zero_point
+        result[at] = clamp(code, low, high)
+    return result
+
+
+def window_places(
+    lengths: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[list[list[int]]]:  # fmt: skip
+    """For each axis and each window along it, the places inside the input."""
+    places = []
+    for length, k, s, p, d in zip(lengths, kernel, stride, padding, dilation, strict=True):
+        span = Fraction(length + 2 * p - d * (k - 1) - 1, s)
+        count = (-(-span.numerator // span.denominator) if ceil_mode else span.numerator // span.denominator) + 1
+        if ceil_mode and (count - 1) * s - p >= length:  # the last window would begin behind the input
+            count -= 1
+        places.append([[j for t in range(k) if 0 <= (j := i * s - p + t * d) < length] for i in range(count)])
+    return places
+
+
 def max_pool(
     codes: Codes, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     ceil_mode: bool, lowest: int,
 ) -> Codes:  # fmt: skip
     """The largest of the codes of each window that lie inside; `lowest` for a window that holds none."""
     rank = len(kernel)
-    places = []
-    for length, k, s, p, d in zip(codes.shape[-rank:], kernel, stride, padding, dilation, strict=True):
-        span = Fraction(length + 2 * p - d * (k - 1) - 1, s)
-        count = (-(-span.numerator // span.denominator) if ceil_mode else span.numerator // span.denominator) + 1
-        if ceil_mode and (count - 1) * s - p >= length:  # the last window would begin behind the input
-            count -= 1
-        places.append([[j for t in range(k) if 0 <= (j := i * s - p + t * d) < length] for i in range(count)])
+    places = window_places(codes.shape[-rank:], kernel, stride, padding, dilation, ceil_mode)
     result = np.full((*codes.shape[:-rank], *map(len, places)), lowest, np.int64)
     for at in itertools.product(*(range(len(axis)) for axis in places)):
         inside = [places[axis][i] for axis, i in enumerate(at)]

@@ -19,7 +19,7 @@ from truequant import numerics
 from truequant.fake.clock import local
 from truequant.fake.quantizers import FakeQuantize
 from truequant.numerics import Qparams
-from truequant.planning import LINEAR_OPS, average_axes, pool_arguments
+from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
 from truequant.schemes import PerChannel, QuantScheme, int8
 
 if TYPE_CHECKING:
@@ -237,13 +237,29 @@ def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], 
     assert emits is not None
     found = pool_arguments(site.plan.op, args, kwargs, x.shape)
     assert found is not None
-    count = math.prod(found["kernel"])
+    if uneven(found):
+        return _windows(site, x, found)
+    count = found["divisor_override"] or math.prod(found["kernel"])
     codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point).double()
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(found["kernel"]) - 1]
-    acc = torch.round(pool(codes, found["kernel"], found["stride"], found["padding"]) * count)
+    acc = torch.round(pool(codes, found["kernel"], found["stride"], found["padding"]) * math.prod(found["kernel"]))
     weight_scale = torch.tensor(1.0 / count, dtype=torch.float32, device=x.device)
     factor = numerics.multiplier(reads.effective_scale(), weight_scale, emits.effective_scale())
     return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+
+
+def _windows(site: RuntimeSite, x: Tensor, found: dict[str, Any]) -> Tensor:
+    """Average over windows that do not all hold the same number of elements; padding that counts is real zeros."""
+    reads, emits = site.reads[0], site.emits
+    assert reads is not None
+    assert emits is not None
+    codes, padding = _codes(site, 0, x), found["padding"]
+    if found["count_include_pad"]:
+        codes = F.pad(codes - reads.zero_point, [p for p in reversed(padding) for _ in range(2)]) + reads.zero_point
+        padding = (0,) * len(padding)
+    windows = found["kernel"], found["stride"], padding, found["ceil_mode"]
+    bounds = site_bounds(site, emits)
+    return _result(site, numerics.window_average(codes, _params(reads), _params(emits), *windows, *bounds, site.arithmetic))
 
 
 def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

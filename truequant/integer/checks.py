@@ -12,6 +12,7 @@ from truequant.errors import ConversionError
 from truequant.integer.islands import check_island
 from truequant.integer.nodes import (
     Add,
+    AveragePool,
     Clamp,
     Concat,
     Conv,
@@ -83,9 +84,11 @@ def check_node(node: Node, edges: Mapping[str, Edge]) -> None:
     match node:
         case Conv() | Linear():
             _check_layer(node, edges)
-        case Add() | Mul():
+        case Add() | Mul() | AveragePool():
             _check_clamp(node, node.low, node.high, edges[node.output])
             _check_ratios(node, edges)
+            if isinstance(node, AveragePool):
+                _check_pool(node)
             if node.rule not in ("onnxruntime", "portable"):
                 raise ConversionError(
                     f"{label(node)}: no such rule", got=repr(node.rule), expected="'onnxruntime' or 'portable'"
@@ -215,17 +218,18 @@ def _check_movement(node: Node, edges: Mapping[str, Edge]) -> None:
             pass
 
 
-def _check_pool(node: MaxPool) -> None:
-    if not len(node.kernel) == len(node.stride) == len(node.padding) == len(node.dilation) or not 1 <= len(node.kernel) <= 3:
+def _check_pool(node: MaxPool | AveragePool) -> None:
+    dilations = node.dilation if isinstance(node, MaxPool) else (1,) * len(node.kernel)
+    if not len(node.kernel) == len(node.stride) == len(node.padding) == len(dilations) or not 1 <= len(node.kernel) <= 3:
         raise ConversionError(
             f"{label(node)}: kernel, stride, padding and dilation disagree about the number of spatial axes",
-            got=f"kernel {node.kernel}, stride {node.stride}, padding {node.padding}, dilation {node.dilation}",
+            got=f"kernel {node.kernel}, stride {node.stride}, padding {node.padding}, dilation {dilations}",
             expected="1 to 3 axes",
         )
     for name, values, least in (
         ("kernel", node.kernel, 1),
         ("stride", node.stride, 1),
-        ("dilation", node.dilation, 1),
+        ("dilation", dilations, 1),
         ("padding", node.padding, 0),
     ):
         _check_sizes(node, name, values, least)
@@ -233,7 +237,7 @@ def _check_pool(node: MaxPool) -> None:
         raise ConversionError(
             f"{label(node)}: a window too large", got=node.kernel, expected=f"at most {MAX_TAPS} elements an axis"
         )
-    for size, dilation, padding in zip(node.kernel, node.dilation, node.padding, strict=True):
+    for size, dilation, padding in zip(node.kernel, dilations, node.padding, strict=True):
         if 2 * padding > dilation * (size - 1) + 1:
             raise ConversionError(
                 f"{label(node)}: padding larger than half the window", got=node.padding, expected=f"half of {node.kernel}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from truequant.integer import elementwise, islands, layers, movement, pooling, products
 from truequant.integer.nodes import (
     Add,
+    AveragePool,
     Clamp,
     Concat,
     Conv,
@@ -50,6 +51,7 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
     Lookup: elementwise.lookup,
     Table: elementwise.table,
     GlobalAverage: pooling.global_average,
+    AveragePool: pooling.average_pool,
     MaxPool: pooling.max_pool,
     Clamp: elementwise.clamp,
     Reshape: movement.reshape,

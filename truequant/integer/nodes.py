@@ -160,6 +160,21 @@ class GlobalAverage:
 
 
 @dataclass(frozen=True, slots=True)
+class AveragePool:
+    """Mean of those elements of each window that lie inside the input, by a named rule; padding is not counted."""
+
+    input: str
+    output: str
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil_mode: bool
+    rule: ArithmeticRule
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
 class MaxPool:
     """Largest code of each window; scale and zero point are kept, padding never wins."""
 
@@ -276,12 +291,12 @@ class Island:
 
 
 NODE_TYPES = (
-    Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, MaxPool, Clamp, Reshape, Transpose,
-    Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island,
+    Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, AveragePool, MaxPool, Clamp,
+    Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island,
 )  # fmt: skip
 Node = (
-    Quantize | Dequantize | Conv | Linear | MatMul | Add | Sub | Mul | Lookup | Table | GlobalAverage | MaxPool | Clamp
-    | Reshape | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island
+    Quantize | Dequantize | Conv | Linear | MatMul | Add | Sub | Mul | Lookup | Table | GlobalAverage | AveragePool | MaxPool
+    | Clamp | Reshape | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""GlobalAverage and MaxPool."""
+"""GlobalAverage, AveragePool and MaxPool."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from torch import Tensor
 
 from truequant.errors import ConversionError
 from truequant.integer.checks import label
-from truequant.integer.nodes import GlobalAverage, MaxPool
+from truequant.integer.nodes import AveragePool, GlobalAverage, MaxPool
 from truequant.integer.program import IntegerProgram
-from truequant.integer.shapes import pooled_length
 from truequant.integer.storage import scale_of, storage, zero_point_of
-from truequant.numerics import INT32_MAX, global_average_factor, requantize
+from truequant.numerics import INT32_MAX, global_average_factor, pooled_length, requantize, window_average
 
 
 def global_average(node: GlobalAverage, program: IntegerProgram, x: Tensor) -> Tensor:
@@ -26,6 +25,14 @@ def global_average(node: GlobalAverage, program: IntegerProgram, x: Tensor) -> T
     sums = x.sum(node.axes, keepdim=node.keepdim, dtype=torch.int32) - count * source.zero_point
     factor = global_average_factor(scale_of(source, x), scale_of(target, x), count)
     return requantize(sums, factor, zero_point_of(target, x), node.low, node.high).to(storage(target))
+
+
+def average_pool(node: AveragePool, program: IntegerProgram, x: Tensor) -> Tensor:
+    """Averages of what lies inside the input, by the node's named rule."""
+    source, target = program.edges[node.input], program.edges[node.output]
+    params = [(scale_of(edge, x), zero_point_of(edge, x)) for edge in (source, target)]
+    windows = node.kernel, node.stride, node.padding, node.ceil_mode
+    return window_average(x.float(), *params, *windows, node.low, node.high, node.rule).to(storage(target))
 
 
 def max_pool(node: MaxPool, program: IntegerProgram, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from truequant.integer.checks import label
 from truequant.integer.nodes import (
     MOVING,
     Add,
+    AveragePool,
     Concat,
     Conv,
     DepthToSpace,
@@ -34,6 +35,7 @@ from truequant.integer.nodes import (
     inputs_of,
 )
 from truequant.integer.program import DTYPES, IntegerProgram
+from truequant.numerics import pooled_length
 
 Shape = tuple[int, ...]
 MAX_ELEMENTS = 2**36
@@ -81,7 +83,7 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
             return _matmul(node, *inputs)
         case GlobalAverage():
             return _average(node, shape)
-        case MaxPool():
+        case MaxPool() | AveragePool():
             return _pool(node, shape)
         case Reshape():
             return reshaped(node, shape)
@@ -123,13 +125,6 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
             return shape
 
 
-def pooled_length(length: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """Windows along one axis, as torch counts them: in ceil mode the last one starts inside the input or its left padding."""
-    span = length + 2 * padding - dilation * (kernel - 1) - 1
-    count = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
-    return count - 1 if ceil_mode and (count - 1) * stride >= length + padding else count
-
-
 def reshaped(node: Reshape, shape: Shape) -> Shape:
     """The target of a reshape with its 0 and -1 filled in, also where an axis is empty."""
     kept = {axis for axis, size in enumerate(node.shape) if size == 0}
@@ -163,11 +158,12 @@ def _conv(node: Conv, shape: Shape) -> Shape:
     return (shape[0], node.weight.shape[0], *spatial)
 
 
-def _pool(node: MaxPool, shape: Shape) -> Shape:
+def _pool(node: MaxPool | AveragePool, shape: Shape) -> Shape:
     rank = len(node.kernel)
     if len(shape) <= rank:
         raise _misfit(node, shape, f"more than {rank} axes")
-    fields = zip(shape[-rank:], node.kernel, node.stride, node.padding, node.dilation, strict=True)
+    dilation = node.dilation if isinstance(node, MaxPool) else (1,) * rank
+    fields = zip(shape[-rank:], node.kernel, node.stride, node.padding, dilation, strict=True)
     spatial = [pooled_length(*sizes, node.ceil_mode) for sizes in fields]
     if min(spatial) < 1:
         raise _misfit(node, shape, f"room for a window of {node.kernel}")

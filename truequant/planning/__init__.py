@@ -6,7 +6,7 @@ from truequant.planning.codec import config_from_json, config_to_json, plan_from
 from truequant.planning.consistency import check_modules, check_plan
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
-from truequant.planning.graph import average_axes, pool_arguments
+from truequant.planning.graph import average_axes, pool_arguments, uneven
 from truequant.planning.ops import (
     LINEAR_OPS,
     Op,
@@ -28,5 +28,5 @@ __all__ = [
     "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_modules", "check_plan", "clamp_bounds",
     "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
     "op_named", "op_of", "out_of_place", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments",
-    "register_op", "registered_op", "renumbered", "tensors_of", "writes_in_place",
+    "register_op", "registered_op", "renumbered", "tensors_of", "uneven", "writes_in_place",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from truequant.numerics import pooled_length
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.plan import Action
@@ -301,13 +302,24 @@ def _average(call: Call, graph: Graph, value: int) -> tuple[Action, str]:
     arguments = pool_arguments(call.op.name, call.args, call.kwargs, shape)
     if arguments is None:
         return "float", "windows of an adaptive pooling differ in size"
-    if (
-        arguments["ceil_mode"]
-        or arguments["divisor_override"]
-        or (any(arguments["padding"]) and not arguments["count_include_pad"])
-    ):
-        return "float", "its windows do not all hold the same number of elements"
+    if uneven(arguments):
+        if arguments["divisor_override"]:
+            return "float", "its windows do not all hold the same number of elements, and are divided by one number"
+        if arguments["count_include_pad"] and not _pads_apart(arguments, shape):
+            return "float", "its last windows would begin in the padding"
+        return "pool", "average of windows that do not all hold the same number of elements"
     return "pool", "integer layer of ones"
+
+
+def _pads_apart(arguments: Mapping[str, Any], shape: Sequence[int]) -> bool:
+    """Whether zeros around the input and a pooling without padding make the same windows."""
+    fields = zip(shape[-len(arguments["kernel"]) :], *(arguments[k] for k in ("kernel", "stride", "padding")), strict=True)
+    return all(pooled_length(n, k, s, p, 1, True) == pooled_length(n + 2 * p, k, s, 0, 1, True) for n, k, s, p in fields)
+
+
+def uneven(arguments: Mapping[str, Any]) -> bool:
+    """Whether the windows of an average pooling may hold different numbers of elements."""
+    return bool(arguments["ceil_mode"] or (any(arguments["padding"]) and not arguments["count_include_pad"]))
 
 
 def pool_arguments(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any] | None:

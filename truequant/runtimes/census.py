@@ -10,7 +10,7 @@ from typing import Any
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, Conv, GlobalAverage, Linear, MatMul, Mul, Node, Sub
+from truequant.integer.nodes import Add, AveragePool, Conv, GlobalAverage, Linear, MatMul, Mul, Node, Sub
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import session
 
@@ -21,6 +21,7 @@ KERNELS: dict[type[Node], frozenset[str]] = {
     Add: frozenset(("QLinearAdd", "Gather")),
     Sub: frozenset(("Gather",)),
     Mul: frozenset(("QLinearMul", "Gather")),
+    AveragePool: frozenset(("QLinearAveragePool",)),
     GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
 }
 """The integer kernels that a program node may become."""

@@ -281,9 +281,20 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
     _reshape_to(writer, output, node.output, sizes_out)
 
 
+def _average_pool(writer: Writer, node: program_nodes.AveragePool) -> None:
+    value = writer.fresh(f"{node.output}.value")
+    writer.node(
+        "AveragePool", [writer.dequantized(node.input, node.output)], value, name=node.output,
+        kernel_shape=list(node.kernel), strides=list(node.stride), pads=[*node.padding, *node.padding],
+        ceil_mode=int(node.ceil_mode), count_include_pad=0,
+    )  # fmt: skip
+    writer.quantized(value, node.output, node.low, node.high)
+
+
 _WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: _conv, Linear: _linear,
     program_nodes.MatMul: _matmul,
     program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary, program_nodes.Table: _table,
-    program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average, program_nodes.Island: write_island, **MOVEMENTS,
+    program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average,
+    program_nodes.AveragePool: _average_pool, program_nodes.Island: write_island, **MOVEMENTS,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import ConversionError
 from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, table_of
 from truequant.integer import nodes as program_nodes
-from truequant.planning import LINEAR_OPS, average_axes, pool_arguments
+from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
 from truequant.transform import registered
 from truequant.transform.contraction import contract, operands_of
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
@@ -219,11 +219,18 @@ def _pool(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     before = [int(n) if isinstance(n, int) else 0 for n in node.all_input_nodes[0].meta["val"].shape]
     found = pool_arguments(site.plan.op, node.args, node.kwargs, before)
     assert found is not None
-    channels = int(node.meta["val"].shape[1])
     kernel = found["kernel"]
-    count = 1
-    for k in kernel:
-        count *= k
+    if uneven(found):
+        padding = found["padding"]
+        if found["count_include_pad"] and any(padding):
+            padded = low.codes(low.unique(f"{output.name}@padded"), source.grid)
+            low.emit(program_nodes.Pad(source.name, padded.name, tuple((p, p) for p in padding)))
+            source, padding = padded, (0,) * len(padding)
+        windows = kernel, found["stride"], padding, found["ceil_mode"]
+        low.emit(program_nodes.AveragePool(source.name, output.name, *windows, site.arithmetic, lowest, highest))
+        return output
+    channels = int(node.meta["val"].shape[1])
+    count = found["divisor_override"] or math.prod(kernel)
     low.emit(
         program_nodes.Conv(
             source.name,
