@@ -46,8 +46,13 @@ class Pools(nn.Module):
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize(
     ("include", "options"),
-    [(True, {"ceil_mode": True}), (False, {"padding": 1}), (True, {"padding": 1, "ceil_mode": True}), (False, {"padding": 1, "ceil_mode": True})],
-)  # fmt: skip
+    [
+        (True, {"ceil_mode": True}),
+        (False, {"padding": 1}),
+        (True, {"padding": 1, "ceil_mode": True}),
+        (False, {"padding": 1, "ceil_mode": True}),
+    ],
+)
 @pytest.mark.parametrize("preset", ["w8a8", "w8a8-pow2"])
 def test_models(axes: int, include: bool, options: dict[str, Any], preset: str) -> None:
     x = torch.randn(4, 2, *(7, 8, 6)[:axes])

@@ -7,6 +7,7 @@ from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
 from truequant.fake.recording import codes, outermost
+from truequant.fake.resizing import interpolation_weights
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import Statistics, statistics
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
@@ -31,6 +32,7 @@ __all__ = [
     "forget",
     "freeze",
     "integers",
+    "interpolation_weights",
     "layer_weight",
     "local",
     "outermost",

@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 from truequant import numerics
 from truequant.fake.clock import local
 from truequant.fake.quantizers import FakeQuantize
+from truequant.fake.resizing import interpolated_sums, interpolation_weights
 from truequant.numerics import Qparams
-from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
+from truequant.planning import LINEAR_OPS, average_axes, linear_factors, pool_arguments, uneven
 from truequant.schemes import PerChannel, QuantScheme, int8
 
 if TYPE_CHECKING:
@@ -248,6 +249,21 @@ def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], 
     return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
+def _resize(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Linear interpolation: an integer layer of fixed weights."""
+    x = args[0] if args else kwargs["input"]
+    reads, emits = site.reads[0], site.emits
+    assert reads is not None
+    assert emits is not None
+    factors = linear_factors(args, kwargs, x.shape)
+    assert factors is not None
+    with _exact_sums(x.device.type):
+        acc = interpolated_sums(numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point), factors)
+    weight_scale = torch.tensor(interpolation_weights(factors, 1)[1], dtype=torch.float32, device=x.device)
+    factor = numerics.multiplier(reads.effective_scale(), weight_scale, emits.effective_scale())
+    return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+
+
 def _windows(site: RuntimeSite, x: Tensor, found: dict[str, Any]) -> Tensor:
     """Average over windows that do not all hold the same number of elements; padding that counts is real zeros."""
     reads, emits = site.reads[0], site.emits
@@ -275,5 +291,5 @@ def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any],
 
 COMPUTES: dict[str, Compute] = {
     "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
-    "table": _table, "average": _average, "pool": _pool, "clamp": _clamp,
+    "table": _table, "average": _average, "pool": _pool, "resize": _resize, "clamp": _clamp,
 }  # fmt: skip

@@ -113,7 +113,7 @@ class _LeafCall(TorchFunctionMode):
         return self.site.run(func, args, kwargs or {})
 
 
-_NEED_ARGUMENTS = frozenset(("average", "pool", "table", "lookup"))
+_NEED_ARGUMENTS = frozenset(("average", "pool", "resize", "table", "lookup"))
 _WATCHED = frozenset(
     (
         "linear",

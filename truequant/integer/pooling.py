@@ -30,9 +30,9 @@ def global_average(node: GlobalAverage, program: IntegerProgram, x: Tensor) -> T
 def average_pool(node: AveragePool, program: IntegerProgram, x: Tensor) -> Tensor:
     """Averages of what lies inside the input, by the node's named rule."""
     source, target = program.edges[node.input], program.edges[node.output]
-    params = [(scale_of(edge, x), zero_point_of(edge, x)) for edge in (source, target)]
+    read, written = ((scale_of(edge, x), zero_point_of(edge, x)) for edge in (source, target))
     windows = node.kernel, node.stride, node.padding, node.ceil_mode
-    return window_average(x.float(), *params, *windows, node.low, node.high, node.rule).to(storage(target))
+    return window_average(x.float(), read, written, *windows, node.low, node.high, node.rule).to(storage(target))
 
 
 def max_pool(node: MaxPool, program: IntegerProgram, x: Tensor) -> Tensor:

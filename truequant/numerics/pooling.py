@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def window_average(
     inside = torch.nn.functional.pad(torch.ones(codes.shape[-rank:], device=codes.device), pads)
     total, members = torch.zeros((), device=codes.device), torch.zeros((), device=codes.device)
     for tap in itertools.product(*map(range, kernel)):
-        place = (..., *(slice(t, t + (n - 1) * s + 1, s) for t, n, s in zip(tap, counts, stride, strict=True)))
+        place: tuple[Any, ...] = (..., *(slice(t, t + (n - 1) * s + 1, s) for t, n, s in zip(tap, counts, stride, strict=True)))
         total, members = total + values[place], members + inside[place]  # outside the input both add 0
     mean = total / members
     if rule == "portable":

@@ -22,11 +22,13 @@ from truequant.planning.outputs import plain, tensors_of
 from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.products import contraction
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
+from truequant.planning.resizing import linear_factors, phase_weights, whole
 
 __all__ = [
     "FAST_PATHS", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role", "Site",
     "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_modules", "check_plan", "clamp_bounds",
     "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
-    "op_named", "op_of", "out_of_place", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments",
-    "register_op", "registered_op", "renumbered", "tensors_of", "uneven", "writes_in_place",
+    "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json",
+    "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "tensors_of", "uneven", "whole",
+    "writes_in_place",
 ]  # fmt: skip

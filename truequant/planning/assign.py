@@ -184,7 +184,7 @@ def _nonnegative(graph: Graph, grid: int, seen: set[int]) -> bool:
 def _writes_nonnegative(graph: Graph, node: Node, seen: set[int]) -> bool:
     if node.bounds[0] is not None and node.bounds[0] >= 0:
         return True
-    if node.action in ("average", "pool", "add", "mul", "product"):
+    if node.action in ("average", "pool", "add", "mul", "product", "resize"):
         return all(_nonnegative(graph, graph.grid(v), seen) for v in node.reads)
     return node.action == "table" and node.call.op.name in _POSITIVE_TABLES
 

@@ -15,6 +15,7 @@ from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.plan import Action
 from truequant.planning.products import is_product, product
+from truequant.planning.resizing import linear_factors
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Node:
         return (self.fused[-1] if self.fused else self).writes[0]
 
 
-_COMPUTES = frozenset(("layer", "affine", "product", "add", "sub", "mul", "table", "average", "pool", "lookup"))
+_COMPUTES = frozenset(("layer", "affine", "product", "resize", "add", "sub", "mul", "table", "average", "pool", "lookup"))
 MOVES = frozenset(("movement", "concat", "clamp"))
 
 
@@ -260,7 +261,9 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
     if name == "interpolate":
         mode = call.args[3] if len(call.args) > 3 else call.kwargs.get("mode", "nearest")
         if mode != "nearest":
-            return "float", f"interpolates, {mode}"
+            if linear_factors(call.args, call.kwargs, graph.shape(reads[0])) is None:
+                return "float", f"interpolates, {mode}"
+            return "resize", f"interpolates, {mode}: integer layer of fixed weights"
     return "movement", "moves codes"
 
 

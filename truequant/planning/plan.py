@@ -10,7 +10,7 @@ from truequant.schemes import QConfig, QuantScheme, Target
 
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
-    "movement", "identity", "float", "weighted",
+    "movement", "resize", "identity", "float", "weighted",
 ]  # fmt: skip
 Kind = Literal["input", "activation", "output", "weight"]
 

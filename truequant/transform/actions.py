@@ -18,6 +18,7 @@ from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
 from truequant.transform import registered
 from truequant.transform.contraction import contract, operands_of
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
+from truequant.transform.resizing import resize
 from truequant.transform.subpixel import sub_pixel, transposed_arguments
 
 
@@ -262,6 +263,6 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
     "layer": _layer, "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise,
     "lookup": _lookup,
-    "table": _table, "average": _average, "pool": _pool,
+    "table": _table, "average": _average, "pool": _pool, "resize": resize,
     "clamp": _clamp,
 }  # fmt: skip

@@ -198,4 +198,4 @@ class _Preparation:
         return tuple(result)
 
 
-_ACTIVE = frozenset(("layer", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool"))
+_ACTIVE = frozenset(("layer", "affine", "product", "resize", "add", "sub", "mul", "table", "lookup", "average", "pool"))
