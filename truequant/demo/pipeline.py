@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import truequant as tq
-from truequant.demo.latency import median_latencies
+from truequant.analysis import median_seconds
 from truequant.demo.mnist import Mnist, load_mnist
 from truequant.demo.models import MODELS
 from truequant.demo.progress import train_visibly, training_progress
@@ -137,7 +138,10 @@ def _quantize_after_training(model: nn.Module, config: tq.QConfig, data: Mnist) 
 
 def _measure(forms: dict[str, _Form], data: Mnist) -> dict[str, Stage]:
     models = {name: form.model for name, form in forms.items()}
-    latencies = {batch: median_latencies(models, data.test_images[:batch], rounds) for batch, rounds in _ROUNDS.items()}
+    latencies = {
+        batch: median_seconds({name: partial(model, data.test_images[:batch]) for name, model in models.items()}, rounds)
+        for batch, rounds in _ROUNDS.items()
+    }
     return {
         name: Stage(
             form.title,

@@ -71,10 +71,13 @@ def integers(site: RuntimeSite, weight: Tensor, bias: Tensor | None) -> numerics
     return numerics.fold(weight, scale, site.weight.scheme, bias, norm, site.reads[0].effective_scale().detach())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plain_products() -> bool:
     """Whether float32 products keep all bits of their factors."""
     return torch.get_float32_matmul_precision() == "highest"
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import all of torch._dynamo with `import truequant`.
+_plain_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _carrier(weights: numerics.IntegerWeights, reads: FakeQuantize) -> torch.dtype:

@@ -1,7 +1,10 @@
 """Results made visible: tables for a terminal, curves as a picture, the machine they were measured on."""
 
 from truequant.reports.curves import Branch, plot_curves
+from truequant.reports.doctor import Machine, examine
 from truequant.reports.system import Cpu, cpu, versions
 from truequant.reports.table import Stage, stage_table, verification_table
 
-__all__ = ["Branch", "Cpu", "Stage", "cpu", "plot_curves", "stage_table", "verification_table", "versions"]
+__all__ = [
+    "Branch", "Cpu", "Machine", "Stage", "cpu", "examine", "plot_curves", "stage_table", "verification_table", "versions",
+]  # fmt: skip

@@ -1,0 +1,48 @@
+"""`truequant demo`: the main job on MNIST."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from truequant.cli.session import DIFFERENT, AsJson, session
+from truequant.demo import MODELS, DemoOptions, run_demo
+from truequant.reports import stage_table, verification_table
+
+Model = Enum("Model", {name: name for name in MODELS}, type=str)  # type: ignore[misc]  # the names live in one place
+_DEFAULTS = DemoOptions()
+_DEFAULT_MODEL = Model(_DEFAULTS.model)
+_PRESET = "w8a8, w7a8, w4a4, w8a8-pow2 …: bits of weights and activations."
+
+
+def demo(
+    context: typer.Context,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of MNIST's four idx files, gzipped or not.", show_default="the repository's")
+    ] = None,
+    model: Annotated[Model, typer.Option(help="Architecture.")] = _DEFAULT_MODEL,
+    preset: Annotated[str, typer.Option(help=_PRESET)] = _DEFAULTS.preset,
+    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = _DEFAULTS.float_epochs,
+    qat_epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of QAT, and extra epochs of the float model that it is compared with.")
+    ] = _DEFAULTS.qat_epochs,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and shuffling.")] = _DEFAULTS.seed,
+    out: Annotated[Path, typer.Option(help="Folder for model.tq, model.onnx, result.json, curves.png.")] = _DEFAULTS.out,
+    as_json: AsJson = False,
+) -> None:
+    """Train on MNIST, quantize, convert, export, and verify that nothing changed on the way."""
+    with session(context, as_json) as run:
+        result = run_demo(DemoOptions(data, model.value, preset, float_epochs, qat_epochs, seed, out), run.console)
+        run.show(
+            "", stage_table(list(result.stages.values()), f"{model.value}, {preset}: {result.test_images:,} test images"),
+            verification_table(result.verification, "Every code of every edge, against QAT as evaluated"),
+            f"wrote model.tq, model.onnx, result.json, curves.png into {out}/", f"{result.seconds:.0f} s in all",
+        )  # fmt: skip
+        run.result(result.as_json())
+        if not result.identical:
+            Console(stderr=True).print("The deployed model is not the validated one: see the table above.", style="bold red")
+            raise typer.Exit(DIFFERENT)

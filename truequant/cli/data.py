@@ -1,0 +1,71 @@
+"""Data from the words of a command line, and what a run of batches needs: a bound, and progress."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from truequant.cli.naming import made
+from truequant.errors import ArgumentError
+
+_FORMS = 'an iterable of batches, (train, test), or {"train": batches, "test": batches}'
+DataName = Annotated[
+    str, typer.Option("--data", metavar="MODULE:FACTORY", help="What makes the batches, or (train, test); its code is run.")
+]
+Batches = Annotated[int, typer.Option(min=1, help="How many batches to use at most.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Batches to learn from and batches to judge by; the same ones where the user gave one kind only."""
+
+    train: Iterable[Any]
+    test: Iterable[Any]
+
+
+def data_of(name: str, where: str, arguments: Mapping[str, Any] | None = None) -> Data:
+    """What a data factory made. `ArgumentError` for something that holds no batches."""
+    found = made(name, where, arguments)
+    if isinstance(found, Mapping):
+        if "train" not in found or not set(found) <= {"train", "test"}:
+            raise ArgumentError(f"{where}: '{name}' made unknown parts", got=list(found), expected=_FORMS)
+        found = (found["train"], found.get("test", found["train"]))
+    elif not (isinstance(found, tuple) and len(found) == 2 and all(_holds_batches(part) for part in found)):
+        found = (found, found)
+    for part in found:
+        if not isinstance(part, Iterable) or isinstance(part, (str, Tensor)):
+            raise ArgumentError(f"{where}: '{name}' made no batches", got=type(part).__name__, expected=_FORMS)
+    if found[0] is found[1] and isinstance(found[0], Iterator):  # a generator is used up once
+        raise ArgumentError(
+            f"{where}: '{name}' can be read only once", got=type(found[0]).__name__, fix="a list or a DataLoader"
+        )
+    return Data(*found)
+
+
+def _holds_batches(part: Any) -> bool:
+    return isinstance(part, Iterable) and not isinstance(part, (str, Tensor, Mapping, tuple))
+
+
+def first_inputs(batches: Iterable[Any], where: str) -> Any:
+    """Example inputs: the first batch's; of an `(x, y)` batch, `x`."""
+    item = next(iter(batches), None)
+    if item is None:
+        raise ArgumentError(f"{where}: there were no batches", expected="at least one")
+    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[1], Tensor):
+        item = item[0]
+    return tuple(item) if isinstance(item, list) else item
+
+
+def shown(batches: Iterable[Any], title: str, limit: int, console: Console) -> Iterator[Any]:
+    """At most `limit` of the batches, under a bar with rate and time left."""
+    length = min(limit, len(batches)) if hasattr(batches, "__len__") else limit
+    columns = (TextColumn("{task.description:<12}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(True))
+    with Progress(*columns, console=console, refresh_per_second=4, transient=True) as bars:
+        yield from bars.track(itertools.islice(batches, limit), total=length, description=title)

@@ -1,0 +1,69 @@
+"""The end of several commands: an evaluated model is converted, written, exported and verified, and the outcome shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from torch import nn
+
+import truequant as tq
+from truequant.analysis import Verification
+from truequant.cli.data import shown
+from truequant.cli.session import DIFFERENT, Session
+from truequant.cli.tables import table
+from truequant.errors import ArgumentError
+from truequant.reports import verification_table
+
+
+def deploy(run: Session, qat: nn.Module, out: Path, onnx: Path | None, batches: Iterable[Any] | None, limit: int) -> None:
+    """Convert `qat`, write it to `out` and `onnx`, verify it where there are batches; exit code 1 where a code differs."""
+    writable(out, onnx)
+    int8 = tq.convert(qat)
+    found: dict[str, Any] = {"files": {str(out): int8.save(out)}, "ops": int8.ops()}
+    if onnx is not None:
+        found["files"][str(onnx)] = tq.export_onnx(int8, onnx)
+    checked = None
+    if batches is not None:
+        runtimes = ("reference",) if onnx is None else ("reference", "onnxruntime")
+        checked = tq.verify(qat, int8, shown(batches, "verifying", limit, run.console), runtimes)
+        found["verification"] = checked.to_dict()
+    show_files(run, found["files"])
+    conclude(run, checked, found)
+
+
+def conclude(run: Session, checked: Verification | None, found: dict[str, Any]) -> None:
+    """Show a verification and print what was found; exit code 1 where it is not exact."""
+    if checked is not None:
+        run.show(verification_table(checked, "Every code of every edge"))
+    run.result(found)
+    if checked is not None and not exact(checked):
+        first = checked.first_difference
+        where = f" First at {first}." if first is not None else ""
+        Console(stderr=True).print(f"The deployed model is not the validated one.{where}", style="bold red", highlight=False)
+        raise typer.Exit(DIFFERENT)
+
+
+def exact(checked: Verification) -> bool:
+    """Whether no runtime differs in a code or in a bit of an output."""
+    return all(report.grade == "EXACT" for report in checked.runtimes.values())
+
+
+def writable(*paths: Path | None) -> None:
+    """`ArgumentError` now rather than behind minutes of work."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.resolve().parent.is_dir()):
+            what = "is a folder" if path.is_dir() else "lies in no folder that is there"
+            raise ArgumentError(f"'{path}' {what}", expected="a file's path", fix="--out FILE")
+
+
+def show_files(run: Session, sizes: dict[str, int]) -> None:
+    """What was written, with sizes."""
+    files = table("", ("wrote", "bytes"), right=("bytes",))
+    files.title = None
+    for name, size in sizes.items():
+        files.add_row(name, f"{size:,}")
+    run.show(files)
