@@ -28,6 +28,10 @@ def test_importing_imports_nothing_optional() -> None:
 
 
 def test_importing_takes_less_than_three_tenths_of_a_second_beyond_torch() -> None:
-    code = "import time, torch; start = time.process_time(); import truequant; print(time.process_time() - start)"
-    # One of several: what else the machine does makes it slower, and nothing makes it faster.
-    assert any(float(_in_a_new_process(code)) < 0.3 for _ in range(5))
+    code = "import time; a = time.process_time(); import torch; b = time.process_time(); import truequant"
+    # A machine that is busy with other things is slow with torch, too, which takes 1.2 s or more where it is idle.
+    limits = (
+        (float(own), max(0.3, 0.25 * float(torch)))
+        for own, torch in (_in_a_new_process(f"{code}; print(time.process_time() - b, b - a)").split() for _ in range(3))
+    )
+    assert any(own < limit for own, limit in limits)

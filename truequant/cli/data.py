@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -65,7 +65,7 @@ def first_inputs(batches: Iterable[Any], where: str) -> Any:
 
 def shown(batches: Iterable[Any], title: str, limit: int, console: Console) -> Iterator[Any]:
     """At most `limit` of the batches, under a bar with rate and time left."""
-    length = min(limit, len(batches)) if hasattr(batches, "__len__") else limit
+    length = min(limit, len(batches)) if isinstance(batches, Sized) else limit
     columns = (TextColumn("{task.description:<12}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(True))
     with Progress(*columns, console=console, refresh_per_second=4, transient=True) as bars:
         yield from bars.track(itertools.islice(batches, limit), total=length, description=title)

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import truequant as tq
-from truequant.checkpoints import plan_from_json
 from truequant.cli.app import app
 from truequant.cli.inputs import example_inputs
 from truequant.demo import lenet
+from truequant.planning import plan_from_json
 from truequant.reports import Cpu
 from truequant.reports.doctor import advice, promise
 

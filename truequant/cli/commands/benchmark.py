@@ -44,7 +44,7 @@ def benchmark(
     with session(context, as_json) as run:
         torch.set_num_threads(threads or torch.get_num_threads())
         if model.endswith(".tq"):
-            calls, training = _of_int8(tq.load(Path(model)), shapes, model), {}
+            calls, training = _of_int8(tq.load(Path(model)), shapes, model), dict[str, Call]()
         else:
             calls, training = _of_float(model, shapes, config_of(preset, config))
         run.console.print(f"{rounds} rounds of {', '.join((*calls, *(f'{name} step' for name in training)))} …", soft_wrap=True)
@@ -63,7 +63,7 @@ def _of_float(name: str, shapes: Any, config: tq.QConfig) -> tuple[dict[str, Cal
     trained_float, qat = copy.deepcopy(made).train(), tq.prepare(made, inputs, config)
     tq.calibrate(qat, [inputs], inputs=lambda item: item)
     int8 = tq.convert(qat)
-    training = {
+    training: dict[str, Call] = {
         form: partial(_step, module, torch.optim.SGD(module.parameters(), 1e-9), args, kwargs)
         for form, module in (("float", trained_float), ("quantization-aware", copy.deepcopy(qat).train()))
     }
@@ -95,7 +95,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, args: Any, kwargs:
     """A step on a made-up loss: the sum of squares of all float outputs."""
     optimizer.zero_grad()
     outputs = [x for x in tensors_of(model(*args, **kwargs)) if x.is_floating_point()]
-    torch.stack([x.square().mean() for x in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([x.square().mean() for x in outputs]).sum().backward()
     optimizer.step()
 
 

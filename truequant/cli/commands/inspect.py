@@ -8,12 +8,11 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from truequant.checkpoints import plan_to_json
 from truequant.cli.configs import DEFAULT_PRESET, ConfigFile, Preset, config_of
 from truequant.cli.inputs import ModelName, Shapes, model_and_inputs
 from truequant.cli.session import AsJson, session
 from truequant.cli.tables import table
-from truequant.planning import Plan, plan
+from truequant.planning import Plan, plan, plan_to_json
 
 
 def inspect(

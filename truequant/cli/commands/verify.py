@@ -47,9 +47,7 @@ def verify(
 
 def _trained(checkpoint: Path | None, model: str | None) -> nn.Module | None:
     if (checkpoint is None) != (model is None):
-        raise ArgumentError(
-            "--checkpoint and --model go together", fix="--checkpoint run/last.safetensors --model my_models:make"
-        )
+        raise ArgumentError("--checkpoint and --model go together", fix="--checkpoint run/last.ckpt --model my_models:make")
     if checkpoint is None or model is None:
         return None
     made, _ = float_model(model)
