@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -20,7 +21,11 @@ def test_every_public_name_is_there_and_no_other() -> None:
 
 
 def _in_a_new_process(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    # With bytecode, as installed packages have it: the first process writes it where it is missing.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout.strip()
 
 
 def test_importing_imports_nothing_optional() -> None:
@@ -28,10 +33,6 @@ def test_importing_imports_nothing_optional() -> None:
 
 
 def test_importing_takes_less_than_three_tenths_of_a_second_beyond_torch() -> None:
-    code = "import time; a = time.process_time(); import torch; b = time.process_time(); import truequant"
-    # A machine that is busy with other things is slow with torch, too, which takes 1.2 s or more where it is idle.
-    limits = (
-        (float(own), max(0.3, 0.25 * float(torch)))
-        for own, torch in (_in_a_new_process(f"{code}; print(time.process_time() - b, b - a)").split() for _ in range(3))
-    )
-    assert any(own < limit for own, limit in limits)
+    code = "import time, torch; start = time.process_time(); import truequant; print(time.process_time() - start)"
+    # One of several: what else the machine does makes it slower, and nothing makes it faster.
+    assert any(float(_in_a_new_process(code)) < 0.3 for _ in range(4))
