@@ -71,6 +71,8 @@ def assert_same(p: IntegerProgram, *inputs: Tensor) -> dict[str, int]:
         assert codes.shape == found[name].shape
         assert torch.equal(codes.int(), found[name].int()), name
     assert torch.equal(model(*inputs), CompiledModel(p)(*inputs))
+    named = EdgeReader(p, form="qoperator", level="none").codes(*inputs)
+    assert all(torch.equal(codes.int(), named[name].int()) for name, codes in expected.items())
     return census(onnx_bytes(p))
 
 

@@ -12,7 +12,7 @@ from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, AveragePool, Conv, GlobalAverage, Linear, MatMul, Mul, Node, Sub
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.session import session
+from truequant.runtimes.session import Level, session
 
 KERNELS: dict[type[Node], frozenset[str]] = {
     Conv: frozenset(("QLinearConv", "ConvInteger")),
@@ -25,22 +25,23 @@ KERNELS: dict[type[Node], frozenset[str]] = {
     GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
 }
 """The integer kernels that a program node may become."""
+_FIX = "form='qoperator', and please report it: this onnxruntime fuses differently than the versions truequant was proven with"
 _LAYOUT = re.compile(r"_token_\d+$")
 """What onnxruntime appends to the name of a tensor that it keeps channels-last."""
 _MOVES = frozenset(("Transpose", "Clip", "Reshape", "Cast", "Add", "Mul", "Identity", "Squeeze", "Unsqueeze"))
 
 
-def optimized(data: bytes) -> Any:
-    """The graph that onnxruntime runs at its highest optimization level on this machine."""
+def optimized(data: bytes, level: Level = "all") -> Any:
+    """The graph that onnxruntime runs at an optimization level on this machine, without its constants."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        session(data, optimized_path=str(path))
-        return onnx().load(str(path)).graph
+        session(data, optimized_path=str(path), level=level)
+        return onnx().load(str(path), load_external_data=False).graph
 
 
-def require_integer_kernels(program: IntegerProgram, data: bytes) -> dict[str, int]:
+def require_integer_kernels(program: IntegerProgram, data: bytes, level: Level = "all") -> dict[str, int]:
     """The census of the optimized graph. `ExportError` naming the first node that did not become an integer kernel."""
-    graph = optimized(data)
+    graph = optimized(data, level)
     writers = {output: node for node in graph.node for output in node.output}
     forms: dict[str, list[str]] = {}
     for output in writers:
@@ -61,7 +62,7 @@ def require_integer_kernels(program: IntegerProgram, data: bytes) -> dict[str, i
                 f"'{node.output}': onnxruntime runs no integer kernel for this {type(node).__name__}",
                 got=there.op_type if there is not None else "nothing of that name",
                 expected=" or ".join(sorted(kernels)),
-                fix="this onnxruntime fuses differently than the versions truequant was proven with; please report it",
+                fix=_FIX if level == "all" else f"form='qoperator': optimization level {level!r} does not fuse",
             )
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
@@ -79,6 +80,6 @@ def _kernel_behind(name: str, writers: dict[str, Any], kernels: frozenset[str]) 
     return None
 
 
-def census(data: bytes) -> dict[str, int]:
+def census(data: bytes, level: Level = "all") -> dict[str, int]:
     """How many kernels of each kind onnxruntime runs."""
-    return dict(sorted(Counter(node.op_type for node in optimized(data).node).items()))
+    return dict(sorted(Counter(node.op_type for node in optimized(data, level).node).items()))

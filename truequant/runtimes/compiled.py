@@ -1,29 +1,28 @@
-"""`compile`: an Int8 model in a runtime, called with torch tensors."""
+"""A program in onnxruntime, called with torch tensors, and a copy of it that shows its inner edges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from truequant.errors import ArgumentError, ExportError
-from truequant.integer import Int8Model, IntegerProgram
+from truequant.errors import ExportError
+from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
 from truequant.runtimes.census import census, require_integer_kernels
-from truequant.runtimes.export import onnx_bytes, program_of
+from truequant.runtimes.export import onnx_bytes
 from truequant.runtimes.session import Level, run, session
-
-Runtime = Literal["onnxruntime"]
+from truequant.runtimes.writer import Form
 
 
 class CompiledModel:
     """A model in onnxruntime: torch tensors in and out, the structure that the model returns."""
 
-    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all") -> None:
+    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
         self.program = program
-        data = onnx_bytes(program)
-        require_integer_kernels(program, data)
+        data = onnx_bytes(program, form=form)
+        require_integer_kernels(program, data, level)
         self._session = session(data, threads=threads, level=level)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,10 +36,10 @@ class CompiledModel:
 class EdgeReader:
     """A copy of the shipped graph that shows its inner edges; it must run the same integer kernels."""
 
-    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all") -> None:
+    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
         self.program = program
-        shown = onnx_bytes(program, show_edges=True)
-        self._check(census(onnx_bytes(program)), census(shown))
+        shown = onnx_bytes(program, form=form, show_edges=True)
+        self._check(census(onnx_bytes(program, form=form), level), census(shown, level))
         self._session = session(shown, threads=threads, level=level)
 
     @staticmethod
@@ -71,10 +70,3 @@ _INTEGER = frozenset(
         "QLinearGlobalAveragePool",
     )
 )
-
-
-def compile(int8: Int8Model | IntegerProgram, runtime: Runtime = "onnxruntime", *, threads: int = 0) -> CompiledModel:
-    """The model in a runtime: a callable with torch tensors in and out. threads: 0 for torch's own number."""
-    if runtime != "onnxruntime":
-        raise ArgumentError(f"no runtime {runtime!r}", got=repr(runtime), expected="'onnxruntime'")
-    return CompiledModel(program_of(int8), threads=threads)

@@ -1,19 +1,18 @@
-"""`export_onnx`: the program as a QDQ model that onnxruntime runs in integer kernels, proven before it is written."""
+"""`export_onnx`: the program as a model that onnxruntime runs in integer kernels, proven before it is written."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from typing import Any
+from typing import get_args
 
-from truequant.errors import ArgumentTypeError
+from truequant.errors import ArgumentError, ArgumentTypeError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
 from truequant.runtimes.census import require_integer_kernels
 from truequant.runtimes.onnx_nodes import write
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.writer import IR_VERSION, OPSET, Writer
+from truequant.runtimes.writer import IR_VERSION, Form, Writer, opsets
 
 _ELEMENTS = {
     "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "DOUBLE", "bool": "BOOL", "uint8": "UINT8",
@@ -21,15 +20,19 @@ _ELEMENTS = {
 }  # fmt: skip
 
 
-def export_onnx(int8: Int8Model | IntegerProgram, path: str | os.PathLike[str]) -> int:
-    """Write the model as ONNX (opset 21, QDQ form, dynamic sizes kept) and return its size in bytes.
+def export_onnx(int8: Int8Model | IntegerProgram, path: str | os.PathLike[str], *, form: Form = "qdq") -> int:
+    """Write the model as ONNX (opset 21, dynamic sizes kept) and return its size in bytes.
+
+    form: "qdq" has float ops between DequantizeLinear and QuantizeLinear, which onnxruntime fuses into integer kernels at its
+        highest optimization level, and which other runtimes read; "qoperator" names the integer kernels themselves
+        (QLinearConv, QGemm, QLinearAdd …) and is exact at every optimization level.
 
     Before anything is written the installed onnxruntime optimizes the model, and every integer node of the program must
     have become an integer kernel; every add and mul must compute its rule for all pairs of codes.
     Raises `ExportError` where that is not so.
     """
     program = program_of(int8)
-    data = onnx_bytes(program)
+    data = onnx_bytes(program, form=form)
     require_integer_kernels(program, data)
     atomic_write(path, data)
     return len(data)
@@ -44,10 +47,14 @@ def program_of(int8: Int8Model | IntegerProgram) -> IntegerProgram:
     raise ArgumentTypeError("not an Int8 model", got=type(int8).__name__, expected="Int8Model", fix="tq.convert(qat)")
 
 
-def onnx_bytes(program: IntegerProgram, *, show_edges: bool = False) -> bytes:
+def onnx_bytes(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool = False) -> bytes:
     """The serialized model. show_edges: its outputs are the codes of every edge as well, for comparison."""
     helper, proto = onnx().helper, onnx().TensorProto
-    writer = Writer(program)
+    if form not in get_args(Form):
+        raise ArgumentError(
+            f"no form {form!r} of an ONNX file", got=repr(form), expected=" or ".join(map(repr, get_args(Form)))
+        )
+    writer = Writer(program, form)
     for node in program.nodes:
         write(writer, node)
     inputs = [
@@ -55,16 +62,22 @@ def onnx_bytes(program: IntegerProgram, *, show_edges: bool = False) -> bytes:
         for i in program.inputs
     ]
     names = list(dict.fromkeys(program.output_names()))
-    outputs = [helper.make_tensor_value_info(n, proto.FLOAT, _sizes(writer.shapes[n], n)) for n in names]
+    outputs = [helper.make_tensor_value_info(n, writer.element(writer.dtypes[n]), _sizes(writer.shapes[n], n)) for n in names]
     if show_edges:
         outputs += [
             helper.make_tensor_value_info(n, proto.INT8 if e.signed else proto.UINT8, _sizes(writer.shapes[n], n))
             for n, e in program.edges.items()
         ]
     graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()))
-    model = helper.make_model(graph, producer_name="truequant", ir_version=IR_VERSION, opset_imports=_opsets(writer))
+    model = helper.make_model(graph, producer_name="truequant", ir_version=IR_VERSION, opset_imports=opsets(writer.nodes))
     helper.set_model_props(
-        model, {"truequant.format": "1", "truequant.target": program.target, "truequant.program": digest(program)}
+        model,
+        {
+            "truequant.format": "1",
+            "truequant.form": form,
+            "truequant.target": program.target,
+            "truequant.program": digest(program),
+        },
     )
     onnx().checker.check_model(model, full_check=False)
     data: bytes = model.SerializeToString(deterministic=True)
@@ -72,18 +85,8 @@ def onnx_bytes(program: IntegerProgram, *, show_edges: bool = False) -> bytes:
 
 
 def digest(program: IntegerProgram) -> str:
-    """SHA-256 of the program's contents, hexadecimal."""
-    from truequant.files import dumps
-
-    header, tensors = to_container(program)
-    found = hashlib.sha256(dumps(header).encode())
-    for name in sorted(tensors):
-        found.update(name.encode() + tensors[name].numpy().tobytes())
-    return found.hexdigest()
-
-
-def _opsets(writer: Writer) -> list[Any]:
-    return [onnx().helper.make_opsetid("", OPSET)]
+    """SHA-256 of the program's contents, hexadecimal: the one that its `.tq` file holds."""
+    return str(to_container(program)[0]["sha256"])
 
 
 def _sizes(shape: tuple[int | None, ...], name: str) -> list[int | str]:

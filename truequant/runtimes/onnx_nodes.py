@@ -1,34 +1,25 @@
-"""One function for each kind of program node: the ONNX nodes that onnxruntime turns into one integer kernel."""
+"""One function for each kind of program node: the ONNX nodes that are, or that onnxruntime turns into, one integer kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from truequant import numerics
 from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes.islands import write_island
+from truequant.runtimes.onnx_layers import conv, linear, reshape_to
 from truequant.runtimes.onnx_movement import MOVEMENTS
 from truequant.runtimes.proofs import all_pairs, proven
-from truequant.runtimes.writer import Writer, numpy_of
+from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
 
 
 def write(writer: Writer, node: Node) -> None:
     """Append the ONNX nodes of a program node."""
     _WRITERS[type(node)](writer, node)
-
-
-def saturates(writer: Writer, node: Conv | Linear) -> bool:
-    """Whether a CPU without VNNI may saturate this layer in int16, so that its weights ship unsigned."""
-    if writer.program.target != "onnxruntime":
-        return False
-    edge = writer.edge(node.input)
-    # Kernels turn signed codes into unsigned ones by adding 128.
-    return numerics.pair_bound(node.weight, 255 if edge.signed else edge.qmax) > numerics.INT16_MAX
 
 
 def _quantize(writer: Writer, node: program_nodes.Quantize) -> None:
@@ -40,171 +31,31 @@ def _dequantize(writer: Writer, node: program_nodes.Dequantize) -> None:
     writer.node("DequantizeLinear", [node.input, *writer.scale_and_zero(node.input)], node.output, name=node.output)
 
 
-def _parameters(writer: Writer, node: Conv | Linear) -> list[str]:
-    """Dequantized weight and bias."""
-    name = node.output
-    edge = writer.edge(node.input)
-    weight, zero = numpy_of(node.weight), np.array(0, np.int8)
-    if edge.signed and saturates(writer, node):
-        raise _saturation(writer, node)
-    if saturates(writer, node):
-        weight, zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
-    scale = numpy_of(node.weight_scale)
-    if len(scale) == 1:
-        scale = np.repeat(scale, len(weight))
-    bias_scale = (np.float32(edge.scale) * scale).astype(np.float32)
-    made = []
-    for kind, codes, s, z in (
-        ("weight", weight, scale, np.full(len(weight), zero, weight.dtype)),
-        ("bias", numpy_of(node.bias), bias_scale, np.zeros(len(weight), np.int32)),
-    ):
-        constants = [
-            writer.constant(f"{name}.{kind}", codes),
-            writer.constant(f"{name}.{kind}_scale", s),
-            writer.constant(f"{name}.{kind}_zero_point", z),
-        ]
-        value = writer.fresh(f"{name}.{kind}.dequantized")
-        made.append(writer.node("DequantizeLinear", constants, value, name=value, axis=0))
-    return made
-
-
-def _saturation(writer: Writer, node: Conv | Linear) -> ExportError:
-    edge = writer.edge(node.input)
-    return ExportError(
-        f"'{node.output}' may saturate on CPUs without VNNI, and signed activations leave it no exact form",
-        got=f"codes {edge.qmin} … {edge.qmax} times {int(node.weight.min())} … {int(node.weight.max())}",
-        expected="unsigned activations, or weights of at most 7 bits",
-        fix="QConfig.preset('w7a8'), or activation=QuantScheme(uint8)",
-    )
-
-
-def _conv(writer: Writer, node: Conv) -> None:
-    begins, ends = [p[0] for p in node.padding], [p[1] for p in node.padding]
-    attributes: dict[str, Any] = {
-        "kernel_shape": list(node.weight.shape[2:]), "strides": list(node.stride), "pads": [*begins, *ends],
-        "dilations": list(node.dilation), "group": node.groups,
-    }  # fmt: skip
-    if node.output not in writer.program.edges or writer.edge(node.input).signed or writer.edge(node.output).signed:
-        _direct_conv(writer, node, attributes)
-        return
-    inputs = [writer.dequantized(node.input, node.output), *_parameters(writer, node)]
-    value = writer.fresh(f"{node.output}.value")
-    writer.node("Conv", inputs, value, name=node.output, **attributes)
-    writer.quantized(value, node.output, node.low, node.high)
-
-
-def _direct_conv(writer: Writer, node: Conv, attributes: dict[str, Any]) -> None:
-    """A convolution that QDQ fusion does not reach: with a float result or signed activations."""
-    if node.output in writer.program.edges:
-        if writer.edge(node.input).signed != writer.edge(node.output).signed:
-            raise ExportError(
-                f"'{node.output}': a convolution between signed and unsigned codes", fix="one dtype for activations"
-            )
-        if saturates(writer, node):
-            raise _saturation(writer, node)
-        raw = (
-            node.output
-            if (node.low, node.high) == writer.limits(writer.edge(node.output))
-            else writer.fresh(f"{node.output}.unclipped")
-        )
-        writer.raw[node.output] = raw
-        scale = numpy_of(node.weight_scale)
-        inputs = [
-            node.input, *writer.scale_and_zero(node.input), writer.constant(f"{node.output}.weight", numpy_of(node.weight)),
-            writer.constant(f"{node.output}.weight_scale", scale if len(scale) > 1 else np.repeat(scale, len(node.weight))),
-            writer.constant(f"{node.output}.weight_zero_point", np.zeros(len(node.weight), np.int8)),
-            *writer.scale_and_zero(node.output), writer.constant(f"{node.output}.bias", numpy_of(node.bias)),
-        ]  # fmt: skip
-        writer.node("QLinearConv", inputs, raw, name=node.output, **attributes)
-        if raw != node.output:
-            writer.clip(raw, node.output, node.low, node.high)
-        return
-    x, zero = node.input, writer.scale_and_zero(node.input)[1]
-    weight, weight_zero = numpy_of(node.weight), np.array(0, np.int8)
-    if saturates(writer, node):
-        weight, weight_zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
-    acc = writer.fresh(f"{node.output}.sum")
-    inputs = [
-        x,
-        writer.constant(f"{node.output}.weight", weight),
-        zero,
-        writer.constant(f"{node.output}.weight_zero", weight_zero),
-    ]
-    writer.node("ConvInteger", inputs, acc, name=node.output, **attributes)
-    shape = (1, -1, *(1,) * len(node.stride))
-    _to_float(writer, node, acc, shape)
-
-
-def _to_float(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...]) -> None:
-    """`float32(acc + bq) * float32(sx * sw)`."""
-    scale = (np.float32(writer.edge(node.input).scale) * numpy_of(node.weight_scale)).astype(np.float32)
-    scale = scale if len(scale) > 1 else np.repeat(scale, len(node.weight))
-    biased, cast = writer.fresh(f"{node.output}.biased"), writer.fresh(f"{node.output}.float")
-    writer.node("Add", [acc, writer.constant(f"{node.output}.bias", numpy_of(node.bias).reshape(shape))], biased, name=biased)
-    writer.node("Cast", [biased], cast, name=cast, to=1)
-    writer.node(
-        "Mul", [cast, writer.constant(f"{node.output}.scale", scale.reshape(shape))], node.output, name=f"{node.output}.scaled"
-    )
-
-
-def _linear(writer: Writer, node: Linear) -> None:
-    name, shape = node.output, writer.shapes[node.input]
-    if node.output not in writer.program.edges:
-        weight, weight_zero = numpy_of(node.weight), np.array(0, np.int8)
-        if saturates(writer, node):
-            weight, weight_zero = (weight.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
-        acc = writer.fresh(f"{name}.sum")
-        zero = writer.scale_and_zero(node.input)[1]
-        constants = [
-            writer.constant(f"{name}.weight", np.ascontiguousarray(weight.T)),
-            zero,
-            writer.constant(f"{name}.weight_zero", weight_zero),
-        ]
-        writer.node("MatMulInteger", [node.input, *constants], acc, name=name)
-        _to_float(writer, node, acc, (-1,))
-        return
-    source, output = node.input, name
-    flat = len(shape) != 2
-    if flat:  # Gemm takes two axes: codes are reshaped around it
-        source = writer.fresh(f"{name}.rows")
-        writer.node(
-            "Reshape", [node.input, writer.integers(f"{name}.rows.shape", [-1, int(node.weight.shape[1])])], source, name=source
-        )
-        output = writer.fresh(f"{name}.flat")
-        writer.alias(source, node.input)
-        writer.alias(output, name)
-    inputs = [writer.dequantized(source, name), *_parameters(writer, node)]
-    value = writer.fresh(f"{name}.value")
-    writer.node("Gemm", inputs, value, name=name, transB=1)
-    writer.quantized(value, output, node.low, node.high)
-    if flat:
-        writer.raw[name] = writer.raw[output]
-        if sum(n is None for n in shape[:-1]) > 1:
-            outer = writer.measured(node.input, f"{name}.outer", 0, len(shape) - 1)
-            last = writer.integers(f"{name}.features", [int(node.weight.shape[0])])
-            writer.node("Reshape", [output, writer.joined(f"{name}.shape", [outer, last])], name, name=f"{name}.reshape")
-            return
-        _reshape_to(writer, output, name, (*shape[:-1], int(node.weight.shape[0])))
-
-
-def _reshape_to(writer: Writer, source: str, name: str, sizes: Sequence[int | None]) -> None:
-    """Codes in a shape of which one size may be dynamic."""
-    if sum(n is None for n in sizes) > 1:
-        raise ExportError(f"'{name}': a shape with several dynamic sizes", got=str(tuple(sizes)), expected="one")
-    target = [-1 if n is None else n for n in sizes]
-    writer.node("Reshape", [source, writer.integers(f"{name}.shape", target)], name, name=f"{name}.reshape")
-
-
 def _matmul(writer: Writer, node: program_nodes.MatMul) -> None:
+    if writer.form == "qoperator":
+        writer.kernel("QLinearMatMul", _operands(writer, node), node.output, node.low, node.high)
+        return
     inputs = [writer.dequantized(node.left, node.output), writer.dequantized(node.right, f"{node.output}.right")]
     value = writer.fresh(f"{node.output}.value")
     writer.node("MatMul", inputs, value, name=node.output)
     writer.quantized(value, node.output, node.low, node.high)
 
 
+def _operands(
+    writer: Writer, node: program_nodes.MatMul | program_nodes.Add | program_nodes.Sub | program_nodes.Mul
+) -> list[str]:
+    """Both operands with their scales and zero points, and those of the result."""
+    operands = [part for name in (node.left, node.right) for part in (name, *writer.scale_and_zero(name))]
+    return [*operands, *writer.scale_and_zero(node.output)]
+
+
 def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Sub | program_nodes.Mul) -> None:
-    if not proven(writer.program, node):
+    if not proven(writer.program, node, writer.form):
         _pair_table(writer, node)
+        return
+    if writer.form == "qoperator":
+        op = f"QLinear{type(node).__name__}"
+        writer.kernel(op, _operands(writer, node), node.output, node.low, node.high, domain=MICROSOFT)
         return
     inputs = [writer.dequantized(node.left, node.output), writer.dequantized(node.right, f"{node.output}.right")]
     value = writer.fresh(f"{node.output}.value")
@@ -271,30 +122,38 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
         source = folded
     if output != node.output:
         writer.alias(output, node.output)
-    value = writer.fresh(f"{node.output}.value")
-    writer.node("GlobalAveragePool", [writer.dequantized(source, node.output)], value, name=node.output)
-    writer.quantized(value, output, node.low, node.high)
+    if writer.form == "qoperator":
+        inputs = [source, *writer.scale_and_zero(source), *writer.scale_and_zero(output)]
+        writer.kernel("QLinearGlobalAveragePool", inputs, output, node.low, node.high, domain=MICROSOFT, channels_last=0)
+    else:
+        value = writer.fresh(f"{node.output}.value")
+        writer.node("GlobalAveragePool", [writer.dequantized(source, node.output)], value, name=node.output)
+        writer.quantized(value, output, node.low, node.high)
     if output == node.output:
         return
     writer.raw[node.output] = writer.raw[output]
     sizes_out = [1 if a in axes else shape[a] for a in range(rank)] if node.keepdim else [shape[a] for a in kept]
-    _reshape_to(writer, output, node.output, sizes_out)
+    reshape_to(writer, output, node.output, sizes_out)
 
 
 def _average_pool(writer: Writer, node: program_nodes.AveragePool) -> None:
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*node.padding, *node.padding],
+        "ceil_mode": int(node.ceil_mode), "count_include_pad": 0,
+    }  # fmt: skip
+    if writer.form == "qoperator":
+        inputs = [node.input, *writer.scale_and_zero(node.input), *writer.scale_and_zero(node.output)]
+        name = node.output
+        writer.kernel("QLinearAveragePool", inputs, name, node.low, node.high, domain=MICROSOFT, channels_last=0, **attributes)
+        return
     value = writer.fresh(f"{node.output}.value")
-    writer.node(
-        "AveragePool", [writer.dequantized(node.input, node.output)], value, name=node.output,
-        kernel_shape=list(node.kernel), strides=list(node.stride), pads=[*node.padding, *node.padding],
-        ceil_mode=int(node.ceil_mode), count_include_pad=0,
-    )  # fmt: skip
+    writer.node("AveragePool", [writer.dequantized(node.input, node.output)], value, name=node.output, **attributes)
     writer.quantized(value, node.output, node.low, node.high)
 
 
 _WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
-    program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: _conv, Linear: _linear,
-    program_nodes.MatMul: _matmul,
-    program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary, program_nodes.Table: _table,
-    program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average,
+    program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: conv, Linear: linear,
+    program_nodes.MatMul: _matmul, program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary,
+    program_nodes.Table: _table, program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average,
     program_nodes.AveragePool: _average_pool, program_nodes.Island: write_island, **MOVEMENTS,
 }  # fmt: skip

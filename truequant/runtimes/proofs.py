@@ -12,6 +12,7 @@ from truequant import numerics
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, Edge, Mul, Sub
 from truequant.runtimes.packages import onnx, onnxruntime
+from truequant.runtimes.writer import IR_VERSION, MICROSOFT, Form, opsets
 from truequant.schemes import ArithmeticRule
 
 
@@ -20,9 +21,9 @@ def all_pairs(program: IntegerProgram, node: Add | Sub | Mul) -> Any:
     return _expected(*_setting(program, node))
 
 
-def proven(program: IntegerProgram, node: Add | Sub | Mul) -> bool:
-    """Whether the installed runtime's fused kernel computes the rule of this node for every pair of codes. None subtracts."""
-    return not isinstance(node, Sub) and _runs_exactly(*_setting(program, node))
+def proven(program: IntegerProgram, node: Add | Sub | Mul, form: Form = "qdq") -> bool:
+    """Whether the installed runtime's kernel computes the rule of this node for every pair of codes. None subtracts."""
+    return not isinstance(node, Sub) and _runs_exactly(*_setting(program, node), form)
 
 
 def _setting(program: IntegerProgram, node: Add | Sub | Mul) -> tuple[Any, ...]:
@@ -52,7 +53,9 @@ def _grids(left: Edge, right: Edge) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=512)
-def _runs_exactly(kind: Kind, left: Edge, right: Edge, output: Edge, low: int, high: int, rule: ArithmeticRule) -> bool:
+def _runs_exactly(
+    kind: Kind, left: Edge, right: Edge, output: Edge, low: int, high: int, rule: ArithmeticRule, form: Form = "qdq"
+) -> bool:
     helper, tensors = onnx().helper, onnx().TensorProto
     a, b = _grids(left, right)
     nodes, constants, values = [], [], []
@@ -63,12 +66,16 @@ def _runs_exactly(kind: Kind, left: Edge, right: Edge, output: Edge, low: int, h
             onnx().numpy_helper.from_array(np.array(edge.zero_point, dtype), f"{name}.zero"),
         ]
         values.append(helper.make_tensor_value_info(name, tensors.INT8 if edge.signed else tensors.UINT8, ["N"]))
-    for name in ("a", "b"):
-        nodes.append(helper.make_node("DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.value"]))
-    nodes.append(helper.make_node(kind, ["a.value", "b.value"], ["y.value"]))
-    nodes.append(helper.make_node("QuantizeLinear", ["y.value", "y.scale", "y.zero"], ["y"]))
+    if form == "qoperator":
+        operands = ["a", "a.scale", "a.zero", "b", "b.scale", "b.zero", "y.scale", "y.zero"]
+        nodes.append(helper.make_node(f"QLinear{kind}", operands, ["y"], domain=MICROSOFT))
+    else:
+        for name in ("a", "b"):
+            nodes.append(helper.make_node("DequantizeLinear", [name, f"{name}.scale", f"{name}.zero"], [f"{name}.value"]))
+        nodes.append(helper.make_node(kind, ["a.value", "b.value"], ["y.value"]))
+        nodes.append(helper.make_node("QuantizeLinear", ["y.value", "y.scale", "y.zero"], ["y"]))
     graph = helper.make_graph(nodes, "pairs", values[:2], values[2:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=opsets(nodes), ir_version=IR_VERSION)
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -26,6 +26,9 @@ def session(model: bytes | str, *, threads: int = 0, level: Level = "all", optim
     options.graph_optimization_level = getattr(onnxruntime().GraphOptimizationLevel, _LEVELS[level])
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
+        # Constants beside it: reading the graph back then costs little, and no limit of size applies.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "constants")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
     return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

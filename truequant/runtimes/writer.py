@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,20 +15,35 @@ from truequant.integer import IntegerProgram, program_layout
 from truequant.integer.nodes import Edge
 from truequant.runtimes.packages import onnx
 
+Form = Literal["qdq", "qoperator"]
+"""QDQ: float ops between DequantizeLinear and QuantizeLinear, which runtimes fuse; QOperator: their integer kernels by name."""
+
+MICROSOFT = "com.microsoft"
+"""The domain of onnxruntime's own integer kernels."""
 OPSET = 21
 IR_VERSION = 10
 _SHARED_FROM = 1024
 
 
+def opsets(nodes: Sequence[Any]) -> list[Any]:
+    """The operator sets that nodes need."""
+    named = {node.domain for node in nodes}
+    return [
+        onnx().helper.make_opsetid(domain, v) for domain, v in (("", OPSET), (MICROSOFT, 1)) if domain in named or not domain
+    ]
+
+
 class Writer:
     """Nodes, constants and value infos. The tensor of an edge has the edge's name."""
 
-    def __init__(self, program: IntegerProgram) -> None:
-        self.program = program
+    def __init__(self, program: IntegerProgram, form: Form = "qdq") -> None:
+        self.program, self.form = program, form
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.raw: dict[str, str] = {}
         """The tensor that an integer kernel writes for an edge: the edge's own, or the one before a clip on codes."""
+        self.unpacked: dict[str, str] = {}
+        """The int8 tensor of each constant that lies in the file two codes a byte."""
         self.shapes, self.dtypes = dynamic_layout(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -47,7 +63,7 @@ class Writer:
         """An initializer; equal large ones are stored once, so that a layer called twice has one weight."""
         array = np.asarray(values)
         own = b"" if array.nbytes >= _SHARED_FROM else f"{name}\0".encode()
-        key = (array.dtype.str, array.shape, hashlib.sha256(own + array.tobytes()).digest())
+        key = (array.dtype.name, array.shape, hashlib.sha256(own + array.tobytes()).digest())
         if key not in self._names:
             self._names[key] = self.fresh(name)
             self.constants[self._names[key]] = onnx().numpy_helper.from_array(array, self._names[key])
@@ -101,13 +117,28 @@ class Writer:
 
         A Relu or Clip in between would keep onnxruntime from fusing wherever the zero point is not 0.
         """
-        edge = self.edge(name)
-        clipped = (low, high) != self.limits(edge)
-        raw = self.fresh(f"{name}.unclipped") if clipped else name
-        self.raw[name] = raw
+        raw = self.unclipped(name, low, high)
         self.node("QuantizeLinear", [value, *self.scale_and_zero(name)], raw, name=f"{name}.quantize")
-        if clipped:
-            self.clip(raw, name, low, high)
+        self.clipped(name, low, high)
+
+    def unclipped(self, name: str, low: int, high: int) -> str:
+        """What a kernel writes for an edge: the edge itself, or the tensor that `clipped` then clamps on codes."""
+        clipped = (low, high) != self.limits(self.edge(name))
+        self.raw[name] = self.fresh(f"{name}.unclipped") if clipped else name
+        return self.raw[name]
+
+    def clipped(self, name: str, low: int, high: int) -> None:
+        """The clamp behind `unclipped`, where there is one."""
+        if self.raw[name] != name:
+            self.clip(self.raw[name], name, low, high)
+
+    def kernel(
+        self, op: str, inputs: list[str], name: str, low: int, high: int, *, domain: str = "", **attributes: Any
+    ) -> None:
+        """An integer kernel that writes the edge `name`, clamped on codes where its own clamp is too wide."""
+        raw = self.unclipped(name, low, high)
+        self.node(op, inputs, raw, name=name, domain=domain, **attributes)
+        self.clipped(name, low, high)
 
     def clip(self, source: str, output: str, low: int, high: int) -> None:
         """`clamp(q, low, high)` on codes."""

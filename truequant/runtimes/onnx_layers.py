@@ -1,0 +1,132 @@
+"""Convolutions and linear layers in both forms of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from truequant.errors import ExportError
+from truequant.integer.nodes import Conv, Linear
+from truequant.runtimes.weights import scales, weight_of
+from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
+
+
+def conv(writer: Writer, node: Conv) -> None:
+    begins, ends = [p[0] for p in node.padding], [p[1] for p in node.padding]
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(node.weight.shape[2:]), "strides": list(node.stride), "pads": [*begins, *ends],
+        "dilations": list(node.dilation), "group": node.groups,
+    }  # fmt: skip
+    if node.output not in writer.program.edges:
+        weight = weight_of(writer, node, scalar_zero=True)
+        zero = writer.scale_and_zero(node.input)[1]
+        acc = writer.fresh(f"{node.output}.sum")
+        writer.node("ConvInteger", [node.input, weight.codes, zero, weight.zero_point], acc, name=node.output, **attributes)
+        _to_float(writer, node, acc, (1, -1, *(1,) * len(node.stride)))
+        return
+    signs = [writer.edge(n).signed for n in (node.input, node.output)]
+    if len(set(signs)) == 2:
+        raise ExportError(f"'{node.output}': a convolution between signed and unsigned codes", fix="one dtype for activations")
+    # QDQ fusion does not reach a convolution of signed activations unless a session option allows it.
+    if writer.form == "qoperator" or signs[0]:
+        writer.kernel("QLinearConv", _operands(writer, node), node.output, node.low, node.high, **attributes)
+        return
+    inputs = [writer.dequantized(node.input, node.output), *_dequantized(writer, node)]
+    value = writer.fresh(f"{node.output}.value")
+    writer.node("Conv", inputs, value, name=node.output, **attributes)
+    writer.quantized(value, node.output, node.low, node.high)
+
+
+def linear(writer: Writer, node: Linear) -> None:
+    name, shape = node.output, writer.shapes[node.input]
+    if node.output not in writer.program.edges:
+        weight = weight_of(writer, node, transposed=True, scalar_zero=True)
+        zero = writer.scale_and_zero(node.input)[1]
+        acc = writer.fresh(f"{name}.sum")
+        writer.node("MatMulInteger", [node.input, weight.codes, zero, weight.zero_point], acc, name=name)
+        _to_float(writer, node, acc, (-1,))
+        return
+    source, output = node.input, name
+    flat = len(shape) != 2
+    if flat:  # Gemm takes two axes: codes are reshaped around it
+        source = writer.fresh(f"{name}.rows")
+        writer.node(
+            "Reshape", [node.input, writer.integers(f"{name}.rows.shape", [-1, int(node.weight.shape[1])])], source, name=source
+        )
+        output = writer.fresh(f"{name}.flat")
+        writer.alias(source, node.input)
+        writer.alias(output, name)
+    _rows(writer, node, source, output)
+    if flat:
+        writer.raw[name] = writer.raw[output]
+        features = int(node.weight.shape[0])
+        if sum(n is None for n in shape[:-1]) > 1:
+            outer = writer.measured(node.input, f"{name}.outer", 0, len(shape) - 1)
+            last = writer.integers(f"{name}.features", [features])
+            writer.node("Reshape", [output, writer.joined(f"{name}.shape", [outer, last])], name, name=f"{name}.reshape")
+            return
+        reshape_to(writer, output, name, (*shape[:-1], features))
+
+
+def _rows(writer: Writer, node: Linear, source: str, output: str) -> None:
+    """A linear layer over `(rows, in)`."""
+    if writer.form == "qoperator":
+        weight, y = weight_of(writer, node), writer.scale_and_zero(output)
+        x = [source, *writer.scale_and_zero(source)]
+        inputs = [*x, weight.codes, weight.scale, weight.zero_point, _bias(writer, node), *y]
+        writer.kernel("QGemm", inputs, output, node.low, node.high, domain=MICROSOFT, transB=1)
+        return
+    inputs = [writer.dequantized(source, node.output), *_dequantized(writer, node)]
+    value = writer.fresh(f"{node.output}.value")
+    writer.node("Gemm", inputs, value, name=node.output, transB=1)
+    writer.quantized(value, output, node.low, node.high)
+
+
+def _operands(writer: Writer, node: Conv) -> list[str]:
+    """The inputs of a QLinearConv."""
+    weight, y = weight_of(writer, node), writer.scale_and_zero(node.output)
+    x = [node.input, *writer.scale_and_zero(node.input)]
+    return [*x, weight.codes, weight.scale, weight.zero_point, *y, _bias(writer, node)]
+
+
+def _bias(writer: Writer, node: Conv | Linear) -> str:
+    return writer.constant(f"{node.output}.bias", numpy_of(node.bias))
+
+
+def _dequantized(writer: Writer, node: Conv | Linear) -> list[str]:
+    """Weight and bias as values."""
+    name, weight = node.output, weight_of(writer, node)
+    bias = [
+        _bias(writer, node),
+        writer.constant(f"{name}.bias_scale", _sum_scale(writer, node)),
+        writer.constant(f"{name}.bias_zero_point", np.zeros(len(node.weight), np.int32)),
+    ]
+    made = []
+    for kind, constants in (("weight", [weight.codes, weight.scale, weight.zero_point]), ("bias", bias)):
+        value = writer.fresh(f"{name}.{kind}.dequantized")
+        made.append(writer.node("DequantizeLinear", constants, value, name=value, axis=0))
+    return made
+
+
+def _sum_scale(writer: Writer, node: Conv | Linear) -> Any:
+    """`float32(sx * sw)`."""
+    return (np.float32(writer.edge(node.input).scale) * scales(node)).astype(np.float32)
+
+
+def _to_float(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...]) -> None:
+    """`float32(acc + bq) * float32(sx * sw)`."""
+    biased, cast = writer.fresh(f"{node.output}.biased"), writer.fresh(f"{node.output}.float")
+    writer.node("Add", [acc, writer.constant(f"{node.output}.bias", numpy_of(node.bias).reshape(shape))], biased, name=biased)
+    writer.node("Cast", [biased], cast, name=cast, to=1)
+    scale = writer.constant(f"{node.output}.scale", _sum_scale(writer, node).reshape(shape))
+    writer.node("Mul", [cast, scale], node.output, name=f"{node.output}.scaled")
+
+
+def reshape_to(writer: Writer, source: str, name: str, sizes: Sequence[int | None]) -> None:
+    """Codes in a shape of which one size may be dynamic."""
+    if sum(n is None for n in sizes) > 1:
+        raise ExportError(f"'{name}': a shape with several dynamic sizes", got=str(tuple(sizes)), expected="one")
+    target = [-1 if n is None else n for n in sizes]
+    writer.node("Reshape", [source, writer.integers(f"{name}.shape", target)], name, name=f"{name}.reshape")
