@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 import truequant as tq
 from truequant.schemes import Percentile
@@ -27,6 +29,25 @@ def data(rank: int, step: int) -> Tensor:
 def main(kind: str, observer: str, rank: int, world: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    train(kind, observer, rank, world, store)
+    leave()
+
+
+def leave() -> None:
+    """End the process group with its threads.
+
+    DTensor's cache of shardings holds FSDP's mesh, and the mesh holds the group, so that the group outlives
+    `destroy_process_group`. Its threads then run while the interpreter is taken down, and one that comes to need Python's lock
+    there, to free a tensor, is ended inside C++ code that must not be left: "terminate called without an active exception".
+    """
+    _clear_sharding_prop_cache()
+    gc.collect()
+    dist.destroy_process_group()
+    alive = [name for task in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := task.read_text())]
+    assert not alive, f"threads that outlive their process group: {alive}"
+
+
+def train(kind: str, observer: str, rank: int, world: int, store: str) -> None:
     config = tq.QConfig.preset("w8a8")
     if observer == "percentile":
         config = config.with_observer(Percentile())
@@ -50,7 +71,6 @@ def main(kind: str, observer: str, rank: int, world: int, store: str) -> None:
         state.update(f"{name} {quantizer.scale.tolist()} {quantizer.zero_point.tolist()}".encode())
     widest = float(dict(tq.quantizers(qat))["input_0"].scale) * 255
     Path(f"{store}.{rank}").write_text(f"{state.hexdigest()} {widest}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
