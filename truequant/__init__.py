@@ -1,7 +1,16 @@
 """truequant: quantization-aware training whose Int8 model is, bit for bit, the model you validated."""
 
 from truequant.analysis import Verification, verify
-from truequant.calibration import GPTQ, AdaRound, BiasCorrection, CrossLayerEqualization, calibrate, replace_relu6
+from truequant.calibration import (
+    GPTQ,
+    AdaRound,
+    BiasCorrection,
+    BlockReconstruction,
+    CrossLayerEqualization,
+    SmoothQuant,
+    calibrate,
+    replace_relu6,
+)
 from truequant.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from truequant.errors import TruequantError
 from truequant.fake import (
@@ -52,13 +61,13 @@ from truequant.training import GradientMonitor, QATSchedule, parameter_groups
 from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
-    "GPTQ", "LSQ", "MSE", "ActivationObserver", "AdaRound", "BiasCorrection", "Checkpoint",
-    "CrossLayerEqualization", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "GradientMonitor",
-    "Histogram", "Int8Model", "MinMax", "MovingAverage", "MovingAverageStatistics", "PerChannel", "PerGroup",
-    "PerTensor", "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule",
-    "QConfig", "QuantScheme", "Rule", "Statistics", "TruequantError", "Verification", "calibrate", "codes",
-    "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
-    "load_checkpoint", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "register_op",
-    "replace_relu6", "restore_float", "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4",
-    "uint8", "unfreeze", "verify",
+    "GPTQ", "LSQ", "MSE", "ActivationObserver", "AdaRound", "BiasCorrection", "BlockReconstruction",
+    "Checkpoint", "CrossLayerEqualization", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale",
+    "GradientMonitor", "Histogram", "Int8Model", "MinMax", "MovingAverage", "MovingAverageStatistics",
+    "PerChannel", "PerGroup", "PerTensor", "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper",
+    "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule", "SmoothQuant", "Statistics",
+    "TruequantError", "Verification", "calibrate", "codes", "compile", "convert", "export_onnx", "freeze",
+    "int1", "int2", "int3", "int4", "int7", "int8", "load", "load_checkpoint", "parameter_groups", "plan",
+    "prepare", "quantizers", "quantizers_off", "register_op", "replace_relu6", "restore_float",
+    "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
 ]  # fmt: skip

@@ -5,5 +5,10 @@ from truequant.calibration.bias_correction import BiasCorrection
 from truequant.calibration.calibrate import calibrate
 from truequant.calibration.equalization import CrossLayerEqualization, replace_relu6
 from truequant.calibration.gptq import GPTQ
+from truequant.calibration.reconstruction import BlockReconstruction
+from truequant.calibration.smoothquant import SmoothQuant
 
-__all__ = ["GPTQ", "AdaRound", "BiasCorrection", "CrossLayerEqualization", "calibrate", "replace_relu6"]
+__all__ = [
+    "GPTQ", "AdaRound", "BiasCorrection", "BlockReconstruction", "CrossLayerEqualization", "SmoothQuant", "calibrate",
+    "replace_relu6",
+]  # fmt: skip
