@@ -30,13 +30,21 @@ from truequant.observers import ActivationObserver, MovingAverageStatistics
 from truequant.planning import Plan, plan, register_op
 from truequant.runtimes import compile, export_onnx
 from truequant.schemes import (
+    EWGS,
     LSQ,
     MSE,
+    PACT,
+    TQT,
+    TWN,
+    DoReFa,
     Entropy,
     FloatScale,
+    Freezing,
     Histogram,
+    LSQPlus,
     MinMax,
     MovingAverage,
+    Nearest,
     Percentile,
     PerChannel,
     PerGroup,
@@ -45,6 +53,7 @@ from truequant.schemes import (
     QConfig,
     QuantScheme,
     Rule,
+    Stochastic,
     int1,
     int2,
     int3,
@@ -61,13 +70,14 @@ from truequant.training import GradientMonitor, QATSchedule, parameter_groups
 from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
-    "GPTQ", "LSQ", "MSE", "ActivationObserver", "AdaRound", "BiasCorrection", "BlockReconstruction",
-    "Checkpoint", "CrossLayerEqualization", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale",
-    "GradientMonitor", "Histogram", "Int8Model", "MinMax", "MovingAverage", "MovingAverageStatistics",
-    "PerChannel", "PerGroup", "PerTensor", "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper",
-    "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule", "SmoothQuant", "Statistics",
-    "TruequantError", "Verification", "calibrate", "codes", "compile", "convert", "export_onnx", "freeze",
-    "int1", "int2", "int3", "int4", "int7", "int8", "load", "load_checkpoint", "parameter_groups", "plan",
-    "prepare", "quantizers", "quantizers_off", "register_op", "replace_relu6", "restore_float",
-    "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
+    "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
+    "BlockReconstruction", "Checkpoint", "CrossLayerEqualization", "DoReFa", "Entropy", "FakeQuantize",
+    "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model", "LSQPlus", "MinMax",
+    "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile",
+    "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
+    "SmoothQuant", "Statistics", "Stochastic", "TruequantError", "Verification", "calibrate", "codes", "compile",
+    "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load", "load_checkpoint",
+    "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "register_op", "replace_relu6",
+    "restore_float", "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze",
+    "verify",
 ]  # fmt: skip

@@ -107,9 +107,10 @@ def match(optimizer: torch.optim.Optimizer, record: OptimizerRecord, model: nn.M
         )  # fmt: skip
     known, parameters = _names(model), dict(model.named_parameters())
     learned = {
-        f"{name}.shift"
+        f"{name}.{own}"
         for name, m in model.named_modules()
-        if isinstance(m, (FakeQuantize, WeightQuantizer)) and m.shift is not None
+        if isinstance(m, (FakeQuantize, WeightQuantizer))
+        for own, _ in m.named_parameters(recurse=False)
     }
     groups = []
     for index, (group, stored) in enumerate(zip(optimizer.param_groups, record.names, strict=True)):

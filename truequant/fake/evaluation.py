@@ -67,8 +67,9 @@ def integers(site: RuntimeSite, weight: Tensor, bias: Tensor | None) -> numerics
     assert site.reads[0] is not None
     norm = site.normalization() if site.norm is not None else None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    scale = site.weight.scale_of(weight, norm.factor() if norm is not None else None).detach()
-    return numerics.fold(weight, scale, site.weight.scheme, bias, norm, site.reads[0].effective_scale().detach())
+    factor = norm.factor() if norm is not None else None
+    scale, chosen = site.weight.scale_of(weight, factor).detach(), site.weight.chosen_codes(weight, factor)
+    return numerics.fold(weight, scale, site.weight.scheme, bias, norm, site.reads[0].effective_scale().detach(), chosen)
 
 
 def _plain_products() -> bool:

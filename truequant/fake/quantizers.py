@@ -2,134 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from truequant import kernels, numerics
-from truequant.errors import ArgumentError, CalibrationError
+from truequant import numerics
+from truequant.errors import CalibrationError
+from truequant.fake.algorithms import fake_of, lsq_plus
 from truequant.fake.clock import Clock, in_backward, local
+from truequant.fake.grid import Grid, Shape
 from truequant.observers import ActivationObserver, weight_range
-from truequant.schemes import LSQ, PerTensor, QuantScheme
-
-Shape = tuple[int, ...]
+from truequant.schemes import QuantScheme
 
 
-def _shape(scheme: QuantScheme, channels: int | Shape | None) -> Shape:
-    if isinstance(scheme.granularity, PerTensor):
-        return ()
-    if channels is None:
-        raise ArgumentError(
-            f"{scheme.granularity} needs to know how many scales there are",
-            got="channels=None",
-            expected="the number of channels",
-            fix="channels=…",
-        )
-    return (channels,) if isinstance(channels, int) else tuple(channels)
-
-
-class _Grid(nn.Module):
-    """Scale and zero point: float32 whatever the model's dtype, of final shape from construction on.
-
-    A learned scale is `scale * f(shift)` with a parameter `shift` that starts at 0, f(t) = 1 + t for t >= 0 and exp(t) below:
-    positive by construction, LSQ's own update where it starts, and weight decay only pulls it back to its initial value.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    calibrated: Tensor
-    _calibrated: bool
-
-    def __init__(self, scheme: QuantScheme, channels: int | Shape | None) -> None:
-        super().__init__()
-        self.scheme = scheme
-        self.name = ""
-        shape = _shape(scheme, channels)
-        self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("zero_point", torch.zeros(shape))
-        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
-        self._calibrated = False
-        self.shift = nn.Parameter(torch.zeros(shape)) if scheme.learned else None
-        self.quantizing = True
-
-    def effective_scale(self) -> Tensor:
-        """The scale in force, float32."""
-        if self.shift is None:
-            return self.scale
-        t = self.shift.float()
-        return torch.clamp(
-            self.scale * torch.where(t < 0, torch.exp(torch.clamp(t, max=0.0)), 1.0 + t), numerics.MIN_SCALE, numerics.MAX_SCALE
-        )
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the range was ever set."""
-        if not self._calibrated and not self.calibrated.is_meta:
-            self._calibrated = bool(self.calibrated)  # buffers may be copied here: averaged weights, DDP's broadcast
-        return self._calibrated
-
-    def _set(self, scale: Tensor, zero_point: Tensor) -> None:
-        with torch.no_grad():
-            self.scale.copy_(scale)
-            self.zero_point.copy_(zero_point)
-            if not self._calibrated:
-                self.calibrated.fill_(True)
-                self._calibrated = True
-
-    def _trainable_scale(self, elements: int) -> Tensor:
-        """The scale in force, whose gradient is LSQ's: times 1 / sqrt(N * qmax), N the elements that share a scale.
-
-        A step of `shift` moves the scale by `initial * step`: dividing by the initial scale twice makes it LSQ's own step.
-        """
-        rule = self.scheme.scale
-        assert isinstance(rule, LSQ)
-        factor = rule.gradient_scale / float(max(1, elements) * max(1, self.scheme.qmax)) ** 0.5
-        gain = factor / (self.scale * self.scale)
-        result: Tensor = _ScaleGradient.apply(self.effective_scale(), gain)  # type: ignore[no-untyped-call]
-        return result
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = {k: b for k, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for key, buffer in before.items():
-            moved = self._buffers[key]
-            if moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[key] = buffer.to(moved.device)
-        return self
-
-    def reset(self) -> None:
-        """As constructed: no range."""
-        with torch.no_grad():
-            self.scale.fill_(1.0)
-            for tensor in (self.zero_point, self.calibrated, self.shift):
-                if tensor is not None:
-                    tensor.zero_()
-        self._calibrated = False
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._calibrated = bool(self.calibrated)
-
-    def extra_repr(self) -> str:
-        return f"{self.scheme}" + ("" if self._calibrated else ", not calibrated")
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return scale.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.saved_tensors[0], None
-
-
-class FakeQuantize(_Grid):
+class FakeQuantize(Grid):
     """Fake-quantize activations: `y = (clamp(rint(x / s) + z, qmin, qmax) - z) * s`, gradient straight through.
 
     In `train()` it observes what passes (`observing`) and quantizes (`quantizing`); the two switches are independent. The
@@ -177,20 +64,28 @@ class FakeQuantize(_Grid):
                 f"'{self.name or 'FakeQuantize'}' has no range: it has observed nothing yet",
                 fix="tq.calibrate(model, batches), or a forward in train() mode, before evaluating or converting",
             )
-        scheme, identity = self.scheme, self.scheme.gradient == "identity"
+        scheme = self.scheme
         if self.shift is not None and torch.is_grad_enabled():
-            features = x.numel() // max(1, x.shape[0] if x.dim() else 1)
-            scale, zero_point = self.grid(x, self._trainable_scale(features // max(1, self.scale.numel())))
-            return kernels.fake_quantize_learned(
-                x if self.training else x.float(), scale, zero_point, scheme.qmin, scheme.qmax, factor=1.0
-            )
+            return self._learned(x if self.training else x.float())
         scale, zero_point = self.grid(x)
+        fake = fake_of(scheme, self.training)
         if self.training:
-            return kernels.fake_quantize(x, scale, zero_point, scheme.qmin, scheme.qmax, identity=identity)
+            return fake(x, scale, zero_point, scheme)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return numerics.dequantize(self.codes(x), scale, zero_point)
-        y = kernels.fake_quantize(x.float(), scale, zero_point, scheme.qmin, scheme.qmax, identity=identity)
+        y = fake(x.float(), scale, zero_point, scheme)
         return torch.where(torch.isnan(x), numerics.dequantize(self.codes(x), scale, zero_point), y)
+
+    def _learned(self, x: Tensor) -> Tensor:
+        """Fake-quantize with gradients to the scale, and to the offset where there is one."""
+        features = x.numel() // max(1, x.shape[0] if x.dim() else 1)
+        elements = features // max(1, self.scale.numel())
+        scale, zero_point = self.grid(x, self._trainable_scale(elements))
+        if self.scheme.learns_offset:
+            beta = lsq_plus.trainable_offset(self.scheme, self.scale, self.initial_zero_point, self.offset, elements)
+            beta = numerics.expand(beta, self.scheme.granularity, tuple(x.shape))
+            return lsq_plus.fake_with_offset(x, scale, beta, self.scheme)
+        return fake_of(self.scheme, self.training)(x, scale, zero_point, self.scheme)
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes of `x`, float32."""
@@ -199,11 +94,11 @@ class FakeQuantize(_Grid):
 
     def grid(self, x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scale (the one in force, by default) and zero point in a shape that broadcasts against `x`."""
-        scale = self.effective_scale() if scale is None else scale
+        scale, zero_point = self.effective_scale() if scale is None else scale, self.zero_point
         if scale.dim() == 0:
-            return scale, self.zero_point
+            return scale, zero_point
         granularity, shape = self.scheme.granularity, tuple(x.shape)
-        return numerics.expand(scale, granularity, shape), numerics.expand(self.zero_point, granularity, shape)
+        return numerics.expand(scale, granularity, shape), numerics.expand(zero_point, granularity, shape)
 
     def _observe(self, x: Tensor) -> None:
         learned = self.shift is not None and self._calibrated and not self.clock.calibrating
@@ -238,10 +133,11 @@ class FakeQuantize(_Grid):
         with torch.no_grad():
             self.observer.commit()
             known = self.observer.updates > 0
-            scale, zero_point = self.observer.qparams()
+            scale, zero_point = self.grid_of(*self.observer.range())
+            scale = self.algorithm.activation_scale(scale, self.scheme)
             self._set(torch.where(known, scale, self.scale), torch.where(known, zero_point, self.zero_point))
-            if self.shift is not None:
-                self.shift.zero_()
+            for parameter in self.learned_parameters():
+                parameter.zero_()
 
     def train(self, mode: bool = True) -> FakeQuantize:
         """`eval()` commits what is pending."""
@@ -257,7 +153,7 @@ class FakeQuantize(_Grid):
         return super().train(mode)
 
 
-class WeightQuantizer(_Grid):
+class WeightQuantizer(Grid):
     """Fake-quantize a weight whose range is read from the weight itself in every forward, or learned, or held, or frozen.
 
     tied: the scale belongs to the weight with the factor of its BatchNorm in it; the codes are those of `w * f`.
@@ -275,9 +171,9 @@ class WeightQuantizer(_Grid):
     def hold(self, scale: Tensor) -> None:
         """Keep `scale` from now on, so that codes that were chosen for it stay. A learned scale starts there."""
         self._set(scale, self.zero_point)
-        if self.shift is not None:
-            with torch.no_grad():
-                self.shift.zero_()
+        with torch.no_grad():
+            for parameter in self.learned_parameters():
+                parameter.zero_()
         self.held.fill_(True)
         self.is_held = True
 
@@ -302,28 +198,37 @@ class WeightQuantizer(_Grid):
         return self._range_scale(weight.detach(), factor)
 
     def _range_scale(self, weight: Tensor, factor: Tensor | None) -> Tensor:
+        values = self._values(weight, factor)
+        own = self.algorithm.weight_scale(values, self.scheme)
+        return self.grid_of(*weight_range(values, self.scheme))[0] if own is None else own
+
+    def _values(self, weight: Tensor, factor: Tensor | None) -> Tensor:
+        """What lies on the grid, float32: `w`, or `w * f` where the scale is tied."""
         if self.tied and factor is not None:
-            weight = weight.double() * numerics.along_axis(factor, 0, weight.dim())
-        low, high = weight_range(weight.float(), self.scheme)
-        return numerics.scale_and_zero_point(low, high, self.scheme)[0]
+            return (weight.double() * numerics.along_axis(factor, 0, weight.dim())).float()
+        return weight.float()
 
     @torch.no_grad()
     def codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """Integer codes of `weight` (of `w * f` where the scale is tied), float32."""
+        values = self._values(weight, factor)
         scale = numerics.expand(self.scale_of(weight, factor), self.scheme.granularity, tuple(weight.shape))
-        values = weight.float()
-        if self.tied and factor is not None:
-            values = (weight.double() * numerics.along_axis(factor, 0, weight.dim())).float()
+        if self.algorithm.codes is not None:
+            return self.algorithm.codes(values, scale, self.scheme)
         if self.scheme.dtype.bits == 1:
             return numerics.binarize(values)
         return numerics.quantize(values, scale, torch.zeros_like(scale), self.scheme.qmin, self.scheme.qmax)
+
+    def chosen_codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor | None:
+        """Codes where they are not simply those of the values on the grid; None where they are."""
+        return self.codes(weight, factor) if self.algorithm.codes is not None else None
 
     def initialize(self, weight: Tensor, factor: Tensor | None = None) -> None:
         """Set the range from the weight."""
         with torch.no_grad():
             self._set(self._range_scale(weight.detach(), factor), self.zero_point)
-            if self.shift is not None:
-                self.shift.zero_()
+            for parameter in self.learned_parameters():
+                parameter.zero_()
 
     def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """`weight` on its grid, of its own shape and dtype. `factor`: `gamma / sigma` of a tied scale, float64 `(C,)`."""
@@ -333,22 +238,20 @@ class WeightQuantizer(_Grid):
             self.initialize(weight, factor)
         if not self.quantizing or self.clock.calibrating:
             return weight
-        scheme, identity = self.scheme, self.scheme.gradient == "identity"
+        scheme = self.scheme
         learning = self.shift is not None and torch.is_grad_enabled()
         scale = (
             self._trainable_scale(weight.numel() // max(1, self.scale.numel())) if learning else self.scale_of(weight, factor)
         )
         if self.shift is None and self.training and not self.is_held and self.clock.state != "frozen":
             self._set(scale.detach(), self.zero_point)
-        if self.tied and factor is not None:
-            # The codes of w * f on the grid `scale` are those of w on the grid scale / |f|; where f vanishes they are all 0.
-            scale = scale / torch.clamp(factor.abs().float(), min=numerics.MIN_SCALE)
-            scale = numerics.along_axis(scale, 0, weight.dim())
-        else:
-            scale = numerics.expand(scale, scheme.granularity, tuple(weight.shape))
-        if scheme.dtype.bits == 1:
-            return kernels.fake_binarize(weight, scale, identity=identity)
-        zero = torch.zeros_like(scale)
-        if learning:
-            return kernels.fake_quantize_learned(weight, scale, zero, scheme.qmin, scheme.qmax, factor=1.0)
-        return kernels.fake_quantize(weight, scale, zero, scheme.qmin, scheme.qmax, identity=identity)
+        fake, zero = fake_of(scheme, self.training), torch.zeros_like(scale)
+        if not self.tied or factor is None:
+            scale, zero = (numerics.expand(v, scheme.granularity, tuple(weight.shape)) for v in (scale, zero))
+            return fake(weight, scale, zero, scheme)
+        size = numerics.along_axis(torch.clamp(factor.abs().float(), min=numerics.MIN_SCALE), 0, weight.dim())
+        if self.algorithm.codes is not None:
+            return (fake(weight * size, scale, zero, scheme) / size).to(weight.dtype)
+        # The codes of w * f on the grid `scale` are those of w on the grid scale / |f|; where f vanishes they are all 0.
+        scale = numerics.along_axis(scale.reshape(-1), 0, weight.dim()) / size
+        return fake(weight, scale, torch.zeros_like(scale), scheme)

@@ -68,10 +68,17 @@ def folded_bias(bias: Tensor | None, norm: Normalization | None, channels: int, 
 
 
 def fold(
-    weight: Tensor, scale: Tensor, scheme: QuantScheme, bias: Tensor | None, norm: Normalization | None, input_scale: Tensor
+    weight: Tensor,
+    scale: Tensor,
+    scheme: QuantScheme,
+    bias: Tensor | None,
+    norm: Normalization | None,
+    input_scale: Tensor,
+    chosen: Tensor | None = None,
 ) -> IntegerWeights:
     """Integers of a layer. `weight` has its output channels on axis 0 and `scale` is the weight's own scale, `(C,)` or `()`:
-    of `w` where scales are free, of the folded weight `w * f` where they are tied.
+    of `w` where scales are free, of the folded weight `w * f` where they are tied. `chosen`: the codes on that scale, where an
+    algorithm chose others than the nearest.
     """
     channels = weight.shape[0]
     b = folded_bias(bias, norm, channels, weight)
@@ -87,9 +94,10 @@ def fold(
     folded = bounded(folded, scheme) if scheme.power_of_two else folded.float()
     codes = _codes(weight, factor, folded, scheme)
     if free:
-        own = _codes(weight, torch.ones_like(factor), scale.reshape(-1), scheme)
-        signed = own * along_axis(torch.where(factor < 0, -1.0, 1.0), 0, weight.dim())
-        codes = torch.where(along_axis(floored, 0, weight.dim()), codes, signed)
+        own = _codes(weight, torch.ones_like(factor), scale.reshape(-1), scheme) if chosen is None else chosen
+        chosen = own * along_axis(torch.where(factor < 0, -1.0, 1.0), 0, weight.dim())
+    if chosen is not None:
+        codes = torch.where(along_axis(floored, 0, weight.dim()), codes, chosen)
     product = input_scale.float() * folded
     return IntegerWeights(codes, folded, torch.clamp(torch.round(b / product.double()), -MAX_BIAS, MAX_BIAS))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from truequant.errors import PlanError, SchemeError
+from truequant.planning.algorithms import check_activation, check_weight
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import Role
 from truequant.planning.products import is_product
@@ -96,6 +97,7 @@ def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool,
             got=str(scheme),
             fix=f'Rule("{node.name}", weight=QuantScheme(int8, PerChannel(0)))',
         )
+    check_weight(scheme, node.name)
     return scheme
 
 
@@ -129,7 +131,9 @@ def activation_schemes(
         scheme = result[grid]
         if scheme is not None:
             _deployable(scheme, writers, consumers, config)
-            if not scheme.dtype.signed and scheme.symmetric is None and grid not in inputs and _nonnegative(graph, grid, set()):
+            nonnegative = grid not in inputs and _nonnegative(graph, grid, set())
+            check_activation(scheme, (writers or consumers)[0].name, not nonnegative and grid not in inputs)
+            if not scheme.dtype.signed and scheme.symmetric is None and nonnegative:
                 result[grid] = scheme.with_(symmetric=True)
     return result
 

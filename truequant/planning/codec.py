@@ -28,9 +28,10 @@ from truequant.schemes import INHERIT, INTEGER_TYPES, Inherit, IntegerType, QCon
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        schemes.Ends, schemes.Entropy, schemes.FloatScale, schemes.Histogram, schemes.LSQ, schemes.MSE, schemes.MinMax,
-        schemes.MovingAverage, schemes.PerChannel, schemes.PerGroup, schemes.PerTensor, schemes.Percentile,
-        schemes.PowerOfTwoScale, schemes.QuantScheme, schemes.Target, IntegerType, QConfig, Rule,
+        schemes.DoReFa, schemes.EWGS, schemes.Ends, schemes.Entropy, schemes.FloatScale, schemes.Freezing, schemes.Histogram,
+        schemes.LSQ, schemes.LSQPlus, schemes.MSE, schemes.MinMax, schemes.MovingAverage, schemes.Nearest, schemes.PACT,
+        schemes.PerChannel, schemes.PerGroup, schemes.PerTensor, schemes.Percentile, schemes.PowerOfTwoScale,
+        schemes.QuantScheme, schemes.Stochastic, schemes.TQT, schemes.TWN, schemes.Target, IntegerType, QConfig, Rule,
         OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec,
     )
 }  # fmt: skip

@@ -26,28 +26,19 @@ from truequant.schemes.dtypes import (
 )
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from truequant.schemes.presets import PRESETS
+from truequant.schemes.rounding import EWGS, Freezing, Nearest, Rounding, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Inherit, Rule, Selector
+from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale, ScaleRule
 from truequant.schemes.scheme import QuantScheme
-from truequant.schemes.strategies import (
-    LSQ,
-    MSE,
-    Entropy,
-    FloatScale,
-    Histogram,
-    MinMax,
-    MovingAverage,
-    Observation,
-    Percentile,
-    PowerOfTwoScale,
-    ScaleRule,
-)
+from truequant.schemes.strategies import MSE, Entropy, Histogram, MinMax, MovingAverage, Observation, Percentile
 from truequant.schemes.targets import ONNXRUNTIME, ONNXRUNTIME_VNNI, PORTABLE, TARGETS, ArithmeticRule, Target
 
 __all__ = [
-    "ACTIVATION_8", "INHERIT", "INTEGER_TYPES", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_VNNI", "PORTABLE", "PRESETS",
-    "TARGETS", "WEIGHT_8", "ArithmeticRule", "Choice", "Ends", "Entropy", "FloatScale", "Granularity", "Histogram",
-    "Inherit", "IntegerType", "MinMax", "MovingAverage", "Observation", "PerChannel", "PerGroup", "PerTensor",
-    "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme", "Rule", "ScaleRule", "Selector", "Target", "int1", "int2",
-    "int3", "int4", "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5",
-    "uint6", "uint7", "uint8", "uint16",
+    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_VNNI", "PACT", "PORTABLE",
+    "PRESETS", "TARGETS", "TQT", "TWN", "WEIGHT_8", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy", "FloatScale",
+    "Freezing", "Granularity", "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage", "Nearest",
+    "Observation", "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme",
+    "Rounding", "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "int1", "int2", "int3", "int4", "int5", "int6",
+    "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7", "uint8",
+    "uint16",
 ]  # fmt: skip

@@ -8,8 +8,9 @@ from truequant.errors import SchemeError
 from truequant.schemes.config import ACTIVATION_8, WEIGHT_8, Ends, QConfig
 from truequant.schemes.dtypes import int1, int7, integer_type
 from truequant.schemes.granularity import PerChannel, PerTensor
+from truequant.schemes.scales import LSQ, PowerOfTwoScale
 from truequant.schemes.scheme import QuantScheme
-from truequant.schemes.strategies import LSQ, MSE, PowerOfTwoScale
+from truequant.schemes.strategies import MSE
 
 
 def _pow2(scheme: QuantScheme) -> QuantScheme:

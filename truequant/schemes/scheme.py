@@ -8,20 +8,26 @@ from typing import Literal
 from truequant.errors import SchemeError
 from truequant.schemes.dtypes import IntegerType
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
-from truequant.schemes.strategies import LSQ, FloatScale, MinMax, MovingAverage, Observation, PowerOfTwoScale, ScaleRule
+from truequant.schemes.rounding import Freezing, Nearest, Rounding
+from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale, ScaleRule
+from truequant.schemes.strategies import MinMax, MovingAverage, Observation
 
 Gradient = Literal["clipped", "identity"]
 
 
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
-    """One tensor's quantization: type, granularity, symmetry, how its range is found, how its scale is formed.
+    """One tensor's quantization: type, granularity, symmetry, how its range is found, how its scale is formed and trained.
 
     symmetric: zero point 0. Left out, signed types are symmetric and unsigned ones have a zero point.
     observer: left out, `MovingAverage()`; weights read their range from the weights themselves, where
         `MovingAverage` and `MinMax` mean the same.
     gradient: "clipped" passes the upstream gradient where the code was not clipped and zero elsewhere;
-        "identity" passes it everywhere.
+        "identity" passes it everywhere. Scale rules that are learned have gradients of their own.
+    scale: an algorithm as a value: `LSQ()`, `PACT()`, `TQT()` …; rounding: how codes are rounded in training.
+    oscillation: what becomes of a weight whose code moves to and fro; None lets it move.
+
+    Raises `SchemeError` for a combination that no integer runtime can hold or that is not defined.
 
     >>> from truequant.schemes import int4, PerChannel
     >>> QuantScheme(int4, PerChannel(0)).qmin
@@ -34,6 +40,8 @@ class QuantScheme:
     observer: Observation = MovingAverage()
     scale: ScaleRule = FloatScale()
     gradient: Gradient = "clipped"
+    rounding: Rounding = Nearest()
+    oscillation: Freezing | None = None
 
     def __post_init__(self) -> None:
         for field, value, kind in (
@@ -41,6 +49,8 @@ class QuantScheme:
             ("granularity", self.granularity, (PerTensor, PerChannel, PerGroup)),
             ("observer", self.observer, Observation),
             ("scale", self.scale, ScaleRule),
+            ("rounding", self.rounding, Rounding),
+            ("oscillation", self.oscillation, (Freezing, type(None))),
         ):
             if not isinstance(value, kind):
                 raise SchemeError(f"QuantScheme: {field} of a wrong kind", got=repr(value), fix=_EXAMPLES[field])
@@ -48,11 +58,37 @@ class QuantScheme:
             raise SchemeError("QuantScheme: unknown gradient", got=repr(self.gradient), expected="'clipped' or 'identity'")
         if self.symmetric is False and self.dtype.bits == 1 and self.dtype.signed:
             raise SchemeError("QuantScheme: binary codes -1 and +1 have no zero point", fix="symmetric=True, or uint1")
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        rule, bits, binary = self.scale, self.dtype.bits, self.dtype.bits == 1 and self.dtype.signed
+        name = type(rule).__name__
+        if isinstance(rule, (PACT, DoReFa, TWN)) and self.symmetric is False:
+            raise SchemeError(f"QuantScheme: {name} has zero point 0", got="symmetric=False", fix="leave symmetric out")
+        if isinstance(rule, TWN) and (bits != 2 or not self.dtype.signed):
+            raise SchemeError("QuantScheme: ternary weights are of type int2", got=str(self.dtype), expected="int2")
+        if isinstance(rule, DoReFa) and self.dtype.signed and bits > 7:
+            raise SchemeError(
+                "QuantScheme: DoReFa weights are odd codes of one bit more, which int8 must hold",
+                got=f"{self.dtype}, codes up to {2**bits - 1}", expected="int1 … int7", fix="LSQ() or FloatScale() at 8 bits",
+            )  # fmt: skip
+        if isinstance(rule, PACT) and binary:
+            raise SchemeError(
+                "QuantScheme: PACT clips activations, and binary weights have no range", fix="LSQ() or FloatScale()"
+            )
+        if not isinstance(self.rounding, Nearest) and (binary or isinstance(rule, (PACT, DoReFa, TWN))):
+            raise SchemeError(
+                f"QuantScheme: {type(self.rounding).__name__} rounding has no meaning here",
+                got="binary codes" if binary else name,
+                expected="FloatScale(), PowerOfTwoScale(), LSQ(), LSQPlus() or TQT(), 2 bits and more",
+            )
 
     @property
     def is_symmetric(self) -> bool:
         """Whether the zero point is 0."""
-        return self.dtype.signed if self.symmetric is None else self.symmetric
+        if self.symmetric is None:
+            return self.dtype.signed or isinstance(self.scale, (PACT, DoReFa))
+        return self.symmetric
 
     @property
     def qmin(self) -> int:
@@ -61,17 +97,25 @@ class QuantScheme:
 
     @property
     def qmax(self) -> int:
-        """Highest code."""
+        """Highest code. DoReFa's weights have odd codes of one bit more."""
+        if isinstance(self.scale, DoReFa) and self.dtype.signed:
+            return (1 << self.dtype.bits) - 1
         return self.dtype.qmax
 
     @property
     def learned(self) -> bool:
         """Whether the scale is a parameter."""
-        return isinstance(self.scale, LSQ)
+        return isinstance(self.scale, (LSQ, LSQPlus, PACT, TQT))
+
+    @property
+    def learns_offset(self) -> bool:
+        """Whether the zero point is a parameter."""
+        return isinstance(self.scale, LSQPlus) and not self.is_symmetric
 
     @property
     def power_of_two(self) -> bool:
-        return isinstance(self.scale, PowerOfTwoScale)
+        """Whether the scale is a power of two."""
+        return isinstance(self.scale, (PowerOfTwoScale, TQT))
 
     def with_(self, **changes: object) -> QuantScheme:
         """A copy with some fields replaced."""
@@ -90,8 +134,12 @@ class QuantScheme:
             parts.append("symmetric" if self.is_symmetric else "affine")
         if self.power_of_two:
             parts.append("2^k")
-        if self.learned:
-            parts.append("learned")
+        if not isinstance(self.scale, (FloatScale, PowerOfTwoScale)):
+            parts.append(type(self.scale).__name__.replace("Plus", "+"))
+        if not isinstance(self.rounding, Nearest):
+            parts.append(type(self.rounding).__name__)
+        if self.oscillation is not None:
+            parts.append("freezing")
         if not isinstance(self.observer, (MovingAverage, MinMax)):
             parts.append(type(self.observer).__name__.lower())
         return " ".join(parts)
@@ -101,5 +149,7 @@ _EXAMPLES = {
     "dtype": "QuantScheme(truequant.int8)",
     "granularity": "PerTensor(), PerChannel(0) or PerGroup(32)",
     "observer": "MinMax(), MovingAverage(), Histogram(), Percentile(), MSE() or Entropy()",
-    "scale": "FloatScale(), PowerOfTwoScale() or LSQ()",
+    "scale": "FloatScale(), PowerOfTwoScale(), LSQ(), LSQPlus(), PACT(), TQT(), DoReFa() or TWN()",
+    "rounding": "Nearest(), Stochastic() or EWGS()",
+    "oscillation": "Freezing() or None",
 }

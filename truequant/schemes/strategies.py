@@ -1,4 +1,4 @@
-"""How a range is observed, and how a scale comes about, as values."""
+"""How a range is observed, as values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from truequant.errors import SchemeError
 
 
-def _check(condition: bool, what: str, got: object, expected: str) -> None:
+def check(condition: bool, what: str, got: object, expected: str) -> None:
+    """SchemeError unless `condition` holds."""
     if not condition:
         raise SchemeError(what, got=repr(got), expected=expected)
 
@@ -24,7 +25,7 @@ class MovingAverage:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        _check(0.0 <= self.momentum <= 1.0, "MovingAverage: momentum out of range", self.momentum, "0 <= momentum <= 1")
+        check(0.0 <= self.momentum <= 1.0, "MovingAverage: momentum out of range", self.momentum, "0 <= momentum <= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Histogram:
     bins: int = 2048
 
     def __post_init__(self) -> None:
-        _check(16 <= self.bins <= 65536, "Histogram: bins out of range", self.bins, "16 <= bins <= 65536")
+        check(16 <= self.bins <= 65536, "Histogram: bins out of range", self.bins, "16 <= bins <= 65536")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Percentile:
     bins: int = 2048
 
     def __post_init__(self) -> None:
-        _check(0.0 < self.percent <= 100.0, "Percentile: percent out of range", self.percent, "0 < percent <= 100")
-        _check(16 <= self.bins <= 65536, "Percentile: bins out of range", self.bins, "16 <= bins <= 65536")
+        check(0.0 < self.percent <= 100.0, "Percentile: percent out of range", self.percent, "0 < percent <= 100")
+        check(16 <= self.bins <= 65536, "Percentile: bins out of range", self.bins, "16 <= bins <= 65536")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class MSE:
     candidates: int = 100
 
     def __post_init__(self) -> None:
-        _check(16 <= self.bins <= 65536, "MSE: bins out of range", self.bins, "16 <= bins <= 65536")
-        _check(2 <= self.candidates <= 10000, "MSE: candidates out of range", self.candidates, "2 <= candidates <= 10000")
+        check(16 <= self.bins <= 65536, "MSE: bins out of range", self.bins, "16 <= bins <= 65536")
+        check(2 <= self.candidates <= 10000, "MSE: candidates out of range", self.candidates, "2 <= candidates <= 10000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,33 +69,7 @@ class Entropy:
     bins: int = 2048
 
     def __post_init__(self) -> None:
-        _check(256 <= self.bins <= 65536, "Entropy: bins out of range", self.bins, "256 <= bins <= 65536")
+        check(256 <= self.bins <= 65536, "Entropy: bins out of range", self.bins, "256 <= bins <= 65536")
 
 
 Observation = MinMax | MovingAverage | Histogram | Percentile | MSE | Entropy
-
-
-@dataclass(frozen=True, slots=True)
-class FloatScale:
-    """`scale = range / levels`."""
-
-
-@dataclass(frozen=True, slots=True)
-class PowerOfTwoScale:
-    """The smallest power of two that is not below `range / levels`."""
-
-
-@dataclass(frozen=True, slots=True)
-class LSQ:
-    """A learned scale (Esser et al. 2020, "Learned Step Size Quantization", equations 1 to 3).
-
-    `gradient_scale` multiplies the paper's `1 / sqrt(N * qmax)`.
-    """
-
-    gradient_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.gradient_scale > 0, "LSQ: gradient_scale is not positive", self.gradient_scale, "gradient_scale > 0")
-
-
-ScaleRule = FloatScale | PowerOfTwoScale | LSQ

@@ -26,19 +26,11 @@ from truequant.schemes.config import QConfig
 from truequant.schemes.dtypes import integer_type
 from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
 from truequant.schemes.presets import preset
+from truequant.schemes.rounding import EWGS, Freezing, Nearest, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Rule
+from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale
 from truequant.schemes.scheme import QuantScheme
-from truequant.schemes.strategies import (
-    LSQ,
-    MSE,
-    Entropy,
-    FloatScale,
-    Histogram,
-    MinMax,
-    MovingAverage,
-    Percentile,
-    PowerOfTwoScale,
-)
+from truequant.schemes.strategies import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
 from truequant.schemes.targets import TARGETS
 
 LARGEST_FILE = 1 << 20
@@ -47,7 +39,13 @@ _OBSERVERS: dict[str, type[Any]] = {
     "min-max": MinMax, "moving-average": MovingAverage, "histogram": Histogram, "percentile": Percentile, "mse": MSE,
     "entropy": Entropy,
 }  # fmt: skip
-_SCALES: dict[str, type[Any]] = {"float": FloatScale, "power-of-two": PowerOfTwoScale, "lsq": LSQ}
+_SCALES: dict[str, type[Any]] = {
+    "float": FloatScale, "power-of-two": PowerOfTwoScale, "lsq": LSQ, "lsq+": LSQPlus, "pact": PACT, "tqt": TQT,
+    "dorefa": DoReFa, "twn": TWN,
+}  # fmt: skip
+_ROUNDINGS: dict[str, type[Any]] = {"nearest": Nearest, "stochastic": Stochastic, "ewgs": EWGS}
+_OSCILLATIONS: dict[str, type[Any]] = {"freezing": Freezing}
+_KINDS = {"observer": _OBSERVERS, "scale": _SCALES, "rounding": _ROUNDINGS, "oscillation": _OSCILLATIONS}
 _GRANULARITIES: dict[str, Callable[..., Any]] = {"per-tensor": PerTensor, "per-channel": PerChannel, "per-group": PerGroup}
 
 
@@ -101,14 +99,11 @@ def _scheme(value: Any, where: str) -> QuantScheme | None:
     if value == "float":
         return None
     table = {"dtype": value} if isinstance(value, str) else value
-    _known(table, {"dtype", "granularity", "symmetric", "observer", "scale", "gradient"}, where)
+    _known(table, {"dtype", "granularity", "symmetric", "gradient", *_KINDS}, where)
     made: dict[str, Any] = {"dtype": integer_type(table.get("dtype", ""))}
     if "granularity" in table:
         made["granularity"] = _made(_GRANULARITIES, table["granularity"], f"{where}: granularity")
-    if "observer" in table:
-        made["observer"] = _made(_OBSERVERS, table["observer"], f"{where}: observer")
-    if "scale" in table:
-        made["scale"] = _made(_SCALES, table["scale"], f"{where}: scale")
+    made |= {field: _made(kinds, table[field], f"{where}: {field}") for field, kinds in _KINDS.items() if field in table}
     made |= {f: table[f] for f in ("symmetric", "gradient") if f in table}
     return QuantScheme(**made)
 

@@ -15,7 +15,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0, **options: Any
     options: what else the first group gets, such as `lr`. The second group is left out where no scale is learned.
     """
     outermost(model)
-    scales = {id(q.shift): q.shift for _, q in quantizers(model) if q.shift is not None}
+    scales = {id(p): p for _, q in quantizers(model) for p in q.learned_parameters()}
     rest = [p for p in model.parameters() if id(p) not in scales]
     groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": weight_decay, **options}]
     if scales:

@@ -1,0 +1,130 @@
+"""`Grid`: the state that quantizers of activations and of weights share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truequant import numerics
+from truequant.errors import ArgumentError
+from truequant.fake.algorithms import algorithm_of, lsq_plus
+from truequant.schemes import TQT, FloatScale, PerTensor, QuantScheme
+
+Shape = tuple[int, ...]
+
+
+def _shape(scheme: QuantScheme, channels: int | Shape | None) -> Shape:
+    if isinstance(scheme.granularity, PerTensor):
+        return ()
+    if channels is None:
+        raise ArgumentError(
+            f"{scheme.granularity} needs to know how many scales there are",
+            got="channels=None",
+            expected="the number of channels",
+            fix="channels=…",
+        )
+    return (channels,) if isinstance(channels, int) else tuple(channels)
+
+
+class Grid(nn.Module):
+    """Scale and zero point: float32 whatever the model's dtype, of final shape from construction on.
+
+    A learned scale is the initial `scale`, moved by a parameter `shift` that starts at 0 in the way of its algorithm; a
+    learned offset (LSQ+) moves the zero point. Weight decay only pulls both back to where they started.
+    """
+
+    scale: Tensor
+    calibrated: Tensor
+    _calibrated: bool
+
+    def __init__(self, scheme: QuantScheme, channels: int | Shape | None) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.name = ""
+        shape = _shape(scheme, channels)
+        self.register_buffer("scale", torch.ones(shape))
+        self._buffers["zero_point"] = torch.zeros(shape)  # register_buffer refuses a name that a property has
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+        self._calibrated = False
+        self.algorithm = algorithm_of(scheme)
+        self.shift = nn.Parameter(torch.zeros(shape)) if scheme.learned else None
+        if scheme.learns_offset:
+            self.offset = nn.Parameter(torch.zeros(shape))
+        self.quantizing = True
+
+    def effective_scale(self) -> Tensor:
+        """The scale in force, float32."""
+        return self.scale if self.shift is None else self.algorithm.force(self.scale, self.shift)
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The zero point in force, an integer carried by float32: the buffer of this name, moved by a learned offset."""
+        if not self.scheme.learns_offset:
+            return self.initial_zero_point
+        beta = lsq_plus.offset_in_force(self.scale, self.initial_zero_point, self.offset.detach())
+        return lsq_plus.zero_point_of(beta, self.effective_scale().detach(), self.scheme)
+
+    @property
+    def initial_zero_point(self) -> Tensor:
+        """The buffer: the zero point that a learned offset starts from."""
+        buffer = self._buffers["zero_point"]
+        assert buffer is not None
+        return buffer
+
+    def grid_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of a range. A learned power of two keeps the threshold that will be rounded."""
+        scheme = self.scheme
+        free = scheme.with_(scale=FloatScale()) if isinstance(scheme.scale, TQT) else scheme
+        return numerics.scale_and_zero_point(low, high, free)
+
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the grid itself: they want no weight decay."""
+        return [p for p in (self.shift, getattr(self, "offset", None)) if p is not None]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the range was ever set."""
+        if not self._calibrated and not self.calibrated.is_meta:
+            self._calibrated = bool(self.calibrated)  # buffers may be copied here: averaged weights, DDP's broadcast
+        return self._calibrated
+
+    def _set(self, scale: Tensor, zero_point: Tensor) -> None:
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            self.initial_zero_point.copy_(zero_point)
+            if not self._calibrated:
+                self.calibrated.fill_(True)
+                self._calibrated = True
+
+    def _trainable_scale(self, elements: int) -> Tensor:
+        """The scale in force, with the gradient that its algorithm gives it; `elements` share a scale."""
+        assert self.shift is not None
+        assert self.algorithm.trainable is not None
+        return self.algorithm.trainable(self.scheme, self.scale, self.shift, elements)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = {k: b for k, b in self._buffers.items() if b is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for key, buffer in before.items():
+            moved = self._buffers[key]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[key] = buffer.to(moved.device)
+        return self
+
+    def reset(self) -> None:
+        """As constructed: no range."""
+        with torch.no_grad():
+            self.scale.fill_(1.0)
+            for tensor in (self.initial_zero_point, self.calibrated, *self.learned_parameters()):
+                tensor.zero_()
+        self._calibrated = False
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._calibrated = bool(self.calibrated)
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme}" + ("" if self._calibrated else ", not calibrated")

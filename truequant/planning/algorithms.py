@@ -1,0 +1,33 @@
+"""Which algorithms of a scheme an integer runtime can hold, for a weight and for an activation: refused here, not at export."""
+
+from __future__ import annotations
+
+from truequant.errors import SchemeError
+from truequant.schemes import PACT, TWN, DoReFa, QuantScheme
+
+
+def check_weight(scheme: QuantScheme, where: str) -> None:
+    """SchemeError for an algorithm that is not for weights."""
+    if isinstance(scheme.scale, PACT):
+        raise SchemeError(
+            f"'{where}': PACT learns where activations are clipped, and this is a weight",
+            got=str(scheme), expected="LSQ(), LSQPlus(), TQT(), DoReFa(), TWN() or FloatScale()",
+            fix=f'Rule("{where}", weight=QuantScheme({scheme.dtype}, PerChannel(0), scale=DoReFa()))',
+        )  # fmt: skip
+
+
+def check_activation(scheme: QuantScheme, where: str, may_be_negative: bool) -> None:
+    """SchemeError for an algorithm that is not for activations, or whose grid would cut this one's negative values off."""
+    rule, name = scheme.scale, type(scheme.scale).__name__
+    if isinstance(rule, TWN) or scheme.oscillation is not None or (isinstance(rule, DoReFa) and scheme.dtype.signed):
+        what = "freezing" if scheme.oscillation is not None else f"{name} of a signed type"
+        raise SchemeError(
+            f"'{where}': {what} is for weights, and this is an activation", got=str(scheme), fix="LSQ() or PACT()"
+        )
+    if isinstance(rule, (PACT, DoReFa)) and not scheme.dtype.signed and may_be_negative:
+        raise SchemeError(
+            f"'{where}': {name} clips at 0, and these values may be negative",
+            got=f"{scheme} on an edge without a ReLU",
+            expected="a ReLU before it, or an algorithm with a zero point",
+            fix=f'Rule("{where}", output=QuantScheme({scheme.dtype}, scale=LSQ()))',
+        )
