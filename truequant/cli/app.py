@@ -12,12 +12,14 @@ from truequant.cli.commands.convert import convert
 from truequant.cli.commands.demo import demo
 from truequant.cli.commands.doctor import doctor
 from truequant.cli.commands.export import export
+from truequant.cli.commands.init import init
 from truequant.cli.commands.inspect import inspect
 from truequant.cli.commands.quantize import quantize
+from truequant.cli.commands.train import train
 from truequant.cli.commands.verify import verify
 from truequant.cli.session import EXIT_CODES
 
-COMMANDS = (demo, inspect, quantize, convert, export, verify, benchmark, doctor)
+COMMANDS = (demo, inspect, init, train, quantize, convert, export, verify, benchmark, doctor)
 """In the order of `truequant --help`."""
 app = typer.Typer(
     name="truequant", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,22 @@ from truequant.errors import ArgumentError
 from truequant.reports import verification_table
 
 
-def deploy(run: Session, qat: nn.Module, out: Path, onnx: Path | None, batches: Iterable[Any] | None, limit: int) -> None:
-    """Convert `qat`, write it to `out` and `onnx`, verify it where there are batches; exit code 1 where a code differs."""
+def deploy(
+    run: Session,
+    qat: nn.Module,
+    out: Path,
+    onnx: Path | None,
+    batches: Iterable[Any] | None,
+    limit: int,
+    known: Mapping[str, Any] | None = None,
+) -> None:
+    """Convert `qat`, write it to `out` and `onnx`, verify it where there are batches; exit code 1 where a code differs.
+
+    known: what else the object that `--json` prints holds.
+    """
     writable(out, onnx)
     int8 = tq.convert(qat)
-    found: dict[str, Any] = {"files": {str(out): int8.save(out)}, "ops": int8.ops()}
+    found: dict[str, Any] = {**(known or {}), "files": {str(out): int8.save(out)}, "ops": int8.ops()}
     if onnx is not None:
         found["files"][str(onnx)] = tq.export_onnx(int8, onnx)
     checked = None

@@ -20,12 +20,12 @@ import truequant as tq
 from truequant.analysis import median_seconds
 from truequant.demo.mnist import Mnist, load_mnist
 from truequant.demo.models import MODELS
-from truequant.demo.progress import train_visibly, training_progress
+from truequant.demo.progress import train_visibly
 from truequant.demo.result import DemoOptions, DemoResult
 from truequant.demo.training import Recipe, accuracy, logits
 from truequant.errors import ArgumentError
 from truequant.files import atomic_write
-from truequant.reports import Branch, Stage, cpu, plot_curves, versions
+from truequant.reports import Branch, Stage, cpu, plot_curves, training_progress, versions
 from truequant.schemes import MSE, MinMax, Observation, Percentile
 
 _FLOAT_LEARNING_RATE = 0.05

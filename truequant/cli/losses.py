@@ -1,0 +1,64 @@
+"""Losses by name, and top-1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from truequant.cli.naming import named
+from truequant.errors import ArgumentError
+from truequant.training import Loss
+
+_LOSSES: dict[str, Callable[[Any, Any], Tensor]] = {"cross-entropy": F.cross_entropy, "mse": F.mse_loss}
+
+
+def loss_named(name: str, device: str) -> Loss:
+    """The loss of a name, on `(inputs, targets)` items: "cross-entropy", "mse", or MODULE:NAME of `f(outputs, targets)`."""
+    function = _LOSSES.get(name) or named(name, "training.loss")
+
+    def loss(model: nn.Module, item: Any) -> Tensor:
+        inputs, targets = _parts(item, device)
+        found = function(_call(model, inputs), targets)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise ArgumentError(f"training.loss: '{name}' returned no number", got=repr(type(found)), expected="a tensor ()")
+        return found
+
+    return loss
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[Any], device: str) -> float:
+    """The share of items whose largest output is at the target's index."""
+    right = count = 0
+    for item in batches:
+        inputs, targets = _parts(item, device)
+        answers = _call(model, inputs).argmax(1)
+        right, count = right + int((answers == targets).sum()), count + targets.numel()
+    if not count:
+        raise ArgumentError("data.factory: there were no test batches", expected="at least one")
+    return right / count
+
+
+def _parts(item: Any, device: str) -> tuple[Any, Any]:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list, dict)) else type(item).__name__
+        raise ArgumentError("data.factory: a batch is no pair", got=kind, expected="(inputs, targets)")
+    return _moved(item[0], device), _moved(item[1], device)
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return tuple(_moved(part, device) for part in value) if isinstance(value, (tuple, list)) else value
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
