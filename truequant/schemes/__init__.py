@@ -36,10 +36,10 @@ from truequant.schemes.text import LARGEST_FILE, config_from_table
 
 __all__ = [
     "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_VNNI", "PACT",
-    "PORTABLE", "PRESETS", "TARGETS", "TQT", "TWN", "WEIGHT_8", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy", "FloatScale",
-    "Freezing", "Granularity", "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage", "Nearest",
-    "Observation", "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme",
-    "Rounding", "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1", "int2", "int3", "int4", "int5",
-    "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7",
+    "PORTABLE", "PRESETS", "TARGETS", "TQT", "TWN", "WEIGHT_8", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy",
+    "FloatScale", "Freezing", "Granularity", "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage",
+    "Nearest", "Observation", "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme",
+    "Rounding", "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1", "int2", "int3", "int4",
+    "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7",
     "uint8", "uint16",
 ]  # fmt: skip
