@@ -66,18 +66,25 @@ from truequant.schemes import (
     uint4,
     uint8,
 )
-from truequant.training import GradientMonitor, QATSchedule, parameter_groups
+from truequant.training import (
+    Distillation,
+    GradientMonitor,
+    QATSchedule,
+    oscillation_dampening,
+    parameter_groups,
+    reestimate_batchnorm,
+)
 from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
     "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
-    "BlockReconstruction", "Checkpoint", "CrossLayerEqualization", "DoReFa", "Entropy", "FakeQuantize",
-    "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model", "LSQPlus", "MinMax",
-    "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile",
-    "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
-    "SmoothQuant", "Statistics", "Stochastic", "TruequantError", "Verification", "calibrate", "codes", "compile",
-    "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load", "load_checkpoint",
-    "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "register_op", "replace_relu6",
-    "restore_float", "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze",
-    "verify",
+    "BlockReconstruction", "Checkpoint", "CrossLayerEqualization", "Distillation", "DoReFa", "Entropy",
+    "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model",
+    "LSQPlus", "MinMax", "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor",
+    "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig",
+    "QuantScheme", "Rule", "SmoothQuant", "Statistics", "Stochastic", "TruequantError", "Verification", "calibrate",
+    "codes", "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
+    "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off",
+    "reestimate_batchnorm", "register_op", "replace_relu6", "restore_float", "save_checkpoint", "statistics", "uint1",
+    "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
 ]  # fmt: skip

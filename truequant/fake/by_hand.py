@@ -70,6 +70,8 @@ def wrap(
     binding.leaf = {(): runtime}
     if reads is not None:  # the first input, by position or by torch's own name for it
         binding.inputs = (InputQuantizer(0, 0, "input", reads), InputQuantizer("input", 0, "input", reads))
+    if weights is not None and tensor is not None:
+        weights.track(tuple(tensor.shape))
     if weights is not None and tensor is not None and tensor.device.type != "meta":
         weights.initialize(tensor)
     return module

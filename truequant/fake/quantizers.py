@@ -10,6 +10,7 @@ from torch import Tensor
 from truequant import numerics
 from truequant.errors import CalibrationError
 from truequant.fake.algorithms import fake_of, lsq_plus
+from truequant.fake.algorithms.freezing import Oscillation
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.grid import Grid, Shape
 from truequant.observers import ActivationObserver, weight_range
@@ -167,6 +168,13 @@ class WeightQuantizer(Grid):
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self.is_held = False
+        self.oscillation: Oscillation | None = None
+        self._tracked_step = -1
+
+    def track(self, shape: Shape) -> None:
+        """Make the state of a scheme that freezes oscillating codes, for a weight of `shape`; nothing for other schemes."""
+        if self.scheme.oscillation is not None and self.oscillation is None:
+            self.oscillation = Oscillation(tuple(shape), self.scheme.oscillation).to(self.scale.device)
 
     def hold(self, scale: Tensor) -> None:
         """Keep `scale` from now on, so that codes that were chosen for it stay. A learned scale starts there."""
@@ -183,9 +191,11 @@ class WeightQuantizer(Grid):
         self.is_held = False
 
     def reset(self) -> None:
-        """As constructed: no range, none held."""
+        """As constructed: no range, none held, no code frozen."""
         super().reset()
         self.release()
+        if self.oscillation is not None:
+            self.oscillation.reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -211,6 +221,13 @@ class WeightQuantizer(Grid):
     @torch.no_grad()
     def codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """Integer codes of `weight` (of `w * f` where the scale is tied), float32."""
+        codes = self._nearest(weight, factor)
+        if self.oscillation is None:
+            return codes
+        frozen = self.oscillation.codes * self._sign(factor, weight)
+        return torch.where(self.oscillation.frozen, frozen, codes)
+
+    def _nearest(self, weight: Tensor, factor: Tensor | None) -> Tensor:
         values = self._values(weight, factor)
         scale = numerics.expand(self.scale_of(weight, factor), self.scheme.granularity, tuple(weight.shape))
         if self.algorithm.codes is not None:
@@ -219,9 +236,26 @@ class WeightQuantizer(Grid):
             return numerics.binarize(values)
         return numerics.quantize(values, scale, torch.zeros_like(scale), self.scheme.qmin, self.scheme.qmax)
 
+    def _sign(self, factor: Tensor | None, weight: Tensor) -> Tensor | float:
+        """The sign of a tied factor: tracked codes are those of the weight without it."""
+        if not self.tied or factor is None:
+            return 1.0
+        return numerics.along_axis(torch.where(factor < 0, -1.0, 1.0).float(), 0, weight.dim())
+
     def chosen_codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor | None:
         """Codes where they are not simply those of the values on the grid; None where they are."""
-        return self.codes(weight, factor) if self.algorithm.codes is not None else None
+        if self.algorithm.codes is None and self.oscillation is None:
+            return None
+        return self.codes(weight, factor)
+
+    def _track(self, weight: Tensor, factor: Tensor | None) -> None:
+        """Once a step of training: what each code did."""
+        if self.oscillation is None or not self.training or in_backward():
+            return
+        if torch.compiler.is_compiling() or self._tracked_step != self.clock.step:
+            self._tracked_step = self.clock.step
+            with torch.no_grad():
+                self.oscillation.update(self._nearest(weight.detach(), factor) * self._sign(factor, weight))
 
     def initialize(self, weight: Tensor, factor: Tensor | None = None) -> None:
         """Set the range from the weight."""
@@ -245,13 +279,20 @@ class WeightQuantizer(Grid):
         )
         if self.shift is None and self.training and not self.is_held and self.clock.state != "frozen":
             self._set(scale.detach(), self.zero_point)
+        self._track(weight, factor)
         fake, zero = fake_of(scheme, self.training), torch.zeros_like(scale)
         if not self.tied or factor is None:
             scale, zero = (numerics.expand(v, scheme.granularity, tuple(weight.shape)) for v in (scale, zero))
-            return fake(weight, scale, zero, scheme)
+            return self._with_frozen(fake(weight, scale, zero, scheme), scale)
         size = numerics.along_axis(torch.clamp(factor.abs().float(), min=numerics.MIN_SCALE), 0, weight.dim())
         if self.algorithm.codes is not None:
             return (fake(weight * size, scale, zero, scheme) / size).to(weight.dtype)
         # The codes of w * f on the grid `scale` are those of w on the grid scale / |f|; where f vanishes they are all 0.
         scale = numerics.along_axis(scale.reshape(-1), 0, weight.dim()) / size
-        return fake(weight, scale, torch.zeros_like(scale), scheme)
+        return self._with_frozen(fake(weight, scale, torch.zeros_like(scale), scheme), scale)
+
+    def _with_frozen(self, y: Tensor, scale: Tensor) -> Tensor:
+        """`y` with frozen codes: no gradient to those weights, the scale still trained."""
+        if self.oscillation is None:
+            return y
+        return torch.where(self.oscillation.frozen, (self.oscillation.codes * scale).to(y.dtype), y)

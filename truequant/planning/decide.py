@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from truequant.errors import ArgumentError, PlanError, StateError
+from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
 from truequant.planning.align import train_ordinals
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.capture import Constant, Trace, as_arguments, trace
@@ -167,6 +167,11 @@ class _Builder:
         channels = output[-1] if node.call.op.name in LINEAR_OPS else output[1]
         rank = 2 if node.call.op.name in LINEAR_OPS else len(output)
         scheme = weight_scheme(node, self.overrides[node.index], self.config, node.index in self.first | self.last, rank)
+        if scheme.oscillation is not None and not node.leaf:
+            raise SchemeError(
+                f"'{node.name}': freezing keeps a state of the shape of the weight, and this one is passed to a function",
+                got=str(scheme), fix=f'Rule("{node.name}", weight=…) without oscillation=, or a module for the layer',
+            )  # fmt: skip
         slot = "weight" if node.leaf else f"{node.call.op.name}_{node.call.ordinal}_weight"
         tied = node.norm is not None and (scheme.power_of_two or scheme.granularity.__class__.__name__ == "PerTensor")
         per_channel = scheme.granularity.__class__.__name__ == "PerChannel"

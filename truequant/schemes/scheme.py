@@ -76,6 +76,11 @@ class QuantScheme:
             raise SchemeError(
                 "QuantScheme: PACT clips activations, and binary weights have no range", fix="LSQ() or FloatScale()"
             )
+        if self.oscillation is not None and (bits == 1 or not self.dtype.signed or isinstance(rule, (PACT, DoReFa, TWN))):
+            raise SchemeError(
+                "QuantScheme: freezing is for weights whose codes are the nearest ones",
+                got=f"{self.dtype}, {name}", expected="a signed type of 2 bits or more; FloatScale(), LSQ(), LSQPlus(), TQT()",
+            )  # fmt: skip
         if not isinstance(self.rounding, Nearest) and (binary or isinstance(rule, (PACT, DoReFa, TWN))):
             raise SchemeError(
                 f"QuantScheme: {type(self.rounding).__name__} rounding has no meaning here",

@@ -1,11 +1,14 @@
 """Help for the user's own training loop."""
 
+from truequant.training.batchnorm import reestimate_batchnorm
+from truequant.training.dampening import oscillation_dampening
+from truequant.training.distillation import Distillation
 from truequant.training.groups import parameter_groups
 from truequant.training.loop import Loss, Position, seed_random, training_steps
 from truequant.training.monitor import GradientMonitor, ParameterReport
 from truequant.training.schedule import QATSchedule
 
 __all__ = [
-    "GradientMonitor", "Loss", "ParameterReport", "Position", "QATSchedule", "parameter_groups", "seed_random",
-    "training_steps",
+    "Distillation", "GradientMonitor", "Loss", "ParameterReport", "Position", "QATSchedule", "oscillation_dampening",
+    "parameter_groups", "reestimate_batchnorm", "seed_random", "training_steps",
 ]  # fmt: skip

@@ -181,9 +181,13 @@ class _Preparation:
                 runtime.norm, norm.layer = norm.owner, runtime
 
     def _initialize_weight(self, site: RuntimeSite) -> None:
-        if site.weight is None or site.weight.is_calibrated:
+        if site.weight is None:
             return
         weight = site.own_weight()
+        if site.plan.leaf and weight is not None:
+            site.weight.track(tuple(weight.shape))
+        if site.weight.is_calibrated:
+            return
         if site.plan.leaf and weight is not None and weight.device.type != "meta":
             site.weight.initialize(weight, site.normalization().factor() if site.norm is not None else None)
 
