@@ -41,4 +41,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build out truequant/kernels/_native*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

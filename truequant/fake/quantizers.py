@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from truequant import numerics
+from truequant import kernels, numerics
 from truequant.errors import CalibrationError
 from truequant.fake.algorithms import fake_of, lsq_plus
 from truequant.fake.algorithms.freezing import Oscillation
 from truequant.fake.clock import Clock, in_backward, local
+from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.observers import ActivationObserver, weight_range
 from truequant.schemes import QuantScheme
@@ -37,6 +38,7 @@ class FakeQuantize(Grid):
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
         self.observer = ActivationObserver(scheme, channels)
+        self.compiled_scheme = compiled_scheme(scheme) if self.observer.minmax_only and self.scale.dim() == 0 else None
         self.observing = True
         self.clock = Clock()
         self.owns_clock = True
@@ -47,16 +49,38 @@ class FakeQuantize(Grid):
         if not clock.enabled:
             return x
         observes = (self.training or clock.calibrating) and not in_backward()
-        if observes:
-            if self.owns_clock:
-                clock.begin()
-            self._observe(x.detach())
-        if clock.calibrating or not self.quantizing:
-            return x
-        y = self.quantize(x)
+        if observes and self.owns_clock:
+            clock.begin()
+        y = self._in_one_pass(x, observes)
+        if y is None:
+            if observes:
+                self._observe(x.detach())
+            if clock.calibrating or not self.quantizing:
+                return x
+            y = self.quantize(x)
         if observes and self.owns_clock:
             clock.watch(y)
         return y
+
+    def _in_one_pass(self, x: Tensor, observes: bool) -> Tensor | None:
+        """What `forward` does in training once a range is there, by a compiled kernel; None where there is none for it."""
+        clock = self.clock
+        if not (self.training and self._calibrated and self.quantizing) or clock.calibrating:
+            return None
+        observes = observes and self.observing and clock.state != "frozen"
+        commits = observes and self._seen_step != clock.step
+        y = self._compiled(x, observes, commits)
+        if commits and y is not None:
+            self._seen_step = clock.step
+        return y
+
+    def _compiled(self, x: Tensor, observes: bool, commits: bool) -> Tensor | None:
+        """Commit, quantize and observe by a compiled kernel; None, and nothing done, where there is none for `x`."""
+        if self.compiled_scheme is None or torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
+            return None
+        observer = self.observer._buffers if observes else None
+        y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0)
+        return None if y is NotImplemented else y
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize with the scale in force; observe nothing."""
@@ -68,6 +92,8 @@ class FakeQuantize(Grid):
         scheme = self.scheme
         if self.shift is not None and torch.is_grad_enabled():
             return self._learned(x if self.training else x.float())
+        if self.training and (y := self._compiled(x, False, False)) is not None:
+            return y
         scale, zero_point = self.grid(x)
         fake = fake_of(scheme, self.training)
         if self.training:

@@ -25,7 +25,6 @@ class _StraightThrough(torch.autograd.Function):
         return ((clipped - zero_point) * scale).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside = ctx.saved_tensors
         return (torch.where(inside[0], grad, 0.0) if inside else grad), None, None, None, None, None

@@ -1,0 +1,91 @@
+#include "autograd.h"
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include "tensors.h"
+
+namespace truequant {
+namespace {
+
+using torch::autograd::edge_list;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// torch's nodes are held by an intrusive pointer, before torch 2.13 by a shared one.
+using Pointer = std::decay_t<decltype(std::declval<const at::TensorBase&>().grad_fn())>;
+
+template <class P>
+struct Maker;
+template <class N>
+struct Maker<std::shared_ptr<N>> {
+  template <class T, class... Args>
+  static std::shared_ptr<T> make(Args&&... args) {
+    return std::make_shared<T>(std::forward<Args>(args)...);
+  }
+};
+template <class N, class Null>
+struct Maker<c10::intrusive_ptr<N, Null>> {
+  template <class T, class... Args>
+  static c10::intrusive_ptr<T> make(Args&&... args) {
+    return c10::make_intrusive<T>(std::forward<Args>(args)...);
+  }
+};
+
+template <class T, class... Args>
+void set_node(const at::Tensor& y, Args&&... args) {
+  torch::autograd::set_history(y, Maker<Pointer>::make<T>(std::forward<Args>(args)...));
+}
+
+// Differentiable again: its own gradient is the same masking.
+struct FakeQuantizeBackward final : torch::autograd::Node {
+  FakeQuantizeBackward(edge_list edges, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides)
+      : Node(std::move(edges)), mask_(mask, false), masks_(mask.defined()), sizes_(sizes), strides_(strides) {}
+
+  std::string name() const override { return "FakeQuantizeBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    mask_.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list result(num_outputs());
+    const at::Tensor& g = grads[0];
+    if (!g.defined()) return result;
+    at::Tensor d = g;
+    if (masks_) {
+      const at::Tensor mask = mask_.unpack();
+      const bool again = torch::autograd::compute_requires_grad(g);
+      {
+        const at::AutoDispatchBelowAutograd below;
+        d = masked(g, mask, sizes_, strides_);
+      }
+      if (again) set_node<FakeQuantizeBackward>(d, torch::autograd::collect_next_edges(g), mask, sizes_, strides_);
+    }
+    for (size_t k = 0; k < result.size(); ++k) {
+      if (task_should_compute_output(k)) result[k] = d;
+    }
+    return result;
+  }
+
+ private:
+  SavedVariable mask_;
+  bool masks_;
+  c10::SmallVector<int64_t, 5> sizes_, strides_;
+};
+
+}  // namespace
+
+bool wants_gradient(const at::Tensor& a, const at::Tensor* b) {
+  return b == nullptr ? torch::autograd::compute_requires_grad(a) : torch::autograd::compute_requires_grad(a, *b);
+}
+
+void record(const at::Tensor& y, const at::Tensor& a, const at::Tensor* b, const at::Tensor& mask) {
+  edge_list edges = b == nullptr ? torch::autograd::collect_next_edges(a) : torch::autograd::collect_next_edges(a, *b);
+  set_node<FakeQuantizeBackward>(y, std::move(edges), mask, y.sizes(), y.strides());
+}
+
+}  // namespace truequant

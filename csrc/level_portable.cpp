@@ -1,0 +1,28 @@
+// The kernels for the baseline of whatever CPU this is compiled for.
+#include <c10/util/Half.h>
+
+#include <cmath>
+#include <cstring>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include "kernels.h"
+#include "storage.h"
+
+namespace truequant {
+namespace {
+
+#include "vector_portable.h"
+
+#include "kernels.inl"
+
+}  // namespace
+
+const Kernels* portable_kernels() {
+  static const Kernels kernels = TRUEQUANT_KERNELS("portable");
+  return &kernels;
+}
+
+}  // namespace truequant

@@ -1,0 +1,126 @@
+#include "tensors.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/where.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/util/SmallVector.h>
+
+#include <cmath>
+
+#include "dispatch.h"
+
+namespace truequant {
+namespace {
+
+constexpr int64_t kBlock = 2048;         // elements, a multiple of kAlign
+constexpr int64_t kBlocksPerThread = 8;  // at least
+
+constexpr c10::DispatchKeySet kInterpreted({
+    c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::FuncTorchBatched,
+    c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+    c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::FuncTorchVmapMode, c10::DispatchKey::Functionalize,
+    c10::DispatchKey::Tracer, c10::DispatchKey::Batched, c10::DispatchKey::VmapMode,
+});
+
+Dtype dtype_of(at::ScalarType dtype) {
+  return dtype == at::kFloat ? kFloat : dtype == at::kBFloat16 ? kBFloat16 : kHalf;
+}
+
+template <class F>
+void each_block(int64_t n, const F& run) {
+  at::parallel_for(0, (n + kBlock - 1) / kBlock, kBlocksPerThread, [&](int64_t first, int64_t last) {
+    const int64_t begin = first * kBlock, end = last * kBlock < n ? last * kBlock : n;
+    if (begin < end) run(begin, end - begin);
+  });
+}
+
+const char* at_element(const at::Tensor& x, int64_t i) {
+  return static_cast<const char*>(x.const_data_ptr()) + i * x.element_size();
+}
+char* at_element(at::Tensor& x, int64_t i) { return static_cast<char*>(x.mutable_data_ptr()) + i * x.element_size(); }
+
+// What each thread saw.
+class Watch {
+ public:
+  Watch() : seen_(at::get_num_threads(), Seen{INFINITY, -INFINITY, false}) {}
+  Seen& mine() { return seen_[at::get_thread_num()]; }
+  void merge_into(Seen& all) const {
+    for (const Seen& part : seen_) {
+      all.min = part.min < all.min ? part.min : all.min;
+      all.max = part.max > all.max ? part.max : all.max;
+      all.nan |= part.nan;
+    }
+  }
+
+ private:
+  c10::SmallVector<Seen, 64> seen_;
+};
+
+at::Tensor bool_mask(const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  at::Tensor wide = at::empty_strided(sizes, strides, mask.options().dtype(at::kBool));
+  const uint8_t* bits = mask.const_data_ptr<uint8_t>();
+  bool* out = wide.mutable_data_ptr<bool>();
+  for (int64_t i = 0; i < wide.numel(); ++i) out[i] = bits[i >> 3] >> (i & 7) & 1;
+  return wide;
+}
+
+}  // namespace
+
+bool is_plain(const at::Tensor& x) {
+  return x.defined() && x.device().is_cpu() && x.layout() == at::kStrided && !x.key_set().has_any(kInterpreted) &&
+         !x.is_neg() && !x.is_conj();
+}
+
+bool is_known(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf; }
+
+bool is_watched() {
+  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         c10::impl::tls_local_dispatch_key_set().included_.has_any(kInterpreted);
+}
+
+at::Tensor dense(const at::Tensor& x) {
+  if (x.is_non_overlapping_and_dense()) return x;
+  at::Tensor copy = at::empty_like(x);
+  copy.copy_(x);
+  return copy;
+}
+
+at::Tensor new_mask(int64_t n) { return at::empty({(n + 7) / 8}, at::TensorOptions().dtype(at::kByte)); }
+
+at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, at::Tensor* mask, Seen& seen) {
+  at::Tensor y = at::empty_like(a);
+  const int64_t n = a.numel();
+  if (mask != nullptr) *mask = new_mask(n);
+  uint8_t* bits = mask != nullptr ? mask->mutable_data_ptr<uint8_t>() : nullptr;
+  const auto forward = kernels().forward[dtype_of(a.scalar_type())][clip];
+  Watch watch;
+  each_block(n, [&](int64_t i, int64_t count) {
+    forward(at_element(a, i), b != nullptr ? at_element(*b, i) : nullptr, at_element(y, i),
+            bits != nullptr ? bits + i / 8 : nullptr, count, grid, watch.mine());
+  });
+  watch.merge_into(seen);
+  return y;
+}
+
+at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  if (!is_plain(gradient) || is_watched() || !is_known(gradient.scalar_type()) || gradient.sizes() != sizes) {
+    return at::where(bool_mask(mask, sizes, strides), gradient, at::scalar_tensor(0.0, gradient.options()));
+  }
+  at::Tensor g = gradient;
+  if (g.strides() != strides) {
+    g = at::empty_strided(sizes, strides, gradient.options());
+    g.copy_(gradient);
+  }
+  at::Tensor d = at::empty_strided(sizes, strides, gradient.options());
+  const auto kernel = kernels().masked[gradient.element_size() == 4 ? 0 : 1];
+  const uint8_t* bits = mask.const_data_ptr<uint8_t>();
+  each_block(g.numel(), [&](int64_t i, int64_t count) { kernel(at_element(g, i), bits + i / 8, at_element(d, i), count); });
+  return d;
+}
+
+}  // namespace truequant

@@ -1,0 +1,32 @@
+// Kernels on tensors: layout, threads, allocation. No autograd.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "grid.h"
+#include "kernels.h"
+
+namespace truequant {
+
+// Whether a tensor is memory of this CPU that a kernel may read as it is: no subclass, no transform, no fake tensor.
+bool is_plain(const at::Tensor& x);
+
+// Whether kernels know the dtype.
+bool is_known(at::ScalarType dtype);
+
+// Whether an interpreter (dispatch modes, functional transforms, tracing) wants to see every op of torch's.
+bool is_watched();
+
+// The elements of `x` without gaps, in the order of its strides: `x` itself where it has none.
+at::Tensor dense(const at::Tensor& x);
+
+// A bit for each of n elements.
+at::Tensor new_mask(int64_t n);
+
+// Fake quantization of clip(a), or of clip(a + b); `mask` may be null; `seen` is what was quantized. Tensors are dense.
+at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, at::Tensor* mask, Seen& seen);
+
+// The gradient where the mask of a tensor of these sizes and strides says so.
+at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides);
+
+}  // namespace truequant

@@ -1,0 +1,62 @@
+"""The compiled kernels, which are optional: without a compiler the package installs with a warning and runs the reference.
+
+Everything else about the package is in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+
+
+class BuildKernels(build_ext):
+    """Compiles the files side by side, and says what to do where that fails."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_all = self.compiler.compile
+
+        def side_by_side(sources: list[str], *args: object, **kwargs: object) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                return [o for objects in pool.map(lambda s: compile_all([s], *args, **kwargs), sources) for o in objects]
+
+        self.compiler.compile = side_by_side
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            self.warn(f"no compiled kernels, truequant will run its slower reference; a C++ compiler is needed: {error}")
+        finally:
+            self.compiler.compile = compile_all
+
+
+def extensions() -> list[Extension]:
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError:
+        warnings.warn("no compiled kernels: torch is not there while truequant is built (--no-build-isolation)", stacklevel=1)
+        return []
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    flags = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-DAT_PER_OPERATOR_HEADERS", *openmp]
+    # No -fopenmp for the linker: the functions of OpenMP come from the library that torch has loaded, and so do the threads.
+    return [
+        Extension(
+            "truequant.kernels._native",
+            sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp")),
+            depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").iterdir() if p.suffix != ".cpp"),
+            include_dirs=include_paths(),
+            library_dirs=library_paths(),
+            libraries=["c10", "torch", "torch_cpu", "torch_python"],
+            extra_compile_args=[*flags, "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
+            language="c++",
+            optional=True,
+        )
+    ]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})

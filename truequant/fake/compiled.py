@@ -1,0 +1,18 @@
+"""Schemes as the compiled kernels read them."""
+
+from __future__ import annotations
+
+from truequant.schemes import FloatScale, MovingAverage, Nearest, PowerOfTwoScale, QuantScheme
+
+CompiledScheme = tuple[float | bool, ...]
+
+
+def compiled_scheme(scheme: QuantScheme) -> CompiledScheme | None:
+    """(qmin, qmax, symmetric, signed, power of two, identity gradient, momentum or -1); None for what no kernel computes."""
+    if not isinstance(scheme.scale, (FloatScale, PowerOfTwoScale)) or not isinstance(scheme.rounding, Nearest):
+        return None
+    momentum = scheme.observer.momentum if isinstance(scheme.observer, MovingAverage) else -1.0
+    return (
+        float(scheme.qmin), float(scheme.qmax), scheme.is_symmetric, scheme.dtype.signed, scheme.power_of_two,
+        scheme.gradient == "identity", float(momentum),
+    )  # fmt: skip
