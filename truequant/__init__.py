@@ -1,6 +1,6 @@
 """truequant: quantization-aware training whose Int8 model is, bit for bit, the model you validated."""
 
-from truequant.analysis import Verification, verify
+from truequant.analysis import Verification, assert_exact, replay, verify
 from truequant.calibration import (
     GPTQ,
     AdaRound,
@@ -78,13 +78,13 @@ from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
     "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
-    "BlockReconstruction", "Checkpoint", "CrossLayerEqualization", "Distillation", "DoReFa", "Entropy",
-    "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model",
-    "LSQPlus", "MinMax", "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor",
-    "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig",
-    "QuantScheme", "Rule", "SmoothQuant", "Statistics", "Stochastic", "TruequantError", "Verification", "calibrate",
-    "codes", "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
+    "BlockReconstruction", "Checkpoint", "CrossLayerEqualization", "Distillation", "DoReFa", "Entropy", "FakeQuantize",
+    "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model", "LSQPlus", "MinMax",
+    "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile", "Plan",
+    "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
+    "SmoothQuant", "Statistics", "Stochastic", "TruequantError", "Verification", "assert_exact", "calibrate", "codes",
+    "compile", "convert", "export_onnx", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
     "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off",
-    "reestimate_batchnorm", "register_op", "replace_relu6", "restore_float", "save_checkpoint", "statistics", "uint1",
-    "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
+    "reestimate_batchnorm", "register_op", "replace_relu6", "replay", "restore_float", "save_checkpoint", "statistics",
+    "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
 ]  # fmt: skip

@@ -67,7 +67,9 @@ class ExportError(TruequantError, RuntimeError):
 
 
 class VerificationError(TruequantError, RuntimeError):
-    """Codes that differ."""
+    """Codes that differ. `verification`: the report, where `verify` raised it."""
+
+    verification: object = None
 
 
 class FileError(TruequantError, ValueError):

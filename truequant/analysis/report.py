@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Grade = Literal["EXACT", "WITHIN 1", "DIFFERENT"]
+from truequant.analysis.cases import Case
+from truequant.runtimes import Machine
+
+Grade = Literal["EXACT", "WITHIN 1", "DIFFERENT", "UNVERIFIED"]
+Requirement = Literal["EXACT", "EXACT BETWEEN ISLANDS", "WITHIN 1"]
+REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeReport:
-    """One runtime against the evaluated model.
+    """One runtime against what is expected.
 
-    codes_compared: the sizes of all edges, summed over all images. outputs_different: numbers of the model's float outputs
+    codes_compared: the sizes of all edges, summed over all images. outputs_different: numbers of the model's outputs
     whose bits differ. argmax_changed: predictions that differ. by_edge: codes that differ, edge by edge, where any does.
+
+    origins: codes that differ although their node read equal codes, by the edge (or the value, for a float output) that the
+    node writes: where the differences begin. island_origins: the same for edges that a float island writes, whose sums each
+    runtime orders in its own way. codes_behind_islands, outputs_behind_islands: how many of the differences vanish when the
+    program goes on from the codes that the runtime's own islands gave.
+
+    metric: the mean of the metric asked for. case: an input that shows the first difference. note: what a grade
+    UNVERIFIED means here.
     """
 
     codes_compared: int = 0
@@ -41,20 +54,71 @@ class RuntimeReport:
     outputs_different: int = 0
     first_difference: Difference | None = None
     by_edge: Mapping[str, int] = field(default_factory=dict)
+    origins: Mapping[str, int] = field(default_factory=dict)
+    island_origins: Mapping[str, int] = field(default_factory=dict)
+    codes_behind_islands: int = 0
+    outputs_behind_islands: int = 0
+    metric: float | None = None
+    case: Case | None = None
+    note: str = ""
 
     @property
     def grade(self) -> Grade:
-        """EXACT: not one code and not one bit of an output differs."""
+        """EXACT: not one code and not one bit of an output differs. WITHIN 1: codes differ by one at most.
+
+        DIFFERENT: by more, or an output differs that no code and no float island accounts for. UNVERIFIED: nothing ran.
+        """
+        if self.codes_compared == 0:
+            return "UNVERIFIED"
         if self.codes_different == 0 and self.outputs_different == 0:
             return "EXACT"
-        return "WITHIN 1" if self.max_difference <= 1 else "DIFFERENT"
+        accounted = self.codes_different > 0 or self.outputs_different == self.outputs_behind_islands
+        return "WITHIN 1" if self.max_difference <= 1 and accounted else "DIFFERENT"
+
+    @property
+    def exact_between_islands(self) -> bool:
+        """Whether every integer computed from equal codes is equal: what differs comes from float islands alone."""
+        return (
+            self.codes_compared > 0
+            and not self.origins
+            and self.codes_different == self.codes_behind_islands
+            and self.outputs_different == self.outputs_behind_islands
+        )
+
+    def meets(self, requirement: Requirement) -> bool:
+        """Whether the grade is at least what is required."""
+        if requirement == "EXACT BETWEEN ISLANDS":
+            return self.exact_between_islands
+        return self.grade in (("EXACT",) if requirement == "EXACT" else ("EXACT", "WITHIN 1"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("case", "first_difference")}
+        plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
+        first = None if self.first_difference is None else asdict(self.first_difference)
+        return plain | {
+            "first_difference": first,
+            "grade": self.grade,
+            "exact_between_islands": self.exact_between_islands,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All runtimes together, and each alone in `runtimes`."""
+    """All runtimes together, and each alone in `runtimes`.
+
+    expected: whose codes were expected, "evaluated model" or "reference program", and their metric. promise: what the file
+    promises on machines of other kinds, a sentence each. program: the program's digest.
+    """
 
     runtimes: Mapping[str, RuntimeReport]
+    expected: str = "evaluated model"
+    batches: int = 0
+    examples: int = 0
+    metric: float | None = None
+    program: str = ""
+    machine: Machine | None = None
+    promise: tuple[str, ...] = ()
 
     @property
     def codes_compared(self) -> int:
@@ -63,6 +127,10 @@ class Verification:
     @property
     def codes_different(self) -> int:
         return sum(r.codes_different for r in self.runtimes.values())
+
+    @property
+    def codes_behind_islands(self) -> int:
+        return sum(r.codes_behind_islands for r in self.runtimes.values())
 
     @property
     def max_difference(self) -> int:
@@ -81,16 +149,54 @@ class Verification:
         return next((r.first_difference for r in self.runtimes.values() if r.first_difference is not None), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
-        return {name: asdict(r) | {"grade": r.grade} for name, r in self.runtimes.items()}
+        """Plain numbers and strings, for JSON: by runtime, and what was compared under "verification"."""
+        about = {
+            "expected": self.expected, "batches": self.batches, "examples": self.examples, "metric": self.metric,
+            "program": self.program, "machine": None if self.machine is None else asdict(self.machine),
+            "promise": list(self.promise),
+        }  # fmt: skip
+        return {name: r.to_dict() for name, r in self.runtimes.items()} | {"verification": about}
 
     def __str__(self) -> str:
-        rows = [("runtime", "grade", "codes compared", "different", "largest", "predictions changed")]
-        for name, r in self.runtimes.items():
-            counts = (f"{r.codes_compared:,}", f"{r.codes_different:,}", str(r.max_difference), str(r.argmax_changed))
-            rows.append((name, r.grade, *counts))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if self.first_difference is not None:
-            lines.append(f"first difference: {self.first_difference}")
-        return "\n".join(lines)
+        return "\n".join([*_table(self), *_remarks(self)])
+
+
+def _table(verification: Verification) -> list[str]:
+    reports = verification.runtimes
+    islands = any(r.codes_behind_islands or r.outputs_behind_islands for r in reports.values())
+    measured = any(r.metric is not None for r in reports.values())
+    heading = ["runtime", "grade", "codes compared", "different", *(["behind islands"] if islands else [])]
+    rows = [[*heading, "largest", "predictions changed", *(["metric", "expected"] if measured else [])]]
+    for name, r in reports.items():
+        row = [name, r.grade, f"{r.codes_compared:,}", f"{r.codes_different:,}"]
+        row += [f"{r.codes_behind_islands:,}"] if islands else []
+        row += [str(r.max_difference), str(r.argmax_changed)]
+        row += [_number(r.metric), _number(verification.metric)] if measured else []
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _remarks(verification: Verification) -> list[str]:
+    lines = []
+    if verification.first_difference is not None:
+        lines.append(f"first difference: {verification.first_difference}")
+    for name, r in verification.runtimes.items():
+        if r.note:
+            lines.append(f"{name}: {r.note}")
+        if r.origins:
+            lines.append(f"{name}: differs although it read equal codes at {_counts(r.origins)}")
+        if r.island_origins:
+            lines.append(f"{name}: float islands give other codes at {_counts(r.island_origins)}")
+    if verification.machine is not None:
+        lines.append(f"machine: {verification.machine}")
+    return [*lines, *verification.promise]
+
+
+def _counts(by_edge: Mapping[str, int]) -> str:
+    shown = [f"'{edge}' ({count:,})" for edge, count in list(by_edge.items())[:4]]
+    return ", ".join([*shown, *([f"{len(by_edge) - 4} more"] if len(by_edge) > 4 else [])])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"

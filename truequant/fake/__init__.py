@@ -6,7 +6,7 @@ from truequant.fake.evaluation import affine_integers, integers, site_bounds, ta
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
-from truequant.fake.recording import codes, outermost
+from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import Statistics, statistics
@@ -29,6 +29,7 @@ __all__ = [
     "as_layer",
     "base_class",
     "codes",
+    "evaluated",
     "forget",
     "freeze",
     "integers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +31,18 @@ def codes(model: nn.Module, example: Any) -> dict[str, Tensor]:
 
     example: a tensor, a tuple of positional inputs, or a dict of keyword inputs. The model's mode is put back.
     """
+    args, kwargs = as_arguments(example)
+    return evaluated(model, args, kwargs)[0]
+
+
+def evaluated(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+    """The codes, as `codes` has them, and what the same forward returns."""
     model = outermost(model)
     found: dict[str, Tensor] = {}
 
     def record(name: str, values: Tensor) -> None:
         found[name] = values.to(torch.int16)
 
-    args, kwargs = as_arguments(example)
     modes = {m: m.training for m in model.modules()}
     before = local.recorder
     try:
@@ -44,9 +50,9 @@ def codes(model: nn.Module, example: Any) -> dict[str, Tensor]:
             module.training = False  # not .eval(): looking at codes commits nothing
         local.recorder = record
         with torch.no_grad():
-            model(*args, **kwargs)
+            outputs = model(*args, **kwargs)
     finally:
         local.recorder = before
         for module, mode in modes.items():
             module.training = mode
-    return found
+    return found, outputs

@@ -40,6 +40,11 @@ def write_container(path: str | os.PathLike[str], header: Mapping[str, object], 
     Tensors may lie on any device, be strided or share memory: each is stored whole, contiguous, on its own.
     FileError for a name, dtype or header that the format cannot hold; nothing is written then.
     """
+    return atomic_write(path, container_bytes(path, header, tensors))
+
+
+def container_bytes(path: str | os.PathLike[str], header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> bytes:
+    """What `write_container` writes. path: how errors call it."""
     text = dumps(dict(header), f"'{path}': header")
     stored: dict[str, Tensor] = {}
     if len(tensors) > MAX_TENSORS:
@@ -59,12 +64,17 @@ def write_container(path: str | os.PathLike[str], header: Mapping[str, object], 
     data = safetensors.torch.save(stored, {_KEY: text})
     if (length := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
         raise FileError(f"'{path}': the header is too large", got=f"{length} bytes", expected=f"at most {MAX_HEADER_BYTES}")
-    return atomic_write(path, data)
+    return data
 
 
 def read_container(path: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[str, Tensor]]:
     """The header and the tensors of a file that anybody may have written. FileError says what is wrong with it."""
-    table_bytes, data = _read(path)
+    return parse_container(_read(path), path)
+
+
+def parse_container(data: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[str, Tensor]]:
+    """As `read_container`, of bytes that lie in another file. path: how errors call them."""
+    table_bytes = data[8 : 8 + _table_length(data[:8], len(data), path)]
     try:
         table = loads(table_bytes.decode("utf-8"), f"'{path}': table")
     except UnicodeDecodeError as error:
@@ -83,30 +93,33 @@ def read_container(path: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[
     return header, tensors
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[bytes, bytes]:
-    """The table's bytes and the whole file's, of a file long enough for the table that it announces."""
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file long enough for the table that it announces."""
     try:
         with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            if len(start) < 8:
-                raise FileError(f"'{path}': too short for a container", got=f"{size} bytes", expected="at least 8", fix=_FIX)
-            length = int.from_bytes(start, "little")
-            if length > MAX_HEADER_BYTES:
-                raise FileError(
-                    f"'{path}': not a truequant file, or its first bytes are damaged",
-                    got=f"a table of {length} bytes announced", expected=f"at most {MAX_HEADER_BYTES}", fix=_FIX,
-                )  # fmt: skip
-            if length > size - 8:
-                raise FileError(
-                    f"'{path}': the file ends inside its table",
-                    got=f"{size} bytes", expected=f"a table of {length} bytes behind the first 8", fix=_FIX,
-                )  # fmt: skip
+            _table_length(file.read(8), os.fstat(file.fileno()).st_size, path)
             file.seek(0)
-            data = file.read()
+            return file.read()
     except OSError as error:
         raise FileError(f"'{path}' cannot be read: {error.strerror or error}") from error
-    return data[8 : 8 + length], data
+
+
+def _table_length(start: bytes, size: int, path: str | os.PathLike[str]) -> int:
+    """The length that the first bytes of a container announce, where its size allows that."""
+    if len(start) < 8:
+        raise FileError(f"'{path}': too short for a container", got=f"{size} bytes", expected="at least 8", fix=_FIX)
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER_BYTES:
+        raise FileError(
+            f"'{path}': not a truequant file, or its first bytes are damaged",
+            got=f"a table of {length} bytes announced", expected=f"at most {MAX_HEADER_BYTES}", fix=_FIX,
+        )  # fmt: skip
+    if length > size - 8:
+        raise FileError(
+            f"'{path}': the file ends inside its table",
+            got=f"{size} bytes", expected=f"a table of {length} bytes behind the first 8", fix=_FIX,
+        )  # fmt: skip
+    return length
 
 
 def _header_text(metadata: Json, path: str | os.PathLike[str]) -> str:

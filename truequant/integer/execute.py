@@ -68,25 +68,32 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-def execute(program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
+def execute(
+    program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str], given: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The tensors named in `keep`, in the order in which they are written: codes as integers, values as float32.
 
     `inputs` are the program's, by name; `program_shapes` says whether they fit. What is not kept lives until its last reader.
+    given: codes that readers of an edge get in place of those computed for it. What is kept is what was computed: with the
+    codes that another runtime has on every edge, each node answers for itself alone.
     """
     devices = {tensor.device.type for tensor in inputs.values()} or {"cpu"}
     with contextlib.ExitStack() as stack:
         for device in sorted(devices):  # autocast would round the sums to bfloat16
             stack.enter_context(torch.autocast(device, enabled=False))
-        return _run(program, inputs, keep)
+        return _run(program, inputs, keep, given or {})
 
 
-def _run(program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str]) -> dict[str, Tensor]:
+def _run(
+    program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     readers = Counter(name for node in program.nodes for name in inputs_of(node))
     alive = dict(inputs)
     kept = {name: alive[name] for name in alive if name in keep}
     for node in program.nodes:
         names = inputs_of(node)
-        alive[node.output] = result = RUN[type(node)](node, program, *(alive[name] for name in names))
+        result = RUN[type(node)](node, program, *(alive[name] for name in names))
+        alive[node.output] = given.get(node.output, result)
         if node.output in keep:
             kept[node.output] = result
         readers.subtract(names)

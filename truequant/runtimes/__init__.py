@@ -3,9 +3,14 @@
 from truequant.runtimes.census import census, require_integer_kernels
 from truequant.runtimes.compiled import CompiledModel, EdgeReader
 from truequant.runtimes.export import digest, export_onnx, onnx_bytes
+from truequant.runtimes.machine import Machine, machine, read_cpuinfo
+from truequant.runtimes.metadata import with_program
+from truequant.runtimes.promises import adds_that_need_fma, promises, saturating_layers
 from truequant.runtimes.registry import RUNTIMES, Runtime, compile, runtime_of
+from truequant.runtimes.shipped import ShippedFile
 
 __all__ = [
-    "RUNTIMES", "CompiledModel", "EdgeReader", "Runtime", "census", "compile", "digest", "export_onnx", "onnx_bytes",
-    "require_integer_kernels", "runtime_of",
+    "RUNTIMES", "CompiledModel", "EdgeReader", "Machine", "Runtime", "ShippedFile", "adds_that_need_fma", "census",
+    "compile", "digest", "export_onnx", "machine", "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels",
+    "runtime_of", "saturating_layers", "with_program",
 ]  # fmt: skip

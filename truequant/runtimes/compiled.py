@@ -39,23 +39,23 @@ class EdgeReader:
     def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
         self.program = program
         shown = onnx_bytes(program, form=form, show_edges=True)
-        self._check(census(onnx_bytes(program, form=form), level), census(shown, level))
+        same_kernels(census(onnx_bytes(program, form=form), level), census(shown, level))
         self._session = session(shown, threads=threads, level=level)
-
-    @staticmethod
-    def _check(shipped: Mapping[str, int], shown: Mapping[str, int]) -> None:
-        """The same integer kernels, as many of each."""
-        counts = [{k: n for k, n in c.items() if k in _INTEGER} for c in (shipped, shown)]
-        if counts[0] != counts[1]:
-            raise ExportError(
-                "showing the inner edges changed the kernels that onnxruntime runs, so that they prove nothing",
-                got=counts[1],
-                expected=counts[0],
-            )
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The codes of every edge for these inputs, by name."""
         return run(self._session, bind(self.program, args, kwargs), list(self.program.edges))
+
+
+def same_kernels(shipped: Mapping[str, int], shown: Mapping[str, int]) -> None:
+    """ExportError unless a copy that shows its inner edges runs the same integer kernels, as many of each."""
+    counts = [{k: n for k, n in c.items() if k in _INTEGER} for c in (shipped, shown)]
+    if counts[0] != counts[1]:
+        raise ExportError(
+            "showing the inner edges changed the kernels that onnxruntime runs, so that they prove nothing",
+            got=counts[1],
+            expected=counts[0],
+        )
 
 
 _INTEGER = frozenset(

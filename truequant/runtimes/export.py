@@ -10,6 +10,7 @@ from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
 from truequant.runtimes.census import require_integer_kernels
+from truequant.runtimes.metadata import with_program
 from truequant.runtimes.onnx_nodes import write
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.writer import IR_VERSION, Form, Writer, opsets
@@ -20,20 +21,24 @@ _ELEMENTS = {
 }  # fmt: skip
 
 
-def export_onnx(int8: Int8Model | IntegerProgram, path: str | os.PathLike[str], *, form: Form = "qdq") -> int:
+def export_onnx(
+    int8: Int8Model | IntegerProgram, path: str | os.PathLike[str], *, form: Form = "qdq", program: bool = False
+) -> int:
     """Write the model as ONNX (opset 21, dynamic sizes kept) and return its size in bytes.
 
     form: "qdq" has float ops between DequantizeLinear and QuantizeLinear, which onnxruntime fuses into integer kernels at its
         highest optimization level, and which other runtimes read; "qoperator" names the integer kernels themselves
         (QLinearConv, QGemm, QLinearAdd …) and is exact at every optimization level.
+    program: the file carries the integer program too, about as many bytes again, so that `verify` needs nothing else.
 
     Before anything is written the installed onnxruntime optimizes the model, and every integer node of the program must
     have become an integer kernel; every add and mul must compute its rule for all pairs of codes.
     Raises `ExportError` where that is not so.
     """
-    program = program_of(int8)
-    data = onnx_bytes(program, form=form)
-    require_integer_kernels(program, data)
+    source = program_of(int8)
+    data = onnx_bytes(source, form=form)
+    require_integer_kernels(source, data)
+    data = with_program(data, source) if program else data
     atomic_write(path, data)
     return len(data)
 

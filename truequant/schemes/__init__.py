@@ -31,15 +31,28 @@ from truequant.schemes.rules import INHERIT, Choice, Inherit, Rule, Selector
 from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale, ScaleRule
 from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import MSE, Entropy, Histogram, MinMax, MovingAverage, Observation, Percentile
-from truequant.schemes.targets import ONNXRUNTIME, ONNXRUNTIME_VNNI, PORTABLE, TARGETS, ArithmeticRule, Target
+from truequant.schemes.targets import (
+    ONNXRUNTIME,
+    ONNXRUNTIME_SSE,
+    ONNXRUNTIME_VNNI,
+    PORTABLE,
+    QNN,
+    TARGETS,
+    TENSORRT,
+    XNNPACK,
+    ArithmeticRule,
+    OpRule,
+    Target,
+)
 from truequant.schemes.text import LARGEST_FILE, config_from_table
 
 __all__ = [
-    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_VNNI", "PACT",
-    "PORTABLE", "PRESETS", "TARGETS", "TQT", "TWN", "WEIGHT_8", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy",
-    "FloatScale", "Freezing", "Granularity", "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage",
-    "Nearest", "Observation", "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme",
-    "Rounding", "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1", "int2", "int3", "int4",
-    "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5", "uint6", "uint7",
-    "uint8", "uint16",
+    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_SSE",
+    "ONNXRUNTIME_VNNI", "PACT", "PORTABLE", "PRESETS", "QNN", "TARGETS", "TENSORRT", "TQT", "TWN", "WEIGHT_8",
+    "XNNPACK", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy", "FloatScale", "Freezing", "Granularity",
+    "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage", "Nearest", "Observation", "OpRule",
+    "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme", "Rounding",
+    "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1", "int2", "int3", "int4",
+    "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5", "uint6",
+    "uint7", "uint8", "uint16",
 ]  # fmt: skip

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 ArithmeticRule = Literal["onnxruntime", "portable"]
+Activations = Literal["any", "signed and symmetric", "signed", "unsigned"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpRule:
+    """One row of a target's table: what `op` computes on codes of the schemes named, and how it rounds."""
+
+    op: str
+    schemes: str
+    computes: str
+    rounding: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,21 +26,80 @@ class Target:
     arithmetic: the named rule of add, mul, pooling and tables.
     saturating_pairs: CPUs of this target may sum pairs of u8 x s8 products in int16, so that a layer whose
         static bound exceeds 32767 must ship unsigned weights with zero point 128.
+    without_fma: CPUs of this target may lack FMA, so that an add whose rule needs it ships as a table of all pairs.
+    activations: the codes that its integer kernels read. activation_bits, weight_bits: the widths that it has.
+    per_channel: the ops whose weights may have a scale for each channel, "layer" for all.
+    runs_here: whether a runtime of this target can be run and compared here. Where not, plan and export keep its
+        constraints, and verification grades it UNVERIFIED.
     """
 
     name: str
     arithmetic: ArithmeticRule
     saturating_pairs: bool
+    without_fma: bool = False
+    activations: Activations = "any"
+    activation_bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    weight_bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    per_channel: tuple[str, ...] = ("layer",)
+    runs_here: bool = True
+
+    @property
+    def rules(self) -> tuple[OpRule, ...]:
+        """What its kernels compute, op by op, where that was measured."""
+        return RULES[self.arithmetic] if self.runs_here else ()
 
     def __str__(self) -> str:
         return self.name
 
 
+_ROUNDED_FIRST = "half to even, then the zero point is added"
+_ROUNDED_LAST = "the zero point is added, then half to even"
+_ONNXRUNTIME_RULES = (
+    OpRule("quantize", "float32 to u8, s8", "clamp(rint(x / s) + z)", _ROUNDED_FIRST),
+    OpRule("conv, linear", "u8 x s8 or u8, s8 x s8", "clamp(rint(float32(acc) * float32(float32(sx * sw) / sy)) + zy)",
+           _ROUNDED_FIRST),
+    OpRule("conv, linear to float", "u8 x s8 or u8", "float32(acc) * float32(sx * sw)", "none"),
+    OpRule("add", "u8, s8", "C = zy - fma(ra, za, rb * zb); clamp(rint(fma(ra, a, fma(rb, b, C))))", _ROUNDED_LAST),
+    OpRule("add, without FMA", "u8, s8", "C = zy - (ra * za + rb * zb); clamp(rint(rb * b + (ra * a + C)))", _ROUNDED_LAST),
+    OpRule("mul", "u8, s8", "clamp(rint(float32(float32(sa * sb) / sy) * ((a - za) * (b - zb)) + zy))", _ROUNDED_LAST),
+    OpRule("global average", "u8, s8", "clamp(rint(float32(acc) * float32(sx / float32(sy * n))) + zy)", _ROUNDED_FIRST),
+    OpRule("sub", "u8, s8", "a table of all pairs of dequantize, float32 op, quantize", _ROUNDED_FIRST),
+    OpRule("table", "u8, s8", "entries[q], computed once in float64", _ROUNDED_FIRST),
+    OpRule("data movement", "any", "codes unchanged", "none"),
+)  # fmt: skip
+
+_PORTABLE_RULES = (
+    *_ONNXRUNTIME_RULES[:3],
+    OpRule("add, sub, mul", "any", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
+    *_ONNXRUNTIME_RULES[6:7],
+    *_ONNXRUNTIME_RULES[8:],
+)
+RULES: dict[ArithmeticRule, tuple[OpRule, ...]] = {"onnxruntime": _ONNXRUNTIME_RULES, "portable": _PORTABLE_RULES}
+"""What each named rule means, op by op."""
+
 ONNXRUNTIME = Target("onnxruntime", "onnxruntime", saturating_pairs=True)
-"""onnxruntime on any x86 CPU: exact with and without VNNI."""
+"""onnxruntime on any x86 CPU with FMA: exact with and without VNNI."""
 ONNXRUNTIME_VNNI = Target("onnxruntime-vnni", "onnxruntime", saturating_pairs=False)
 """onnxruntime on CPUs with VNNI only: signed weights always."""
+ONNXRUNTIME_SSE = Target("onnxruntime-sse", "onnxruntime", saturating_pairs=True, without_fma=True)
+"""onnxruntime on x86 CPUs without FMA too: the few adds that need it become tables."""
 PORTABLE = Target("portable", "portable", saturating_pairs=False)
 """Dequantize, float32 op, quantize: for runtimes whose arithmetic is not known here."""
+TENSORRT = Target(
+    "tensorrt", "portable", saturating_pairs=False, activations="signed and symmetric", activation_bits=(8,),
+    weight_bits=(8,), runs_here=False,
+)  # fmt: skip
+"""TensorRT: signed symmetric activations, one scale a tensor; signed symmetric weights, one scale a channel or a tensor."""
+XNNPACK = Target(
+    "xnnpack", "portable", saturating_pairs=False, activations="signed", activation_bits=(8,), weight_bits=(8,), runs_here=False
+)
+"""XNNPACK, also as ExecuTorch's delegate: signed activations with a zero point; signed symmetric weights a channel."""
+QNN = Target(
+    "qnn", "portable", saturating_pairs=False, activations="unsigned", activation_bits=(8,), weight_bits=(8,),
+    per_channel=("conv",), runs_here=False,
+)  # fmt: skip
+"""QNN (Hexagon): unsigned activations with a zero point; signed symmetric weights, a scale a channel in convolutions only."""
 
-TARGETS: dict[str, Target] = {t.name: t for t in (ONNXRUNTIME, ONNXRUNTIME_VNNI, PORTABLE)}
+TARGETS: dict[str, Target] = {
+    t.name: t for t in (ONNXRUNTIME, ONNXRUNTIME_VNNI, ONNXRUNTIME_SSE, PORTABLE, TENSORRT, XNNPACK, QNN)
+}

@@ -7,7 +7,7 @@ import platform
 import torch
 
 from truequant.reports import cpu, versions
-from truequant.reports.system import read_cpuinfo
+from truequant.runtimes import read_cpuinfo
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t: fpu avx avx2 avx512f avx512_vnni sse4_1\n\nflags\t: fma\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\n"

@@ -1,0 +1,152 @@
+"""An ONNX file alone: its program in its metadata or beside it, its own codes, and what hostile files are told."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import truequant as tq
+from tests.programs import residual_net
+from truequant.errors import FileError
+from truequant.files import container_bytes
+from truequant.integer.serialize import to_container
+from truequant.runtimes.metadata import CONTAINER, PROGRAM
+
+NET = residual_net()
+X = torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def rewritten(path: Path, **properties: str | None) -> Path:
+    """The file with other metadata; None takes an entry away."""
+    model = onnx.load(str(path))
+    found = {p.key: p.value for p in model.metadata_props} | {k.replace("__", "."): v for k, v in properties.items()}
+    onnx.helper.set_model_props(model, {k: v for k, v in found.items() if v is not None})
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tq.export_onnx(NET, tmp_path / "net.onnx", program=True)
+    return tmp_path / "net.onnx"
+
+
+def test_a_file_that_carries_its_program(file: Path) -> None:
+    report = tq.assert_exact(None, file, [X])
+    assert list(report.runtimes) == ["onnxruntime"]
+    assert report.codes_compared == sum(c.numel() for c in tq.Int8Model(NET).codes(X).values())
+
+
+def test_a_file_with_its_program_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    tq.export_onnx(NET, path)
+    with pytest.raises(FileError, match="its program is nowhere to be found"):
+        tq.verify(None, path, [X])
+    tq.Int8Model(NET).save(tmp_path / "net.tq")
+    assert tq.verify(None, str(path), [X]).runtimes["onnxruntime"].grade == "EXACT"
+    tq.Int8Model(residual_net(1)).save(tmp_path / "net.tq")
+    with pytest.raises(FileError, match="is not the program of"):
+        tq.verify(None, path, [X])
+
+
+def test_it_is_the_file_that_runs(file: Path) -> None:
+    """Not what an export of its program would be: one weight changed in the file shows at its edge."""
+    model = onnx.load(str(file))
+    weight = next(t for t in model.graph.initializer if t.name == "b1.weight")
+    codes = onnx.numpy_helper.to_array(weight).copy()
+    codes.flat[5] ^= 64
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, "b1.weight"))
+    onnx.save(model, str(file))
+    report = tq.verify(None, file, [X], cases=file.parent)
+    assert set(report.runtimes["onnxruntime"].origins) == {"b1"}
+    assert tq.replay(file.parent / "onnxruntime.case", file).reproduced
+
+
+def test_a_stored_program_and_a_tq_file_are_the_same_argument(tmp_path: Path) -> None:
+    tq.Int8Model(NET).save(tmp_path / "net.tq")
+    assert tq.assert_exact(None, tmp_path / "net.tq", [X]).program == tq.verify(None, NET, [X]).program
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("?!", "not base64"),
+        ("é", "not base64"),
+        ("", "too short"),
+        (base64.b64encode(b"\xff" * 16).decode(), "not a truequant file"),
+        (base64.b64encode((2**20).to_bytes(8, "little") + b"{}").decode(), "ends inside its table"),
+        (base64.b64encode((2).to_bytes(8, "little") + b"{}").decode(), "not of truequant"),
+    ],
+)
+def test_hostile_metadata_is_refused(file: Path, text: str, message: str) -> None:
+    rewritten(file, truequant__program__container=text)
+    with pytest.raises(FileError, match=message):
+        tq.verify(None, file, [X])
+
+
+def test_a_stored_program_is_read_as_a_tq_file_is(file: Path) -> None:
+    header, tensors = to_container(NET)
+    lies = ({"version": 99}, {"sha256": "0" * 64}, {"nodes": []}, {"format": "other"})
+    for lie in lies:
+        text = base64.b64encode(container_bytes("p", header | lie, tensors)).decode()
+        rewritten(file, truequant__program__container=text)
+        with pytest.raises(FileError):
+            tq.verify(None, file, [X])
+    other = base64.b64encode(container_bytes("p", *to_container(residual_net(1)))).decode()
+    rewritten(file, truequant__program__container=other)
+    with pytest.raises(FileError, match="is not the program of"):
+        tq.verify(None, file, [X])
+
+
+def test_files_that_are_no_model_of_ours(file: Path, tmp_path: Path) -> None:
+    rewritten(file, truequant__program=None)
+    with pytest.raises(FileError, match="no program is named"):
+        tq.verify(None, file, [X])
+    (tmp_path / "noise.onnx").write_bytes(b"\xff\xfe\x00 noise")
+    with pytest.raises(FileError, match="not an ONNX file"):
+        tq.verify(None, tmp_path / "noise.onnx", [X])
+    with pytest.raises(FileError, match="cannot be read"):
+        tq.verify(None, tmp_path / "missing.onnx", [X])
+
+
+def test_data_outside_the_folder_is_refused(file: Path) -> None:
+    whole = file.read_bytes()
+    for place in ("../secret.bin", "/etc/hostname"):
+        model = onnx.load_model_from_string(whole)
+        tensor = model.graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.ClearField("raw_data")
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", place
+        file.write_bytes(model.SerializeToString())
+        with pytest.raises(FileError, match="outside the file's folder"):
+            tq.verify(None, file, [X])
+
+
+def test_a_file_without_an_edge_or_that_does_not_run(file: Path) -> None:
+    model = onnx.load(str(file))
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == "a2":
+                    names[i] = "other"
+    whole = file.read_bytes()
+    onnx.save(model, str(file))
+    with pytest.raises(FileError, match="no tensor has the name of an edge"):
+        tq.verify(None, file, [X])
+    file.write_bytes(whole)
+    model = onnx.load(str(file))
+    model.graph.node[3].op_type = "NoSuchOp"
+    onnx.save(model, str(file))
+    with pytest.raises(FileError, match="onnxruntime does not run it"):
+        tq.verify(None, file, [X])
+
+
+def test_the_metadata_names_the_program(file: Path) -> None:
+    found = {p.key: p.value for p in onnx.load(str(file)).metadata_props}
+    assert found[PROGRAM] == tq.verify(None, NET, [X]).program
+    assert CONTAINER in found

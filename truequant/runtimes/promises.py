@@ -1,0 +1,78 @@
+"""What a file promises on machines of other kinds, found from the program alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from truequant import numerics
+from truequant.integer import IntegerProgram
+from truequant.integer.nodes import Add, Conv, Edge, Linear
+from truequant.schemes import ONNXRUNTIME, TARGETS
+
+
+def promises(program: IntegerProgram) -> tuple[str, ...]:
+    """A sentence for each kind of machine where onnxruntime would not compute the program's codes, or one for all."""
+    target = TARGETS.get(program.target, ONNXRUNTIME)
+    if not target.runs_here:
+        return (f"target '{target.name}': no runtime of it runs here, so that its codes are UNVERIFIED",)
+    lines = []
+    saturating = saturating_layers(program)
+    if saturating and not target.saturating_pairs:
+        lines.append(
+            f"x86 without VNNI: other codes, because pairs saturate in {_names(saturating)}; target 'onnxruntime' ships a form "
+            "that cannot"
+        )
+    adds = {} if target.without_fma else adds_that_need_fma(program)
+    if adds:
+        pairs = sum(adds.values())
+        lines.append(
+            f"x86 without FMA: {pairs} of {65_536 * len(adds):,} pairs of codes add up to another code in {_names(list(adds))}"
+        )
+    if not lines:
+        return ("promised: the same codes on every x86 CPU, with VNNI or without, with FMA or without",)
+    return ("promised: the same codes on every x86 CPU but", *lines)
+
+
+def saturating_layers(program: IntegerProgram) -> list[str]:
+    """Layers whose pairs of u8 x s8 products could leave int16, if their weights were shipped signed."""
+    return [
+        node.output
+        for node in program.nodes
+        if isinstance(node, (Conv, Linear)) and layer_bound(program, node) > numerics.INT16_MAX
+    ]
+
+
+def layer_bound(program: IntegerProgram, node: Conv | Linear) -> int:
+    """The largest sum of two products in a layer. Kernels turn signed codes into unsigned ones by adding 128."""
+    edge = program.edges[node.input]
+    return numerics.pair_bound(node.weight, 255 if edge.signed else edge.qmax)
+
+
+def adds_that_need_fma(program: IntegerProgram) -> dict[str, int]:
+    """Adds for which a CPU without FMA gives another code than the rule, and for how many pairs of codes."""
+    counts = {
+        node.output: pairs_that_need_fma(
+            program.edges[node.left], program.edges[node.right], program.edges[node.output], node.low, node.high
+        )
+        for node in program.nodes
+        if isinstance(node, Add) and node.rule == "onnxruntime"
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+@lru_cache(maxsize=512)
+def pairs_that_need_fma(left: Edge, right: Edge, output: Edge, low: int, high: int) -> int:
+    """Of all pairs of codes, those that a CPU without FMA adds up to another code."""
+    a, b = (torch.arange(e.qmin, e.qmax + 1, dtype=torch.float32) for e in (left, right))
+    x, y = torch.meshgrid(a, b, indexing="ij")
+    p, q, r = ((torch.tensor(np.float32(e.scale)), torch.tensor(float(e.zero_point))) for e in (left, right, output))
+    one, two = (numerics.add(x, y, p, q, r, low, high, "onnxruntime", fused) for fused in (True, False))
+    return int((one != two).sum())
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
