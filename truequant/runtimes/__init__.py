@@ -1,4 +1,4 @@
-"""Deployment: ONNX files, and the runtimes that run them. The only room that imports onnx and onnxruntime."""
+"""Deployment: ONNX files, and the runtimes that run them. The only room that imports onnx, onnxruntime and openvino."""
 
 from truequant.runtimes.census import census, require_integer_kernels
 from truequant.runtimes.compiled import CompiledModel, EdgeReader

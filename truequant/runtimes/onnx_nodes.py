@@ -13,13 +13,15 @@ from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes.islands import write_island
 from truequant.runtimes.onnx_layers import conv, linear, reshape_to
 from truequant.runtimes.onnx_movement import MOVEMENTS
+from truequant.runtimes.openvino_nodes import WRITTEN_OUT
 from truequant.runtimes.proofs import all_pairs, proven
 from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
 
 
 def write(writer: Writer, node: Node) -> None:
     """Append the ONNX nodes of a program node."""
-    _WRITERS[type(node)](writer, node)
+    writers = _WRITERS | WRITTEN_OUT if writer.form == "openvino" else _WRITERS
+    writers[type(node)](writer, node)
 
 
 def _quantize(writer: Writer, node: program_nodes.Quantize) -> None:
@@ -50,7 +52,7 @@ def _operands(
 
 
 def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Sub | program_nodes.Mul) -> None:
-    if not proven(writer.program, node, writer.form):
+    if writer.form == "openvino" or not proven(writer.program, node, writer.form):
         _pair_table(writer, node)
         return
     if writer.form == "qoperator":

@@ -27,3 +27,8 @@ def onnx() -> Any:
 def onnxruntime() -> Any:
     """The package onnxruntime."""
     return _package("onnxruntime", "onnxruntime")
+
+
+def openvino() -> Any:
+    """The package openvino."""
+    return _package("openvino", "openvino")

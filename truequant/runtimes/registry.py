@@ -12,6 +12,7 @@ from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.runtimes.compiled import CompiledModel, EdgeReader
 from truequant.runtimes.export import program_of
+from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
 
 
 class Edges(Protocol):
@@ -29,7 +30,9 @@ class Runtime:
     edges: Callable[..., Edges]
 
 
-RUNTIMES: dict[str, Runtime] = {r.name: r for r in (Runtime("onnxruntime", CompiledModel, EdgeReader),)}
+RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
+    Runtime("onnxruntime", CompiledModel, EdgeReader), Runtime("openvino", OpenvinoModel, OpenvinoEdges),
+)}  # fmt: skip
 
 
 def runtime_of(name: str) -> Runtime:
@@ -44,7 +47,8 @@ def compile(
 ) -> Callable[..., Any]:
     """The model in a runtime: a callable with torch tensors in and out.
 
-    runtime: "onnxruntime". threads: 0 for torch's own number. options: of that runtime, `form` and `level` for onnxruntime.
+    runtime: "onnxruntime" or "openvino". threads: 0 for torch's own number. options: of that runtime, `form` and `level` for
+        onnxruntime.
     Raises `ArgumentError` for another runtime, `ExportError` where it does not run the program's integer kernels.
     """
     return runtime_of(runtime).compiled(program_of(int8), threads=threads, **options)

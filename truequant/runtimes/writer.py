@@ -15,8 +15,9 @@ from truequant.integer import IntegerProgram, program_layout
 from truequant.integer.nodes import Edge
 from truequant.runtimes.packages import onnx
 
-Form = Literal["qdq", "qoperator"]
-"""QDQ: float ops between DequantizeLinear and QuantizeLinear, which runtimes fuse; QOperator: their integer kernels by name."""
+Form = Literal["qdq", "qoperator", "openvino"]
+"""QDQ: float ops between DequantizeLinear and QuantizeLinear, which runtimes fuse; QOperator: integer kernels by name;
+openvino: sums of codes and their requantization written out."""
 
 MICROSOFT = "com.microsoft"
 """The domain of onnxruntime's own integer kernels."""

@@ -1,0 +1,135 @@
+"""Nodes in the form in which OpenVINO computes the program's integers.
+
+OpenVINO turns a QuantizeLinear into a FakeQuantize, which scales in its own order of operations: in QDQ form about one code
+in ten thousand differs, already at the input. Here every rule is written out, and each step is exact or one float32
+rounding, as in the program: sums of `(xq - zx) * wq` with scale 1, which OpenVINO still runs in its int8 kernels, then Add of
+the bias, Mul, Round, Add of the zero point, Clip. Sums of two edges are tables of all pairs of codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from truequant.errors import ExportError
+from truequant.integer import nodes as program_nodes
+from truequant.integer.nodes import Conv, Linear, Node
+from truequant.runtimes.weights import scales
+from truequant.runtimes.writer import Writer, numpy_of
+
+
+def _step(writer: Writer, of: str, op: str, inputs: list[str], part: str, **attributes: Any) -> str:
+    output = writer.fresh(f"{of}.{part}")
+    return writer.node(op, inputs, output, name=output, **attributes)
+
+
+def _number(writer: Writer, of: str, part: str, value: Any) -> str:
+    return writer.constant(f"{of}.{part}", np.asarray(value, np.float32))
+
+
+def _codes(writer: Writer, value: str, name: str, low: int, high: int) -> None:
+    """`clamp(value + zero point)` as codes of the edge `name`; the value is an integer in float32."""
+    edge = writer.edge(name)
+    if edge.zero_point:
+        value = _step(writer, name, "Add", [value, _number(writer, name, "zero", edge.zero_point)], "shifted")
+    bounds = [_number(writer, name, "lowest", low), _number(writer, name, "highest", high)]
+    value = _step(writer, name, "Clip", [value, *bounds], "clamped")
+    writer.raw[name] = name
+    writer.node("Cast", [value], name, name=f"{name}.codes", to=3 if edge.signed else 2)
+
+
+def _requantized(writer: Writer, acc: str, factor: Any, name: str, low: int, high: int) -> None:
+    """`clamp(rint(acc * M) + zy, low, high)`."""
+    value = _step(writer, name, "Mul", [acc, _number(writer, name, "factor", factor)], "scaled")
+    _codes(writer, _step(writer, name, "Round", [value], "rounded"), name, low, high)
+
+
+def _quantize(writer: Writer, node: program_nodes.Quantize) -> None:
+    edge, name = writer.edge(node.output), node.output
+    value = _step(writer, name, "Div", [node.input, _number(writer, name, "scale", edge.scale)], "divided")
+    value = _step(writer, name, "Round", [value], "rounded")
+    value = _step(writer, name, "Add", [value, _number(writer, name, "zero", edge.zero_point)], "shifted")
+    bounds = [_number(writer, name, "lowest", edge.qmin), _number(writer, name, "highest", edge.qmax)]
+    clamped = _step(writer, name, "Clip", [value, *bounds], "clamped")
+    if edge.qmin:  # a clamp makes NaN its lower bound; the rule is code 0
+        unknown = _step(writer, name, "IsNaN", [value], "unknown")
+        clamped = _step(writer, name, "Where", [unknown, _number(writer, name, "zero_code", 0), clamped], "known")
+    # The identity on whole numbers. OpenVINO looks for int8 kernels only in a graph that quantizes somewhere.
+    unit = [writer.constant("unit", np.float32(1)), writer.constant("none", np.array(0, writer.dtype(edge)))]
+    writer.raw[name] = name
+    writer.node("QuantizeLinear", [clamped, *unit], name, name=f"{name}.quantize")
+
+
+def _centred(writer: Writer, name: str, reader: str) -> str:
+    """`xq - zx`."""
+    unit = writer.constant("unit", np.float32(1))
+    inputs = [name, unit, writer.scale_and_zero(name)[1]]
+    return _step(writer, reader, "DequantizeLinear", inputs, f"{name}.centred")
+
+
+def _weight(writer: Writer, node: Conv | Linear, codes: Any) -> str:
+    unit, none = writer.constant("unit", np.float32(1)), writer.constant("no_zero_point", np.array(0, np.int8))
+    return _step(
+        writer, node.output, "DequantizeLinear", [writer.constant(f"{node.output}.weight", codes), unit, none], "whole"
+    )
+
+
+def _finish(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...]) -> None:
+    """Bias and requantization. The first Round changes nothing, but keeps OpenVINO from distributing product over sum."""
+    bias = _number(writer, node.output, "bias", numpy_of(node.bias).reshape(shape))
+    acc = _step(writer, node.output, "Round", [_step(writer, node.output, "Add", [acc, bias], "biased")], "whole_sum")
+    name, source = node.output, writer.edge(node.input)
+    product = (np.float32(source.scale) * scales(node)).astype(np.float32)
+    if name not in writer.program.edges:
+        writer.node("Mul", [acc, _number(writer, name, "factor", product.reshape(shape))], name, name=f"{name}.scaled")
+        return
+    factor = (product / np.float32(writer.edge(name).scale)).astype(np.float32)
+    _requantized(writer, acc, factor.reshape(shape), name, node.low, node.high)
+
+
+def _conv(writer: Writer, node: Conv) -> None:
+    begins, ends = [p[0] for p in node.padding], [p[1] for p in node.padding]
+    inputs = [_centred(writer, node.input, node.output), _weight(writer, node, numpy_of(node.weight))]
+    acc, shape = writer.fresh(f"{node.output}.sum"), (1, -1, *(1,) * len(node.stride))
+    writer.node(
+        "Conv", inputs, acc, name=node.output, kernel_shape=list(node.weight.shape[2:]), strides=list(node.stride),
+        pads=[*begins, *ends], dilations=list(node.dilation), group=node.groups,
+    )  # fmt: skip
+    _finish(writer, node, acc, shape)
+
+
+def _linear(writer: Writer, node: Linear) -> None:
+    inputs = [_centred(writer, node.input, node.output)]
+    inputs.append(_weight(writer, node, np.ascontiguousarray(numpy_of(node.weight).T)))
+    acc = writer.node("MatMul", inputs, writer.fresh(f"{node.output}.sum"), name=node.output)
+    _finish(writer, node, acc, (-1,))
+
+
+def _matmul(writer: Writer, node: program_nodes.MatMul) -> None:
+    inputs = [_centred(writer, node.left, node.output), _centred(writer, node.right, f"{node.output}.right")]
+    acc = writer.node("MatMul", inputs, writer.fresh(f"{node.output}.sum"), name=node.output)
+    a, b, y = (np.float32(writer.edge(n).scale) for n in (node.left, node.right, node.output))
+    _requantized(writer, acc, np.float32(np.float32(a * b) / y), node.output, node.low, node.high)
+
+
+def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
+    shape = writer.shapes[node.input]
+    sizes = [shape[a] for a in node.axes]
+    if None in sizes:
+        raise ExportError(f"'{node.output}': a mean over a dynamic axis", expected="fixed sizes in OpenVINO's form")
+    count = math.prod(int(s or 0) for s in sizes)
+    axes = writer.integers(f"{node.output}.axes", list(node.axes))
+    inputs = [_centred(writer, node.input, node.output), axes]
+    acc = writer.node("ReduceSum", inputs, writer.fresh(f"{node.output}.sum"), name=node.output, keepdims=int(node.keepdim))
+    scale, y = np.float32(writer.edge(node.input).scale), np.float32(writer.edge(node.output).scale)
+    factor = np.float32(scale / np.float32(y * np.float32(count)))
+    _requantized(writer, acc, factor, node.output, node.low, node.high)
+
+
+WRITTEN_OUT: dict[type[Node], Callable[[Writer, Any], None]] = {
+    program_nodes.Quantize: _quantize, Conv: _conv, Linear: _linear, program_nodes.MatMul: _matmul,
+    program_nodes.GlobalAverage: _average,
+}  # fmt: skip
