@@ -290,6 +290,13 @@ class WeightQuantizer(Grid):
             for parameter in self.learned_parameters():
                 parameter.zero_()
 
+    def on_grid(self, weight: Tensor) -> Tensor:
+        """`weight` on its grid: differentiable, and in evaluation without gradients computed from its codes alone."""
+        if self.training or (torch.is_grad_enabled() and weight.requires_grad) or self.clock.calibrating:
+            return self(weight)
+        scale = numerics.expand(self.scale_of(weight), self.scheme.granularity, tuple(weight.shape))
+        return numerics.dequantize(self.codes(weight), scale, torch.zeros_like(scale)).to(weight.dtype)
+
     def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """`weight` on its grid, of its own shape and dtype. `factor`: `gamma / sigma` of a tied scale, float64 `(C,)`."""
         if not self.clock.enabled:

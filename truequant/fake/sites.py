@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class RuntimeSite:
     """Of a layer: the BatchNorm that folds into it."""
     layer: RuntimeSite | None = None
     """Of such a BatchNorm: the layer's site."""
+    weights: dict[str, WeightQuantizer] = field(default_factory=dict)
+    """Of a float layer: quantizers of its parameters."""
     arithmetic: ArithmeticRule = "onnxruntime"
 
     def exact(self) -> bool:

@@ -45,6 +45,8 @@ class Binding:
     """Whether calls of functions in the module's own forward need to be seen in every forward."""
     watched: bool = False
     """Whether calls of functions in its own forward need to be seen where codes are recorded or sites marked."""
+    unrolls: bool = False
+    """Whether recurrent layers run step by step."""
     outermost: bool = False
     """Whether a call of this module is a step of training."""
     plan: Plan | None = None
@@ -200,7 +202,7 @@ class QATModuleWrapper(nn.Module):
 
     def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of the module's own class, written out where it would hide what it computes."""
-        form = decomposed(self)
+        form = decomposed(self, unroll=binding.unrolls)
         return super().forward(*args, **kwargs) if form is None else form(self, *args, **kwargs)
 
     def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -213,6 +215,8 @@ class QATModuleWrapper(nn.Module):
             weight = layer_weight(site.plan.op, module)
             return site.run_layer(linear, args[0] if args else kwargs["input"], weight, module.bias)
         forward = super().forward
+        if site.weights and site.clock.enabled:
+            return site.run(lambda *a, **k: self._with_weights(site, forward, a, k), args, kwargs)
         if action == "weighted":
             return site.finish(self._weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
@@ -236,6 +240,25 @@ class QATModuleWrapper(nn.Module):
             return forward(*args, **kwargs)
         finally:
             del self.__dict__["bias"]
+
+    def _with_weights(
+        self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A recurrent layer whose forward reads its quantized weights, which shadow the parameters for this call."""
+        module: Any = self
+        quantized = {name: quantizer.on_grid(getattr(module, name)) for name, quantizer in site.weights.items()}
+        before = module.__dict__.get("_flat_weights")
+        module.__dict__.update(quantized)
+        if before is not None:
+            names = module._flat_weights_names
+            module.__dict__["_flat_weights"] = [getattr(module, n) if n is not None else None for n in names]
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            for name in quantized:
+                del module.__dict__[name]
+            if before is not None:
+                module.__dict__["_flat_weights"] = before
 
     def _weighted(self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer whose own forward reads its quantized weight, which shadows the parameter for this call."""

@@ -10,6 +10,8 @@ from truequant.planning.algorithms import check_activation, check_weight
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import Role
 from truequant.planning.products import is_product
+from truequant.planning.recurrent import OPS as RECURRENT
+from truequant.planning.recurrent import weights_of
 from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule
 
 
@@ -101,6 +103,15 @@ def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool,
     return scheme
 
 
+def recurrent_weights(node: Node, graph: Graph, overrides: dict[int, Overrides], config: QConfig) -> tuple[str, ...]:
+    """Parameters of a recurrent layer, whose recurrence stays float, that are quantized; its input then is too."""
+    said = overrides[node.index]
+    wanted = config.weight if said.weight is INHERIT else said.weight
+    if node.action != "float" or node.call.op.name not in RECURRENT or not node.leaf or said.in_float or wanted is None:
+        return ()
+    return weights_of(graph.modules[node.call.owner])
+
+
 def activation_schemes(
     graph: Graph, overrides: dict[int, Overrides], config: QConfig, last: set[int]
 ) -> dict[int, QuantScheme | None]:
@@ -112,6 +123,8 @@ def activation_schemes(
         if node.integer:
             for value in (*node.reads, node.end):
                 result.setdefault(graph.grid(value), None)
+        elif recurrent_weights(node, graph, overrides, config):
+            result.setdefault(graph.grid(node.reads[0]), None)
     for grid in result:
         consumers = [n for n in graph.nodes if n.integer and any(graph.grid(v) == grid for v in n.reads)]
         writers = [n for n in graph.nodes if n.integer and graph.grid(n.end) == grid]
@@ -154,7 +167,7 @@ def _agreed(wanted: list[tuple[Node, QuantScheme | None]], base: QuantScheme | N
 
 
 def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node], config: QConfig) -> None:
-    where = (writers or consumers)[0].name
+    where = next((n.name for n in (*writers, *consumers)), "the input of a recurrent layer")
     if not isinstance(scheme.granularity, PerTensor):
         raise SchemeError(
             f"'{where}': activations have one scale a tensor on target '{config.target}'",

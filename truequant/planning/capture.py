@@ -241,8 +241,8 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
-    """Record one forward."""
+def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool = False) -> Trace:
+    """Record one forward. unroll: recurrent layers step by step."""
     result = Trace(training)
     names = {
         id(t): n for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -257,7 +257,8 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool) -> Trace:
             )
         handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name)))
         handles.append(module.register_forward_hook(lambda m, a, o: recorder.leave(), always_call=True))
-    written_out = {m: form for m in model.modules() if (form := decomposed(m)) is not None and "forward" not in m.__dict__}
+    own = [m for m in model.modules() if "forward" not in m.__dict__]
+    written_out = {m: form for m in own if (form := decomposed(m, unroll=unroll)) is not None}
     for module, form in written_out.items():
         module.__dict__["forward"] = MethodType(form, module)
     args, kwargs = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, as_arguments(example_inputs))

@@ -36,6 +36,7 @@ def check_plan(plan: Plan, where: str, error: type[FileError] | type[PlanError] 
         wrong = [name for name in activations if name not in quantizers or quantizers[name].kind == "weight"]
         if s.weight is not None and (s.weight not in quantizers or quantizers[s.weight].kind != "weight"):
             wrong.append(s.weight)
+        wrong += [q for _, q in s.weights if q not in quantizers or quantizers[q].kind != "weight"]
         wrong += [name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites]
         if wrong or s.owner not in owners or any(step < 0 for step in s.frame):
             raise error(

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
 from truequant.planning.align import train_ordinals
-from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, weight_scheme
+from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
 from truequant.planning.capture import Constant, Trace, as_arguments, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
@@ -21,7 +21,7 @@ from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.selectors import Selectable, matching
-from truequant.schemes import INHERIT, QConfig, QuantScheme
+from truequant.schemes import INHERIT, PerChannel, QConfig, QuantScheme
 
 Dynamic = Mapping[int | str, Sequence[int]]
 """Axes of any size beside the batch, by position or keyword of the input."""
@@ -41,7 +41,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     modules = dict(model.named_modules())
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
-    evaluated, trained = trace(model, example_inputs, training=False), trace(model, example_inputs, training=True)
+    evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
     graph = Graph(evaluated, modules)
     active = [n for n in graph.nodes if n.action != "identity"]
     rules = matching(config.rules, [Selectable(n.name, n.call.owner, modules[n.call.owner], n.call.op.name) for n in active])
@@ -177,6 +177,16 @@ class _Builder:
         per_channel = scheme.granularity.__class__.__name__ == "PerChannel"
         return self._quantizer(node.call.owner, slot, "weight", scheme, channels if per_channel else None, tied)
 
+    def _recurrent(self, node: Node) -> tuple[tuple[str, str], ...]:
+        """Quantizers of the weights of a recurrent layer."""
+        module = self.graph.modules[node.call.owner]
+        found = []
+        for name in recurrent_weights(node, self.graph, self.overrides, self.config):
+            scheme = weight_scheme(node, self.overrides[node.index], self.config, False, 2)
+            channels = getattr(module, name).shape[0] if isinstance(scheme.granularity, PerChannel) else None
+            found.append((name, self._quantizer(node.call.owner, name, "weight", scheme, channels)))
+        return tuple(found)
+
     # -- the plan ------------------------------------------------------------------------------------------------------
     def plan(self) -> Plan:
         at_node, at_input = self._place()
@@ -204,6 +214,8 @@ class _Builder:
         if node.action in ("clamp", "concat", "movement") and node.fused_into is None:
             emits = self.grid_quantizer.get(graph.grid(node.writes[0]))
         reason = node.reason
+        if recurrent_weights(node, graph, self.overrides, self.config):
+            reason = "recurrence in float; weights and input quantized"
         if node.fused_into is not None:
             reason = f"computed with {node.fused_into.name}"
         elif (
@@ -220,7 +232,7 @@ class _Builder:
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
-            part=self.parts.get(node.index),
+            part=self.parts.get(node.index), weights=self._recurrent(node),
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from truequant.planning.recurrent import unrolled
+
 
 def multi_head_attention(
     self: nn.MultiheadAttention,
@@ -92,14 +94,15 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 DECOMPOSED: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multi_head_attention}
+UNROLLED: dict[type[nn.Module], Callable[..., Any]] = {nn.LSTM: unrolled, nn.GRU: unrolled, nn.RNN: unrolled}
 FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 """Modules that skip their submodules in evaluation unless somebody watches their calls."""
 
 
-def decomposed(module: nn.Module) -> Callable[..., Any] | None:
-    """The written-out forward of a module whose forward is torch's own."""
-    for kind, form in DECOMPOSED.items():
+def decomposed(module: nn.Module, *, unroll: bool = False) -> Callable[..., Any] | None:
+    """The written-out forward of a module whose forward is torch's own. unroll: of recurrent layers too."""
+    for kind, form in (DECOMPOSED | UNROLLED if unroll else DECOMPOSED).items():
         if isinstance(module, kind) and getattr(type(module), "forward", None) is not None:
             own = next(c for c in type(module).__mro__ if "forward" in c.__dict__ and not hasattr(c, "__truequant__"))
-            return form if own is kind else None
+            return form if own is kind and not getattr(module, "proj_size", 0) else None
     return None

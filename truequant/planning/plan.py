@@ -45,6 +45,7 @@ class Site:
     minimum, maximum: the clamp of the result, in values.
     train_ordinal: the ordinal in training; None where the site lives in evaluation only.
     part: which of several tensors that it returns passes through the quantizer.
+    weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -69,6 +70,7 @@ class Site:
     writes_back: bool = False
     part: int | None = None
     rule: str | None = None
+    weights: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class Plan:
                 result = f"in {s.fused_into}"
             reads = ", ".join("float" if r is None else r for r in s.reads)
             why = s.reason if s.rule is None or s.rule in s.reason else f"{s.reason}; {s.rule}"
-            rows.append((s.name, s.op, schemes.get(s.weight or "", ""), reads, result, why))
+            rows.append((s.name, s.op, schemes.get(s.weight or "".join(q for _, q in s.weights[:1]), ""), reads, result, why))
         return "\n".join([*_aligned(rows), *(f"note: {n}" for n in self.notes)])
 
 

@@ -36,6 +36,8 @@ class QConfig:
 
     input, output: the model's own inputs and outputs, always 8 bits unless said otherwise; `output=None` returns the
         last layer's accumulators as float32.
+    unroll_recurrent: write `nn.LSTM`, `nn.GRU` and `nn.RNN` out step by step, on integers, for sequences of the example's
+        length; else the recurrence is a float island with quantized weights and input.
     ends: first and last layers keep these; `None` treats them as all others.
     """
 
@@ -46,6 +48,7 @@ class QConfig:
     ends: Ends | None = None
     rules: tuple[Rule, ...] = ()
     target: Target = ONNXRUNTIME
+    unroll_recurrent: bool = False
 
     def __post_init__(self) -> None:
         for field in ("weight", "activation", "input", "output"):

@@ -68,8 +68,13 @@ def config_from_file(path: str | Path) -> QConfig:
 
 def config_from_table(document: Mapping[str, Any], where: str) -> QConfig:
     """The config of a parsed table."""
-    _known(document, {"preset", "target", "observer", "weight", "activation", "input", "output", "rule"}, where)
+    _known(
+        document, {"preset", "target", "observer", "weight", "activation", "input", "output", "rule", "unroll_recurrent"}, where
+    )
     config = preset(document.get("preset", "w8a8"))
+    if not isinstance(document.get("unroll_recurrent", False), bool):
+        raise SchemeError(f"{where}: unroll_recurrent", got=repr(document["unroll_recurrent"]), expected="true or false")
+    config = replace(config, unroll_recurrent=document.get("unroll_recurrent", config.unroll_recurrent))
     if "target" in document:
         config = replace(config, target=_choice(TARGETS, document["target"], f"{where}: target"))
     for field in ("weight", "activation", "input", "output"):

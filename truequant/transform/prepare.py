@@ -105,7 +105,7 @@ class _Preparation:
         return {n: self._binding(n, planned.get(n)) for n in self.modules if n in names}
 
     def _binding(self, name: str, owner: OwnerPlan | None) -> Binding:
-        binding = Binding(name, self.clock)
+        binding = Binding(name, self.clock, unrolls=self.plan.config.unroll_recurrent)
         if owner is not None:
             binding.multiple = owner.multiple
             binding.leaf = {} if owner.leaf else None
@@ -167,13 +167,18 @@ class _Preparation:
         assert quantizer is None or isinstance(quantizer, FakeQuantize)
         return quantizer
 
+    def _weight(self, name: str) -> WeightQuantizer:
+        quantizer = self.quantizers[name]
+        assert isinstance(quantizer, WeightQuantizer)
+        return quantizer
+
     def _make_sites(self) -> None:
         for site in self.plan.sites:
-            weight = self.quantizers[site.weight] if site.weight is not None else None
-            assert weight is None or isinstance(weight, WeightQuantizer)
+            weight = self._weight(site.weight) if site.weight is not None else None
             self.sites[site.name] = RuntimeSite(
                 site, self.clock, self.modules[site.owner], tuple(self._activation(r) for r in site.reads), weight,
                 self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.target.arithmetic,
+                weights={name: self._weight(q) for name, q in site.weights},
             )  # fmt: skip
         for runtime in self.sites.values():
             if runtime.plan.norm is not None:
@@ -181,6 +186,11 @@ class _Preparation:
                 runtime.norm, norm.layer = norm.owner, runtime
 
     def _initialize_weight(self, site: RuntimeSite) -> None:
+        for name, quantizer in site.weights.items():
+            parameter: Any = getattr(site.owner, name)
+            quantizer.track(tuple(parameter.shape))
+            if parameter.device.type != "meta":
+                quantizer.initialize(parameter)
         if site.weight is None:
             return
         weight = site.own_weight()

@@ -1,0 +1,123 @@
+"""Recurrent layers: islands with quantized weights and inputs, or written out step by step on integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import truequant as tq
+
+UNROLLED = tq.QConfig(unroll_recurrent=True)
+KINDS = [
+    (nn.LSTM, {}),
+    (nn.GRU, {}),
+    (nn.RNN, {}),
+    (nn.RNN, {"nonlinearity": "relu", "bias": False}),
+    (nn.LSTM, {"num_layers": 2, "bidirectional": True, "dropout": 0.2}),
+    (nn.GRU, {"num_layers": 2, "bidirectional": True}),
+]
+
+
+class Model(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], *, whole: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.layer = kind(6, 5, **options)
+        self.out = nn.Linear(5 * (1 + int(self.layer.bidirectional)), 3)
+        self.whole = whole
+
+    def forward(self, x: Tensor, *state: Tensor) -> Any:
+        hx = None if not state else state if isinstance(self.layer, nn.LSTM) else state[0]
+        y, end = self.layer(x, hx)
+        return (self.out(y), end) if self.whole else self.out(y)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("config", [None, UNROLLED], ids=["island", "unrolled"])
+def test_every_code(kind: type[nn.RNNBase], options: dict[str, Any], config: tq.QConfig | None) -> None:
+    x = torch.randn(4, 4, 6)
+    model = Model(kind, batch_first=True, **options)
+    qat = tq.prepare(model, x, config)
+    with tq.quantizers_off(qat.eval()):
+        assert (qat(x) - model.eval()(x)).abs().max() < 1e-6
+    tq.calibrate(qat, [x])
+    qat.train()(x).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in qat.parameters())
+    int8 = tq.convert(qat.eval())
+    assert ("Island" in int8.ops()) == (config is None)
+    runtimes = ("reference",) if config is None else ("reference", "onnxruntime")
+    report = tq.verify(qat, int8, [torch.randn(5, 4, 6)], runtimes=runtimes)
+    assert report.codes_different == report.outputs_different == 0
+    assert (qat(x) - model(x)).abs().max() < 0.15
+
+
+def test_the_island_computes_with_weights_on_their_grid() -> None:
+    x = torch.randn(4, 7, 6)
+    model = Model(nn.LSTM, batch_first=True)
+    decided = tq.plan(model, x)
+    assert [name for name, _ in decided.site("layer").weights] == ["weight_ih_l0", "weight_hh_l0"]
+    assert decided.site("layer").reads == ("input_0",)
+    qat = tq.prepare(model, x)
+    tq.calibrate(qat, [x])
+    island = next(n for n in tq.convert(qat.eval()).program.nodes if type(n).__name__ == "Island")
+    matrices = [t for t in island.tensors if t.dim() == 2]
+    assert len(matrices) == 2
+    for tensor in matrices:
+        codes = tensor / (tensor.abs().amax(1, keepdim=True) / 127)
+        assert (codes - codes.round()).abs().max() < 1e-4
+        assert not any(torch.equal(tensor, p) for p in model.parameters())
+
+
+def test_rules_of_recurrent_weights() -> None:
+    x = torch.randn(4, 7, 6)
+    model = Model(nn.LSTM, batch_first=True)
+    low = tq.Rule("layer", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))
+    decided = tq.plan(model, x, tq.QConfig().with_rules(low))
+    assert decided.quantizer("layer.weight_hh_l0").scheme.qmax == 7
+    for rule in (tq.Rule("layer", None), tq.Rule("layer", weight=None)):
+        assert tq.plan(model, x, tq.QConfig().with_rules(rule)).site("layer").weights == ()
+
+
+def test_cells_keep_quantized_weights() -> None:
+    class Cells(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.GRUCell(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return self.out(self.cell(x, h))
+
+    inputs = torch.randn(4, 6), torch.randn(4, 5)
+    qat = tq.prepare(Cells(), inputs)
+    tq.calibrate(qat, [inputs])
+    qat.train()(*inputs).sum().backward()
+    assert qat.cell.weight_hh.grad is not None
+    assert dict(tq.quantizers(qat)).keys() >= {"cell.weight_ih", "cell.weight_hh"}
+    assert tq.verify(qat, tq.convert(qat.eval()), [inputs], runtimes=("reference",)).codes_different == 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("batched", [True, False])
+def test_given_states_and_all_results(kind: type[nn.RNNBase], batched: bool) -> None:
+    """Batch second, a state among the inputs, the last state among the results."""
+    model = Model(kind, whole=True, num_layers=2)
+    x = torch.randn(7, 4, 6) if batched else torch.randn(7, 6)
+    state = tuple(torch.randn(2, 4, 5) if batched else torch.randn(2, 5) for _ in range(1 + (kind is nn.LSTM)))
+    qat = tq.prepare(model, (x, *state), UNROLLED).eval()
+    with tq.quantizers_off(qat):
+        for want, have in zip(*(pytree.tree_leaves(m(x, *state)) for m in (model, qat)), strict=True):
+            assert want.shape == have.shape
+            assert (want - have).abs().max() < 1e-6
+
+
+def test_the_switch_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "q.toml"
+    path.write_text("unroll_recurrent = true")
+    assert tq.QConfig.from_file(path) == UNROLLED
+    path.write_text("unroll_recurrent = 1")
+    with pytest.raises(tq.TruequantError, match="expected: true or false"):
+        tq.QConfig.from_file(path)
