@@ -22,8 +22,8 @@ class FakeQuantize(Grid):
     """Fake-quantize activations: `y = (clamp(rint(x / s) + z, qmin, qmax) - z) * s`, gradient straight through.
 
     In `train()` it observes what passes (`observing`) and quantizes (`quantizing`); the two switches are independent. The
-    first batch sets the range at once, later ones take effect at the next step. In `eval()` nothing is written, NaN becomes
-    code 0, and the result is float32.
+    first batch sets the range at once, and what later calls of the same step saw is part of that first range; what later steps
+    see takes effect one step later. In `eval()` nothing is written, NaN becomes code 0, and the result is float32.
 
     channels: the number of scales of a per-channel scheme, or the shape of per-group ones.
     Raises `CalibrationError` when it must quantize with a range that was never observed.
@@ -143,7 +143,8 @@ class FakeQuantize(Grid):
         if not self._calibrated and x.numel():
             if self.training and not torch.compiler.is_compiling():
                 self.observer.merge_ranks()
-            self.commit()
+            # Later calls of this step belong to the first range as well, unless a learned scale takes over from here.
+            self._take_effect(first=self.shift is None or self.clock.calibrating)
 
     def reset(self) -> None:
         """As constructed: nothing observed, no range."""
@@ -157,9 +158,15 @@ class FakeQuantize(Grid):
 
     def commit(self) -> None:
         """Let what was observed take effect now."""
+        self._take_effect()
+
+    def _take_effect(self, *, first: bool = False) -> None:
         with torch.no_grad():
-            self.observer.commit()
-            known = self.observer.updates > 0
+            if first:
+                self.observer.settle()
+            else:
+                self.observer.commit()
+            known = self.observer.known()
             scale, zero_point = self.grid_of(*self.observer.range())
             scale = self.algorithm.activation_scale(scale, self.scheme)
             self._set(torch.where(known, scale, self.scale), torch.where(known, zero_point, self.zero_point))
@@ -293,7 +300,8 @@ class WeightQuantizer(Grid):
     def on_grid(self, weight: Tensor) -> Tensor:
         """`weight` on its grid: differentiable, and in evaluation without gradients computed from its codes alone."""
         if self.training or (torch.is_grad_enabled() and weight.requires_grad) or self.clock.calibrating:
-            return self(weight)
+            result: Tensor = self(weight)
+            return result
         scale = numerics.expand(self.scale_of(weight), self.scheme.granularity, tuple(weight.shape))
         return numerics.dequantize(self.codes(weight), scale, torch.zeros_like(scale)).to(weight.dtype)
 

@@ -105,6 +105,17 @@ class ActivationObserver(Float32State):
         ranks.widest([self.pending_minimum], [self.pending_maximum])
 
     @torch.no_grad()
+    def settle(self) -> None:
+        """Let what is pending be the range for now, and stay pending: the step that sets the first range is not over."""
+        there = self.pending_minimum <= self.pending_maximum
+        self.minimum.copy_(torch.where(there, self.pending_minimum, self.minimum))
+        self.maximum.copy_(torch.where(there, self.pending_maximum, self.maximum))
+
+    def known(self) -> Tensor:
+        """Where there is a range, bool of the shape of the scales."""
+        return (self.updates > 0) | (self.pending_minimum <= self.pending_maximum)
+
+    @torch.no_grad()
     def commit(self) -> None:
         """Fold what is pending into the state; nothing pending changes nothing."""
         low, high = self.pending_minimum, self.pending_maximum

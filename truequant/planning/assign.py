@@ -145,10 +145,14 @@ def activation_schemes(
         if scheme is not None:
             _deployable(scheme, writers, consumers, config)
             nonnegative = grid not in inputs and _nonnegative(graph, grid, set())
-            check_activation(scheme, (writers or consumers)[0].name, not nonnegative and grid not in inputs)
+            check_activation(scheme, _where(writers, consumers), not nonnegative and grid not in inputs)
             if not scheme.dtype.signed and scheme.symmetric is None and nonnegative:
                 result[grid] = scheme.with_(symmetric=True)
     return result
+
+
+def _where(writers: list[Node], consumers: list[Node]) -> str:
+    return next((n.name for n in (*writers, *consumers)), "the input of a recurrent layer")
 
 
 def _agreed(wanted: list[tuple[Node, QuantScheme | None]], base: QuantScheme | None) -> QuantScheme | None:
@@ -167,7 +171,7 @@ def _agreed(wanted: list[tuple[Node, QuantScheme | None]], base: QuantScheme | N
 
 
 def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node], config: QConfig) -> None:
-    where = next((n.name for n in (*writers, *consumers)), "the input of a recurrent layer")
+    where = _where(writers, consumers)
     if not isinstance(scheme.granularity, PerTensor):
         raise SchemeError(
             f"'{where}': activations have one scale a tensor on target '{config.target}'",

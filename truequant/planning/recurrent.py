@@ -48,15 +48,15 @@ def unrolled(self: nn.RNNBase, input: Tensor, hx: Any = None) -> tuple[Tensor, A
 
 def _given(self: nn.RNNBase, hx: Any, batched: bool) -> list[_State]:
     """The initial state of each layer and direction."""
-    h, c = hx if isinstance(self, nn.LSTM) else (hx, None)
-    h, c = (s if s is None or batched else s.unsqueeze(1) for s in (h, c))
+    given = [s if batched else s.unsqueeze(1) for s in (hx if isinstance(self, nn.LSTM) else (hx,))]
+    h, c = given[0], given[1] if len(given) > 1 else None
     return [(h[i], None if c is None else c[i]) for i in range(self.num_layers * (1 + int(self.bidirectional)))]
 
 
 def _direction(self: nn.RNNBase, x: Tensor, state: _State | None, end: str, *, backwards: bool) -> tuple[Tensor, _State]:
     """All steps of one layer in one direction: results `(N, T, H)` in the order of the input, and the last state."""
     hidden, bias = self.hidden_size, self.bias
-    of = {k: getattr(self, f"{k}{end}") if bias or k.startswith("weight") else None for k in _PARAMETERS}
+    of: dict[str, Any] = {k: getattr(self, f"{k}{end}") if bias or k.startswith("weight") else None for k in _PARAMETERS}
     projected = F.linear(x, of["weight_ih"], of["bias_ih"])
     if state is None:
         zeros = projected[:, 0, :hidden] * 0.0
