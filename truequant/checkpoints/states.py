@@ -87,6 +87,11 @@ def check_dtypes(module: nn.Module, state: Mapping[str, Any], where: str) -> Non
 def check_quantizers(grids: Mapping[str, FakeQuantize | WeightQuantizer], state: Mapping[str, Any], where: str) -> None:
     """FileError for a scale, zero point or range that no quantizer can have."""
     for path, grid in grids.items():
+        bits, planned = int(state[f"{path}.bits"]), grid.planned.dtype.bits
+        if bits and not planned < bits <= 8:
+            raise FileError(
+                f"{where}: '{path}' has a width that cannot be", got=f"{bits} bits", expected=f"0, or {planned + 1} … 8"
+            )
         scale, zero_point = state[f"{path}.scale"], state[f"{path}.zero_point"]
         inside = (scale >= numerics.MIN_SCALE) & (scale <= numerics.MAX_SCALE)
         if not bool(inside.all()):

@@ -1,7 +1,7 @@
 """The trained voice of the arithmetic: fake quantization in training, integer codes in evaluation."""
 
 from truequant.fake.clock import Clock, local
-from truequant.fake.control import forget, freeze, quantizers, quantizers_off, unfreeze
+from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
@@ -40,6 +40,7 @@ __all__ = [
     "qat_class",
     "quantizers",
     "quantizers_off",
+    "set_bits",
     "site_bounds",
     "statistics",
     "swap",

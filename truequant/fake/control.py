@@ -44,13 +44,13 @@ def freeze(model: nn.Module) -> nn.Module:
     return model
 
 
-def _hold_weight_ranges(module: nn.Module) -> None:
+def _hold_weight_ranges(module: nn.Module, uncalibrated_only: bool = False) -> None:
     binding = getattr(module, "binding", None)
     if binding is None or binding.leaf is None:
         return
     for site in binding.leaf.values():
         weight = site.own_weight()
-        if site.weight is None or weight is None or site.weight.is_held:
+        if site.weight is None or weight is None or site.weight.is_held or (uncalibrated_only and site.weight.is_calibrated):
             continue
         if site.weight.shift is None or not site.weight.is_calibrated:
             factor = site.normalization().factor() if site.norm is not None else None
@@ -63,6 +63,22 @@ def unfreeze(model: nn.Module) -> nn.Module:
     if clock.state != "frozen":
         raise StateError("the ranges are not frozen", fix="tq.freeze(model) comes first")
     clock.state = "training"
+    return model
+
+
+def set_bits(model: nn.Module, bits: int) -> nn.Module:
+    """Codes of at least `bits` bits in every quantizer that is planned narrower; others as planned.
+
+    Where the width changes, the range is found again: a weight's from the weight, an activation's from the next batch that is
+    seen in training. `StateError` for frozen ranges that would change.
+    """
+    clock = outermost(model).binding.clock
+    narrower = [q for _, q in quantizers(model) if q.scheme.dtype.bits != max(bits, q.planned.dtype.bits)]
+    if narrower and clock.state == "frozen":
+        raise StateError("the ranges are frozen, and another width needs others", fix="tq.unfreeze(model), or freeze later")
+    if [q for q in narrower if q.set_bits(bits)]:
+        for module in model.modules():
+            _hold_weight_ranges(module, uncalibrated_only=True)
     return model
 
 

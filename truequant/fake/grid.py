@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from truequant import numerics
 from truequant.errors import ArgumentError
 from truequant.fake.algorithms import algorithm_of, lsq_plus
-from truequant.schemes import TQT, FloatScale, PerTensor, QuantScheme
+from truequant.schemes import TQT, TWN, FloatScale, PerTensor, QuantScheme, integer_type
 
 Shape = tuple[int, ...]
 
@@ -38,16 +38,19 @@ class Grid(nn.Module):
 
     scale: Tensor
     calibrated: Tensor
+    bits: Tensor
+    """Of the codes now, where a schedule has them wider than planned; else 0."""
     _calibrated: bool
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None) -> None:
         super().__init__()
-        self.scheme = scheme
+        self.scheme = self.planned = scheme
         self.name = ""
         shape = _shape(scheme, channels)
         self.register_buffer("scale", torch.ones(shape))
         self._buffers["zero_point"] = torch.zeros(shape)  # register_buffer refuses a name that a property has
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("bits", torch.zeros((), dtype=torch.int64))
         self._calibrated = False
         self.algorithm = algorithm_of(scheme)
         self.shift = nn.Parameter(torch.zeros(shape)) if scheme.learned else None
@@ -73,6 +76,19 @@ class Grid(nn.Module):
         buffer = self._buffers["zero_point"]
         assert buffer is not None
         return buffer
+
+    def set_bits(self, bits: int) -> bool:
+        """Codes of `bits` bits, or as planned where that is more. Whether this changed anything: the range is lost then."""
+        planned = self.planned.dtype
+        wider = bits > planned.bits and not isinstance(self.planned.scale, TWN)
+        name = f"{'int' if planned.signed else 'uint'}{bits}"
+        scheme = self.planned.with_(dtype=integer_type(name)) if wider else self.planned
+        if scheme == self.scheme:
+            return False
+        self.scheme = scheme
+        self.reset()
+        self.bits.fill_(bits if wider else 0)
+        return True
 
     def grid_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a range. A learned power of two keeps the threshold that will be rounded."""
@@ -123,6 +139,9 @@ class Grid(nn.Module):
         self._calibrated = False
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        bits = state_dict.get(f"{prefix}bits")
+        if bits is not None:
+            self.set_bits(int(bits))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._calibrated = bool(self.calibrated)
 

@@ -156,6 +156,12 @@ class FakeQuantize(Grid):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._seen_step = -1  # what is loaded as pending belongs to a step before the next, whatever the clock says then
 
+    def set_bits(self, bits: int) -> bool:
+        """As a grid's; the observer looks for a range of that many codes."""
+        changed = super().set_bits(bits)
+        self.observer.scheme = self.scheme
+        return changed
+
     def commit(self) -> None:
         """Let what was observed take effect now."""
         self._take_effect()
