@@ -14,7 +14,7 @@ setup: $(STAMP)
 $(STAMP):
 	$(PYTHON) -m venv .venv
 	rm -f .venv/installed-*
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/package.txt -r requirements/tools.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix -r ,$(wildcard requirements/*.txt))
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 

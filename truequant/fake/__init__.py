@@ -9,7 +9,7 @@ from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
 from truequant.fake.sites import RuntimeSite
-from truequant.fake.statistics import Statistics, statistics
+from truequant.fake.statistics import QuantizerStatistics, Statistics, statistics
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
 
@@ -22,6 +22,7 @@ __all__ = [
     "FakeQuantizeLayer",
     "InputQuantizer",
     "QATModuleWrapper",
+    "QuantizerStatistics",
     "RuntimeSite",
     "Statistics",
     "WeightQuantizer",

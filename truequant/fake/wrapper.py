@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -346,6 +349,16 @@ def _rebuild(base: type[nn.Module]) -> nn.Module:
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
+def _forward_like(base: type[nn.Module]) -> Callable[..., Any]:
+    """The wrapper's forward, with the signature of the base's: trainers look there for the names of inputs and labels."""
+    own = QATModuleWrapper.forward
+    forward = FunctionType(own.__code__, own.__globals__, "forward", own.__defaults__, own.__closure__)
+    forward.__doc__ = base.forward.__doc__
+    with contextlib.suppress(TypeError, ValueError):  # not every callable has a signature
+        forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+    return forward
+
+
 def qat_class(base: type[nn.Module]) -> type[nn.Module]:
     """The swapped class of a class: made once, a subclass of it."""
     if base in _SWAPPED:
@@ -355,7 +368,7 @@ def qat_class(base: type[nn.Module]) -> type[nn.Module]:
         bases = (QATModuleWrapper, HiddenInSequence, base)
     elif issubclass(base, nn.ModuleDict):
         bases = (QATModuleWrapper, HidesQuantizers, base)
-    attributes = {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers."}
+    attributes = {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers.", "forward": _forward_like(base)}
     _SWAPPED[base] = type(f"QAT{base.__name__}", bases, attributes)
     return _SWAPPED[base]
 

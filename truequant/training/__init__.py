@@ -3,12 +3,15 @@
 from truequant.training.batchnorm import reestimate_batchnorm
 from truequant.training.dampening import oscillation_dampening
 from truequant.training.distillation import Distillation
+from truequant.training.evaluation import Metric, evaluate
+from truequant.training.figures import figures
 from truequant.training.groups import parameter_groups
 from truequant.training.loop import Loss, Position, seed_random, training_steps
-from truequant.training.monitor import GradientMonitor, ParameterReport
+from truequant.training.monitor import GradientMonitor, ParameterReport, weight_codes
 from truequant.training.schedule import QATSchedule
 
 __all__ = [
-    "Distillation", "GradientMonitor", "Loss", "ParameterReport", "Position", "QATSchedule", "oscillation_dampening",
-    "parameter_groups", "reestimate_batchnorm", "seed_random", "training_steps",
+    "Distillation", "GradientMonitor", "Loss", "Metric", "ParameterReport", "Position", "QATSchedule", "evaluate",
+    "figures", "oscillation_dampening", "parameter_groups", "reestimate_batchnorm", "seed_random", "training_steps",
+    "weight_codes",
 ]  # fmt: skip

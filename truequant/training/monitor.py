@@ -57,12 +57,12 @@ class GradientMonitor:
                 masked = float((gradient == 0).double().mean()) if gradient.numel() else 0.0
                 self._before[name] = (parameter.detach().clone(), float(gradient.norm()), masked)
         if not self._codes:
-            self._codes = self._weight_codes()
+            self._codes = weight_codes(self.model)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Behind `optimizer.step()`: updates and moves of codes."""
-        codes = self._weight_codes()
+        codes = weight_codes(self.model)
         rows = []
         for name, parameter in self.model.named_parameters():
             if name not in self._before:
@@ -84,22 +84,25 @@ class GradientMonitor:
         """The report by parameter name, for loggers."""
         return {row.name: asdict(row) for row in self._report}
 
-    def _weight_codes(self) -> dict[str, Tensor]:
-        found = {}
-        for name, module in self.model.named_modules():
-            if not isinstance(module, QATModuleWrapper) or not module.binding.leaf:
-                continue
-            site = next(iter(module.binding.leaf.values()))
-            weight = site.own_weight() if "weight" in module._parameters else None
-            if isinstance(site.weight, WeightQuantizer) and weight is not None:
-                factor = site.normalization().factor() if site.norm is not None else None
-                key = f"{name}.weight" if name else "weight"
-                found[key] = site.weight.codes(weight, factor)
-        return found
-
     def _moved(self, name: str, now: Tensor) -> float:
         """Share of codes whose move reverses their last one."""
         move = torch.sign(now - self._codes.get(name, now))
         last = self._direction.get(name, torch.zeros_like(move))
         self._direction[name] = torch.where(move != 0, move, last)
         return float(((move != 0) & (move == -last)).double().mean())
+
+
+@torch.no_grad()
+def weight_codes(model: nn.Module) -> dict[str, Tensor]:
+    """The integer codes of all quantized weights of a prepared model, by parameter name."""
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, QATModuleWrapper) or not module.binding.leaf:
+            continue
+        site = next(iter(module.binding.leaf.values()))
+        weight = site.own_weight() if "weight" in module._parameters else None
+        if isinstance(site.weight, WeightQuantizer) and weight is not None:
+            factor = site.normalization().factor() if site.norm is not None else None
+            key = f"{name}.weight" if name else "weight"
+            found[key] = site.weight.codes(weight, factor)
+    return found

@@ -1,0 +1,69 @@
+"""`evaluate`: any form of a model against any metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from truequant.errors import ArgumentError
+from truequant.planning import as_arguments
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Metric(Protocol[Result]):
+    """What torchmetrics' metrics and collections are: told of predictions and targets, asked for the result."""
+
+    def update(self, *args: Any) -> None: ...
+
+    def compute(self) -> Result: ...
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[..., Any],
+    batches: Iterable[Any],
+    metric: Metric[Result],
+    *,
+    predictions: Callable[[Any], Any] | None = None,
+) -> Result:
+    """What `metric` says of a model's answers: the float model, a prepared one, an Int8 model or a compiled one alike.
+
+    A module is evaluated in `eval()` and left in the modes that it was in.
+    batches: items `(inputs, targets)`; inputs are a tensor, a tuple of positional or a dict of keyword inputs.
+    metric: anything with `update(predictions, targets)` and `compute()`, such as a `torchmetrics.Metric` or
+        `MetricCollection`; it is not reset before.
+    predictions: from what the model returns to what the metric takes; by default as it is.
+    Raises `ArgumentError` for no batches, or one that is no pair.
+
+    >>> class Share:
+    ...     right = count = 0
+    ...     def update(self, answers, targets):
+    ...         self.right += int((answers.argmax(1) == targets).sum())
+    ...         self.count += len(targets)
+    ...     def compute(self):
+    ...         return self.right / self.count
+    >>> evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 1]))], Share())
+    0.6666666666666666
+    """
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    count = 0
+    try:
+        for module in modes:
+            module.training = False
+        for item in batches:
+            if not isinstance(item, (tuple, list)) or len(item) != 2:
+                raise ArgumentError("evaluate: a batch is no pair", got=type(item).__name__, expected="(inputs, targets)")
+            args, kwargs = as_arguments(item[0] if isinstance(item[0], (Tensor, dict)) else tuple(item[0]))
+            answers = model(*args, **kwargs)
+            metric.update(answers if predictions is None else predictions(answers), item[1])
+            count += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not count:
+        raise ArgumentError("evaluate: there were no batches", expected="at least one", fix="pass a list or a DataLoader")
+    return metric.compute()
