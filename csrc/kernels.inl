@@ -55,6 +55,7 @@ struct Extremes {
     }
     seen.nan |= nan != 0;
   }
+  static constexpr uint32_t kAll = (1u << Vector::width) - 1;
 };
 
 // The value after the clip, and where its gradient passes.
@@ -80,7 +81,7 @@ template <int CLIP>
 struct Quantizer {
   Clipping<CLIP> clipping;
   Vector::F scale, zero_point, qmin, qmax;
-  uint32_t straight;
+  uint32_t straight, passed = ~0u;
   Extremes seen;
 
   explicit Quantizer(const Grid& g)
@@ -93,7 +94,12 @@ struct Quantizer {
     const Vector::F code = Vector::add(Vector::rint(Vector::div(v, scale)), zero_point);
     const Vector::F inside = Vector::min(qmax, Vector::max(qmin, code));
     bits = (Vector::equal(code, inside) | straight) & clipping.passes(before, v);
+    passed &= bits;
     return Vector::mul(Vector::sub(inside, zero_point), scale);
+  }
+  void merge_into(Seen& all) const {
+    seen.merge_into(all);
+    all.stopped |= (~passed & Extremes::kAll) != 0;
   }
 };
 
@@ -130,7 +136,7 @@ void forward_of(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, const Gr
     copy_back(y + i, tail.values, n - i);
     if (mask != nullptr) store_tail_bits(mask, i, bits, n - i);
   }
-  quantize.seen.merge_into(seen);
+  quantize.merge_into(seen);
 }
 
 template <class T, int CLIP>
@@ -168,5 +174,5 @@ void range(const void* x, int64_t n, Seen& seen) {
 #define TRUEQUANT_KERNELS(NAME)                                                     \
   {                                                                                 \
     NAME, {TRUEQUANT_CLIPS(float), TRUEQUANT_CLIPS(BFloat16), TRUEQUANT_CLIPS(Half)}, \
-        {masked<float>, masked<uint16_t>}, {range<float>, range<BFloat16>, range<Half>}, \
+        {masked<float>, masked<uint16_t>}, {range<float>, range<BFloat16>, range<Half>}, TRUEQUANT_NORMS, \
   }

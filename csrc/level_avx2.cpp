@@ -23,6 +23,7 @@ namespace {
 #include "vector_avx2.h"
 
 #include "kernels.inl"
+#include "kernels_norm.inl"
 
 }  // namespace
 

@@ -23,6 +23,7 @@ namespace {
 #include "vector_avx512.h"
 
 #include "kernels.inl"
+#include "kernels_norm.inl"
 
 }  // namespace
 

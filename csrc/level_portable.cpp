@@ -17,6 +17,7 @@ namespace {
 #include "vector_portable.h"
 
 #include "kernels.inl"
+#include "kernels_norm.inl"
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 // see torch's own ops. They change nothing then, and the caller takes the reference.
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -11,7 +12,10 @@
 
 #include "autograd.h"
 #include "dispatch.h"
+#include "folding.h"
+#include "norm.h"
 #include "tensors.h"
+#include "weights.h"
 
 namespace truequant {
 namespace {
@@ -81,6 +85,40 @@ float in_dtype(double v, at::ScalarType dtype) {
   return f;
 }
 
+// What fake quantization takes from Python: the state, scheme, clip and grid of a call, and the commit that comes first.
+struct Call {
+  State state{};
+  Scheme scheme{};
+  Clip clip = kNone;
+  Grid grid{};
+  bool observes = false;
+
+  // quantizer, observer, scheme, commits, clip, low, high; false where a buffer is none that a kernel can use.
+  bool read(PyObject* const* args, at::ScalarType dtype) {
+    observes = args[1] != Py_None;
+    if (!read_state(state, args[0], args[1])) return false;
+    scheme = scheme_of(args[2]);
+    clip = static_cast<Clip>(PyLong_AsLong(args[4]));
+    if (clip == kHardtanh || clip == kClamp) {
+      grid.low = in_dtype(PyFloat_AsDouble(args[5]), dtype);
+      grid.high = in_dtype(PyFloat_AsDouble(args[6]), dtype);
+    }
+    return PyErr_Occurred() == nullptr;
+  }
+  void take_commit(PyObject* const* args) {
+    commit(state, scheme);
+    changed(args[0], names().scale);
+    changed(args[0], names().zero_point);
+  }
+  void set_grid() {
+    grid.scale = *state.scale;
+    grid.zero_point = *state.zero_point;
+    grid.qmin = scheme.qmin;
+    grid.qmax = scheme.qmax;
+    grid.straight = scheme.identity ? ~0u : 0u;
+  }
+};
+
 // fake_quantize(x, other, quantizer, observer, scheme, commits, clip, low, high)
 //
 // quantizer, observer: dictionaries of their buffers; observer is None where nothing is observed. commits: whether what is
@@ -96,40 +134,171 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
                            other->strides() != x.strides() || !x.is_non_overlapping_and_dense())) {
     return not_implemented();
   }
-  PyObject* observer = args[3];
-  State state{};
-  if (!read_state(state, args[2], observer)) return not_implemented();
-  const Scheme scheme = scheme_of(args[4]);
-  const Clip clip = static_cast<Clip>(PyLong_AsLong(args[6]));
-  Grid grid{};
-  if (clip == kHardtanh || clip == kClamp) {
-    grid.low = in_dtype(PyFloat_AsDouble(args[7]), x.scalar_type());
-    grid.high = in_dtype(PyFloat_AsDouble(args[8]), x.scalar_type());
-  }
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  if (args[5] == Py_True) {
-    commit(state, scheme);
-    changed(args[2], names().scale);
-    changed(args[2], names().zero_point);
-  }
-  grid.scale = *state.scale;
-  grid.zero_point = *state.zero_point;
-  grid.qmin = scheme.qmin;
-  grid.qmax = scheme.qmax;
-  grid.straight = scheme.identity ? ~0u : 0u;
+  Call call;
+  if (!call.read(args + 2, x.scalar_type())) return PyErr_Occurred() != nullptr ? nullptr : not_implemented();
+  if (args[5] == Py_True) call.take_commit(args + 2);
+  call.set_grid();
   at::Tensor y;
   {
     const WithoutGil released;
     const bool differentiable = wants_gradient(x, other);
-    const bool masks = differentiable && !(scheme.identity && clip == kNone);
+    const bool masks = differentiable && !(call.scheme.identity && call.clip == kNone);
     at::Tensor mask;
-    Seen seen{INFINITY, -INFINITY, false};
+    Seen seen = kNothing;
     {
       const at::AutoDispatchBelowAutograd below;
-      y = quantized(other == nullptr ? dense(x) : x, other, grid, clip, masks ? &mask : nullptr, seen);
+      y = quantized(other == nullptr ? dense(x) : x, other, call.grid, call.clip, masks ? &mask : nullptr, seen);
     }
-    if (observer != Py_None) merge(state, seen);
+    if (call.observes) merge(call.state, seen);
     if (differentiable) record(y, x, other, mask);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// fake_quantize_weight(weight, scale, scheme, ranges, group)
+//
+// scale: the scales, one for each row, float32; where `ranges`, they are computed from the weight first and written there.
+PyObject* fake_quantize_weight(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 5, "fake_quantize_weight takes 5 arguments, got ", count);
+  if (!THPVariable_CheckExact(args[0]) || !THPVariable_CheckExact(args[1])) return not_implemented();
+  const at::Tensor& weight = THPVariable_Unpack(args[0]);
+  const at::Tensor& scale = THPVariable_Unpack(args[1]);
+  const bool ranges = args[3] == Py_True;
+  const long group = PyLong_AsLong(args[4]);
+  const Scheme scheme = scheme_of(args[2]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  Rows rows{};
+  if (!is_plain(weight) || !is_known(weight.scalar_type()) || !is_plain(scale) || scale.scalar_type() != at::kFloat ||
+      !scale.is_contiguous() || is_watched() || !rows_of(rows, weight, scale.numel(), group)) {
+    return not_implemented();
+  }
+  at::Tensor y;
+  {
+    const WithoutGil released;
+    const bool differentiable = wants_gradient(weight, nullptr);
+    at::Tensor mask;
+    {
+      const at::AutoDispatchBelowAutograd below;
+      y = quantized_weight(weight, static_cast<float*>(scale.mutable_data_ptr()), rows, scheme, ranges, differentiable, mask);
+    }
+    if (ranges && !scale.is_inference()) scale.unsafeGetTensorImpl()->bump_version();
+    if (differentiable) record(y, weight, nullptr, mask);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// Whether an argument is None or the float32 numbers of `count` channels; `numbers` is their memory.
+bool read_channels(const float*& numbers, PyObject* argument, int64_t count) {
+  numbers = nullptr;
+  if (argument == Py_None) return true;
+  if (!THPVariable_CheckExact(argument)) return false;
+  const at::Tensor& tensor = THPVariable_Unpack(argument);
+  if (!is_plain(tensor) || tensor.scalar_type() != at::kFloat || tensor.numel() != count || !tensor.is_contiguous()) return false;
+  numbers = static_cast<const float*>(tensor.const_data_ptr());
+  return true;
+}
+
+// An argument that is None or a plain float32 tensor of `count` numbers without gaps; false for another.
+bool read_vector(at::Tensor& tensor, PyObject* argument, int64_t count) {
+  if (argument == Py_None) return true;
+  if (!THPVariable_CheckExact(argument)) return false;
+  tensor = THPVariable_Unpack(argument);
+  return is_plain(tensor) && tensor.scalar_type() == at::kFloat && tensor.numel() == count && tensor.is_contiguous();
+}
+
+// fake_quantize_norm(x, gamma, beta, running mean, running var, eps, momentum, looks, quantizer, observer, scheme, commits, clip,
+//                    low, high)
+//
+// BatchNorm over the batch, clip and fake quantization. looks: only merge what would be quantized into what is pending; running
+// statistics stay, and the result is None.
+PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 15, "fake_quantize_norm takes 15 arguments, got ", count);
+  if (!THPVariable_CheckExact(args[0]) || is_watched()) return not_implemented();
+  const at::Tensor& x = THPVariable_Unpack(args[0]);
+  Runs runs{};
+  if (!is_plain(x) || x.scalar_type() != at::kFloat || !runs_of(runs, x) || x.numel() <= runs.channels) return not_implemented();
+  at::Tensor gamma, beta, running_mean, running_var;
+  if (!read_vector(gamma, args[1], runs.channels) || !read_vector(beta, args[2], runs.channels) ||
+      !read_vector(running_mean, args[3], runs.channels) || !read_vector(running_var, args[4], runs.channels)) {
+    return not_implemented();
+  }
+  const double eps = PyFloat_AsDouble(args[5]), momentum = PyFloat_AsDouble(args[6]);
+  const bool looks = args[7] == Py_True;
+  Call call;
+  if (!call.read(args + 8, at::kFloat)) return PyErr_Occurred() != nullptr ? nullptr : not_implemented();
+  if (args[11] == Py_True) call.take_commit(args + 8);
+  call.set_grid();
+  at::Tensor y;
+  {
+    const WithoutGil released;
+    const bool differentiable = !looks && wants_gradient(x, gamma, beta);
+    const bool masks = differentiable && !(call.scheme.identity && call.clip == kNone);
+    const bool tracks = running_mean.defined() && !looks;
+    at::Tensor mask;
+    Moments moments;
+    Seen seen = kNothing;
+    {
+      const at::AutoDispatchBelowAutograd below;
+      moments = batch_moments(x, runs, eps, tracks ? running_mean.mutable_data_ptr<float>() : nullptr,
+                              tracks ? running_var.mutable_data_ptr<float>() : nullptr, momentum);
+      normalized(x, runs, moments, gamma.defined() ? gamma.const_data_ptr<float>() : nullptr,
+                 beta.defined() ? beta.const_data_ptr<float>() : nullptr, call.grid, call.clip, looks ? nullptr : &y,
+                 masks ? &mask : nullptr, seen);
+    }
+    if (tracks) {
+      for (const at::Tensor* moved : {&running_mean, &running_var}) {
+        if (!moved->is_inference()) moved->unsafeGetTensorImpl()->bump_version();
+      }
+    }
+    if (call.observes) merge(call.state, seen);
+    if (differentiable) record_norm(y, x, gamma, beta, mask, moments);
+  }
+  if (looks) Py_RETURN_NONE;
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// rounded_bias(bias, mean, var, gamma, beta, eps, input scale, weight scale, free)
+//
+// mean is None: bias on the grid of its layer, straight through. Else beta of the norm, moved by what rounding the folded bias
+// adds, straight through; the shift alone where beta is None.
+PyObject* rounded_bias(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 9, "rounded_bias takes 9 arguments, got ", count);
+  const bool normalized = args[1] != Py_None;
+  PyObject* sized = normalized ? args[1] : args[0];
+  if (!THPVariable_CheckExact(sized) || is_watched()) return not_implemented();
+  const int64_t channels = THPVariable_Unpack(sized).numel();
+  const float *bias, *input_scale, *scale;
+  Norm norm{};
+  norm.eps = PyFloat_AsDouble(args[5]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (!THPVariable_CheckExact(args[7])) return not_implemented();
+  const int64_t scales = THPVariable_Unpack(args[7]).numel();
+  if (scales != 1 && scales != channels) return not_implemented();
+  if (!read_channels(bias, args[0], channels) || !read_channels(norm.mean, args[1], channels) ||
+      !read_channels(norm.var, args[2], channels) || !read_channels(norm.gamma, args[3], channels) ||
+      !read_channels(norm.beta, args[4], channels) || !read_channels(input_scale, args[6], 1) ||
+      !read_channels(scale, args[7], scales) || input_scale == nullptr) {
+    return not_implemented();
+  }
+  PyObject* moved = normalized ? args[4] : args[0];
+  at::Tensor y;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    y = at::empty({channels}, at::TensorOptions().dtype(at::kFloat));
+  }
+  float* out = static_cast<float*>(y.mutable_data_ptr());
+  bias_errors(out, channels, bias, normalized ? &norm : nullptr, *input_scale, scale, scales, args[8] == Py_True);
+  if (moved != Py_None) {
+    const at::Tensor& before = THPVariable_Unpack(moved);
+    const float* numbers = static_cast<const float*>(before.const_data_ptr());
+    for (int64_t c = 0; c < channels; ++c) out[c] = numbers[c] + out[c];
+    if (wants_gradient(before, nullptr)) record(y, before, nullptr, at::Tensor());
   }
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
@@ -154,6 +323,11 @@ PyObject* choose_level(PyObject*, PyObject* name) {
 
 PyMethodDef methods[] = {
     {"fake_quantize", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fake_quantize)), METH_FASTCALL, nullptr},
+    {"fake_quantize_weight", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fake_quantize_weight)), METH_FASTCALL,
+     nullptr},
+    {"fake_quantize_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fake_quantize_norm)), METH_FASTCALL,
+     nullptr},
+    {"rounded_bias", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rounded_bias)), METH_FASTCALL, nullptr},
     {"levels", level_names, METH_NOARGS, nullptr},
     {"level", level_in_use, METH_NOARGS, nullptr},
     {"choose", choose_level, METH_O, nullptr},

@@ -1,6 +1,5 @@
 #include "tensors.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
@@ -12,13 +11,11 @@
 
 #include <cmath>
 
+#include "blocks.h"
 #include "dispatch.h"
 
 namespace truequant {
 namespace {
-
-constexpr int64_t kBlock = 2048;         // elements, a multiple of kAlign
-constexpr int64_t kBlocksPerThread = 8;  // at least
 
 constexpr c10::DispatchKeySet kInterpreted({
     c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::FuncTorchBatched,
@@ -26,40 +23,6 @@ constexpr c10::DispatchKeySet kInterpreted({
     c10::DispatchKey::FuncTorchDynamicLayerBackMode, c10::DispatchKey::FuncTorchVmapMode, c10::DispatchKey::Functionalize,
     c10::DispatchKey::Tracer, c10::DispatchKey::Batched, c10::DispatchKey::VmapMode,
 });
-
-Dtype dtype_of(at::ScalarType dtype) {
-  return dtype == at::kFloat ? kFloat : dtype == at::kBFloat16 ? kBFloat16 : kHalf;
-}
-
-template <class F>
-void each_block(int64_t n, const F& run) {
-  at::parallel_for(0, (n + kBlock - 1) / kBlock, kBlocksPerThread, [&](int64_t first, int64_t last) {
-    const int64_t begin = first * kBlock, end = last * kBlock < n ? last * kBlock : n;
-    if (begin < end) run(begin, end - begin);
-  });
-}
-
-const char* at_element(const at::Tensor& x, int64_t i) {
-  return static_cast<const char*>(x.const_data_ptr()) + i * x.element_size();
-}
-char* at_element(at::Tensor& x, int64_t i) { return static_cast<char*>(x.mutable_data_ptr()) + i * x.element_size(); }
-
-// What each thread saw.
-class Watch {
- public:
-  Watch() : seen_(at::get_num_threads(), Seen{INFINITY, -INFINITY, false}) {}
-  Seen& mine() { return seen_[at::get_thread_num()]; }
-  void merge_into(Seen& all) const {
-    for (const Seen& part : seen_) {
-      all.min = part.min < all.min ? part.min : all.min;
-      all.max = part.max > all.max ? part.max : all.max;
-      all.nan |= part.nan;
-    }
-  }
-
- private:
-  c10::SmallVector<Seen, 64> seen_;
-};
 
 at::Tensor bool_mask(const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides) {
   at::Tensor wide = at::empty_strided(sizes, strides, mask.options().dtype(at::kBool));
@@ -103,7 +66,7 @@ at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid,
     forward(at_element(a, i), b != nullptr ? at_element(*b, i) : nullptr, at_element(y, i),
             bits != nullptr ? bits + i / 8 : nullptr, count, grid, watch.mine());
   });
-  watch.merge_into(seen);
+  seen = watch.all();
   return y;
 }
 

@@ -50,3 +50,34 @@ struct Vector {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(d), kept);
   }
 };
+
+// Sixteen doubles.
+struct Doubles {
+  __m256d v[4];
+
+  template <class F>
+  static Doubles each(const F& f) {
+    return {{f(0), f(1), f(2), f(3)}};
+  }
+  static Doubles set(double x) {
+    return each([&](int) { return _mm256_set1_pd(x); });
+  }
+  static Doubles of(const float* p) {
+    return each([&](int k) { return _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * k)); });
+  }
+  static Doubles of(const double* p) {
+    return each([&](int k) { return _mm256_loadu_pd(p + 4 * k); });
+  }
+  static Doubles add(Doubles x, Doubles y) {
+    return each([&](int k) { return _mm256_add_pd(x.v[k], y.v[k]); });
+  }
+  static Doubles sub(Doubles x, Doubles y) {
+    return each([&](int k) { return _mm256_sub_pd(x.v[k], y.v[k]); });
+  }
+  static Doubles mul(Doubles x, Doubles y) {
+    return each([&](int k) { return _mm256_mul_pd(x.v[k], y.v[k]); });
+  }
+  void store(double* p) const {
+    for (int k = 0; k < 4; ++k) _mm256_storeu_pd(p + 4 * k, v[k]);
+  }
+};

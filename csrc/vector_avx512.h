@@ -42,3 +42,19 @@ struct Vector {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(d), kept);
   }
 };
+
+// Sixteen doubles.
+struct Doubles {
+  __m512d a, b;
+
+  static Doubles set(double v) { return {_mm512_set1_pd(v), _mm512_set1_pd(v)}; }
+  static Doubles of(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p)), _mm512_cvtps_pd(_mm256_loadu_ps(p + 8))}; }
+  static Doubles of(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+  static Doubles add(Doubles x, Doubles y) { return {_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b)}; }
+  static Doubles sub(Doubles x, Doubles y) { return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)}; }
+  static Doubles mul(Doubles x, Doubles y) { return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)}; }
+  void store(double* p) const {
+    _mm512_storeu_pd(p, a);
+    _mm512_storeu_pd(p + 8, b);
+  }
+};

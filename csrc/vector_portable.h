@@ -73,3 +73,34 @@ struct Vector {
     for (int k = 0; k < width; ++k) d[k] = bits >> k & 1 ? g[k] : 0;
   }
 };
+
+// Sixteen doubles.
+struct Doubles {
+  double v[16];
+
+  template <class F>
+  static Doubles each(const F& f) {
+    Doubles d;
+    for (int k = 0; k < 16; ++k) d.v[k] = f(k);
+    return d;
+  }
+  static Doubles set(double x) {
+    return each([&](int) { return x; });
+  }
+  static Doubles of(const float* p) {
+    return each([&](int k) { return static_cast<double>(p[k]); });
+  }
+  static Doubles of(const double* p) {
+    return each([&](int k) { return p[k]; });
+  }
+  static Doubles add(const Doubles& x, const Doubles& y) {
+    return each([&](int k) { return x.v[k] + y.v[k]; });
+  }
+  static Doubles sub(const Doubles& x, const Doubles& y) {
+    return each([&](int k) { return x.v[k] - y.v[k]; });
+  }
+  static Doubles mul(const Doubles& x, const Doubles& y) {
+    return each([&](int k) { return x.v[k] * y.v[k]; });
+  }
+  void store(double* p) const { std::memcpy(p, v, sizeof v); }
+};

@@ -15,7 +15,7 @@ from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.observers import ActivationObserver, weight_range
-from truequant.schemes import QuantScheme
+from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
 
 
 class FakeQuantize(Grid):
@@ -204,6 +204,10 @@ class WeightQuantizer(Grid):
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None, *, tied: bool = False) -> None:
         super().__init__(scheme, channels)
         self.tied = tied
+        plain = scheme.dtype.bits > 1 and not tied and scheme.granularity in (PerTensor(), PerChannel(0))
+        grouped = isinstance(scheme.granularity, PerGroup)
+        self.compiled_scheme = compiled_scheme(scheme) if plain or grouped else None
+        self.group = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self.is_held = False
@@ -242,9 +246,11 @@ class WeightQuantizer(Grid):
 
     def scale_of(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """The scale in force for this weight, `(C,)` or `()`: of the folded weight where it is tied."""
-        if self.shift is not None or self.is_held or self.clock.state == "frozen":
-            return self.effective_scale()
-        return self._range_scale(weight.detach(), factor)
+        return self._range_scale(weight.detach(), factor) if self.follows_weight() else self.effective_scale()
+
+    def follows_weight(self) -> bool:
+        """Whether the range is read from the weight in every forward."""
+        return self.shift is None and not self.is_held and self.clock.state != "frozen"
 
     def _range_scale(self, weight: Tensor, factor: Tensor | None) -> Tensor:
         values = self._values(weight, factor)
@@ -319,12 +325,14 @@ class WeightQuantizer(Grid):
             self.initialize(weight, factor)
         if not self.quantizing or self.clock.calibrating:
             return weight
+        if (y := self._compiled(weight)) is not None:
+            return y
         scheme = self.scheme
         learning = self.shift is not None and torch.is_grad_enabled()
         scale = (
             self._trainable_scale(weight.numel() // max(1, self.scale.numel())) if learning else self.scale_of(weight, factor)
         )
-        if self.shift is None and self.training and not self.is_held and self.clock.state != "frozen":
+        if self.training and self.follows_weight():
             self._set(scale.detach(), self.zero_point)
         self._track(weight, factor)
         fake, zero = fake_of(scheme, self.training), torch.zeros_like(scale)
@@ -343,3 +351,22 @@ class WeightQuantizer(Grid):
         if self.oscillation is None:
             return y
         return torch.where(self.oscillation.frozen, (self.oscillation.codes * scale).to(y.dtype), y)
+
+    def _compiled(self, weight: Tensor) -> Tensor | None:
+        """What `forward` does, by a compiled kernel; None, and nothing done, where there is none for `weight`."""
+        scheme = self.compiled_scheme
+        if scheme is None or torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
+            return None
+        follows = self.follows_weight()
+        reads = follows and isinstance(self.scheme.observer, (MinMax, MovingAverage, Entropy))
+        scale = self.scale
+        if reads and not self.training:
+            scale = torch.empty_like(scale)
+        elif follows and not reads:
+            scale = self.scale_of(weight)
+        y = kernel.fake_quantize_weight(weight, scale, scheme, reads, self.group)
+        if y is NotImplemented:
+            return None
+        if follows and not reads and self.training:
+            self._set(scale, self.zero_point)
+        return y  # type: ignore[no-any-return]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from truequant import numerics
+from truequant import kernels, numerics
 from truequant.fake import evaluation
 from truequant.fake.clock import Clock, local
 from truequant.fake.marks import mark
@@ -90,9 +90,10 @@ class RuntimeSite:
         if not self.clock.enabled or self.weight is None:
             return self.finish(linear(x, weight, bias))
         factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        quantized = self.weight(weight, factor)
         if bias is not None and self.norm is None:
             bias = self._rounded(bias, weight)
-        return self.finish(linear(x, self.weight(weight, factor), bias))
+        return self.finish(linear(x, quantized, bias))
 
     def finish(self, y: Any) -> Any:
         """The quantizer behind this site."""
@@ -148,14 +149,22 @@ class RuntimeSite:
     def _ready(self) -> bool:
         return not self.clock.calibrating and self.reads[0] is not None and self.reads[0].is_calibrated
 
+    def _weight_scale(self, weight: Tensor) -> Tensor:
+        """The scale with which this layer's weight was quantized in this forward."""
+        quantizer = self.weight
+        assert quantizer is not None
+        if quantizer.training and quantizer.quantizing and quantizer.follows_weight():
+            return quantizer.scale  # it has just been read from the weight
+        return quantizer.scale_of(weight, self.normalization().factor() if self.norm is not None else None)
+
     def _bias_scale(self, weight: Tensor) -> Tensor:
         """`sx * sw` of the folded weight, float64, `(C,)` or `(1,)`."""
         assert self.weight is not None
         assert self.reads[0] is not None
         if self.norm is None:
-            return self.reads[0].effective_scale().double() * self.weight.scale_of(weight).reshape(-1)
+            return self.reads[0].effective_scale().double() * self._weight_scale(weight).reshape(-1)
         factor = self.normalization().factor()
-        scale = self.weight.scale_of(weight, factor).double().reshape(-1)
+        scale = self._weight_scale(weight).double().reshape(-1)
         if numerics.folds_free(self.weight.scheme):
             scale = scale * factor.abs()
         return self.reads[0].effective_scale().double() * torch.clamp(scale, min=numerics.MIN_SCALE)
@@ -164,19 +173,41 @@ class RuntimeSite:
         """`bias` rounded to the grid that the integer layer has for it, straight through."""
         if not self._ready():
             return bias
+        if (rounded := self._compiled_bias(bias, weight)) is not None:
+            return rounded
         with torch.no_grad():
             unit = self._bias_scale(weight)
             error = (torch.round(bias.double() / unit) * unit - bias.double()).to(bias.dtype)
         return bias + error
 
-    def rounded_shift(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """What rounding the folded bias adds to the output of this layer's BatchNorm; None before ranges are set."""
+    def shifted_bias(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The bias of this layer's BatchNorm and what rounding the folded bias adds to it; None before ranges are set."""
         if not self._ready() or not self.clock.enabled:
             return None
+        norm: Any = self.norm
+        if (dtype == torch.float32 or norm.bias is not None) and (shifted := self._compiled_bias(bias, weight)) is not None:
+            return shifted
         with torch.no_grad():
             folded = numerics.folded_bias(bias, self.normalization(), weight.shape[0], weight)
             unit = self._bias_scale(weight)
-            return (torch.round(folded / unit) * unit - folded).float()
+            shift = (torch.round(folded / unit) * unit - folded).float()
+        return shift.to(dtype) if norm.bias is None else norm.bias + shift.to(norm.bias.dtype)
+
+    def _compiled_bias(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
+        """The rounded bias, or the shifted one of the BatchNorm, by a compiled kernel; None where there is none."""
+        if torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
+            return None
+        assert self.weight is not None
+        assert self.reads[0] is not None
+        scale, norm = self._weight_scale(weight).detach(), cast(Any, self.norm)
+        reads = self.reads[0].effective_scale().detach()
+        if norm is None:
+            found = kernel.rounded_bias(bias, None, None, None, None, 0.0, reads, scale, False)
+        else:
+            free = numerics.folds_free(self.weight.scheme)
+            statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+            found = kernel.rounded_bias(bias, *statistics, reads, scale, free)
+        return None if found is NotImplemented else found
 
 
 def _straight_through(exact: Tensor, differentiable: Tensor) -> Tensor:

@@ -234,11 +234,10 @@ class QATModuleWrapper(nn.Module):
     def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """BatchNorm in training, moved by what rounding the folded bias will do; its own bias is shadowed for this call."""
         owner: Any = layer.owner
-        shift = layer.rounded_shift(layer_weight(layer.plan.op, owner), owner.bias)
-        if shift is None:
+        shifted = layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, args[0].dtype)
+        if shifted is None:
             return forward(*args, **kwargs)
-        bias = self._parameters.get("bias")
-        self.__dict__["bias"] = shift.to(args[0].dtype) if bias is None else bias + shift.to(bias.dtype)
+        self.__dict__["bias"] = shifted
         try:
             return forward(*args, **kwargs)
         finally:

@@ -1,0 +1,34 @@
+// What kernels take and give: plain values, no torch.
+#pragma once
+
+#include <cstdint>
+
+namespace truequant {
+
+constexpr int64_t kAlign = 64;
+
+enum Dtype { kFloat = 0, kBFloat16 = 1, kHalf = 2, kDtypes = 3 };
+
+// What happens to a value before it is quantized, and where its gradient passes.
+enum Clip {
+  kNone = 0,
+  kRelu = 1,      // max(x, 0); passes where the result is not <= 0
+  kHardtanh = 2,  // clamped to [low, high]; passes strictly inside
+  kClamp = 3,     // clamped to [low, high]; passes inside and at both ends
+  kClips = 4
+};
+
+struct Grid {
+  float scale, zero_point, qmin, qmax;
+  float low, high;    // of the clip
+  uint32_t straight;  // all ones: the gradient of the rounding is the identity everywhere
+};
+
+// Smallest and largest of the values that were quantized, NaN reported apart, and whether a gradient was stopped.
+struct Seen {
+  float min, max;
+  bool nan, stopped;
+};
+constexpr Seen kNothing{__builtin_inff(), -__builtin_inff(), false, false};
+
+}  // namespace truequant
