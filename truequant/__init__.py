@@ -11,7 +11,7 @@ from truequant.calibration import (
     calibrate,
     replace_relu6,
 )
-from truequant.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from truequant.checkpoints import Checkpoint, CheckpointManager, StatefulSampler, load_checkpoint, save_checkpoint
 from truequant.errors import TruequantError
 from truequant.fake import (
     FakeQuantize,
@@ -80,13 +80,13 @@ from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
     "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
-    "BlockReconstruction", "Checkpoint", "CrossLayerEqualization", "Distillation", "DoReFa", "Entropy", "FakeQuantize",
-    "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model", "LSQPlus", "MinMax",
-    "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile", "Plan",
-    "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule", "SmoothQuant",
-    "Statistics", "Stochastic", "TruequantError", "Verification", "assert_exact", "calibrate", "codes", "compile",
-    "convert", "evaluate", "export_onnx", "figures", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
-    "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off",
-    "reestimate_batchnorm", "register_op", "replace_relu6", "replay", "restore_float", "save_checkpoint", "statistics",
-    "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
+    "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation", "DoReFa", "Entropy",
+    "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model", "LSQPlus",
+    "MinMax", "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile",
+    "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
+    "SmoothQuant", "StatefulSampler", "Statistics", "Stochastic", "TruequantError", "Verification", "assert_exact",
+    "calibrate", "codes", "compile", "convert", "evaluate", "export_onnx", "figures", "freeze", "int1", "int2", "int3",
+    "int4", "int7", "int8", "load", "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare",
+    "quantizers", "quantizers_off", "reestimate_batchnorm", "register_op", "replace_relu6", "replay", "restore_float",
+    "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
 ]  # fmt: skip

@@ -9,15 +9,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from truequant.checkpoints.modules import check_module, module_to_json
-from truequant.checkpoints.optimizers import optimizer_to_json
-from truequant.checkpoints.randomness import random_to_json, set_random
+from truequant.checkpoints.randomness import set_random
+from truequant.checkpoints.ranks import of_this_rank, sharded, written
 from truequant.checkpoints.restoring import Live, check_parts, restore, unasked
-from truequant.checkpoints.stateful import library_versions, stateful_to_json
-from truequant.checkpoints.stored import FORMAT, STATEFUL, VERSION, Kind, digest, read_stored
-from truequant.checkpoints.tree import TreeWriter
-from truequant.errors import ArgumentError, ArgumentTypeError
-from truequant.files import Json, write_container
+from truequant.checkpoints.snapshot import snapshot
+from truequant.checkpoints.stored import Kind, Stored, read_stored
 from truequant.integer import Int8Model
 from truequant.planning import Plan
 from truequant.schemes import QConfig
@@ -31,6 +27,7 @@ class Checkpoint:
     missing: names of the model's state that the file lacks: a float checkpoint in a prepared model lacks its quantizers.
     unused: parts of the file that were not asked for, or that this machine has no use for.
     libraries: versions of what wrote the file. Bits are promised to be the same under the same versions.
+    metric: what `CheckpointManager` was told of this state's quality.
     """
 
     kind: Kind
@@ -41,6 +38,7 @@ class Checkpoint:
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     libraries: tuple[tuple[str, str], ...] = ()
+    metric: float | None = None
 
     @property
     def config(self) -> QConfig | None:
@@ -64,7 +62,8 @@ def save_checkpoint(
 
     Float and prepared models alike. Beside what is passed, the file holds the plan, what quantizers have observed so far,
     every module's mode, and the states of the random generators of Python, NumPy and torch. Gradients are not kept: save
-    after `optimizer.step()`. Equal states give equal bytes.
+    after `optimizer.step()`. Equal states give equal bytes. A model of several ranks: with DDP one rank calls this, with FSDP2
+    all of them do, and rank 0 writes the one file that any number of ranks can load.
 
     scheduler, scaler, loader: anything with `state_dict` and `load_state_dict`; `loader` may be a `torch.Generator`.
     extra: None, numbers, strings, bytes, tensors, NumPy arrays, and lists, tuples and dicts of them.
@@ -78,36 +77,11 @@ def save_checkpoint(
     >>> load_checkpoint(path, model=torch.nn.Linear(4, 2)).step
     7
     """
-    if isinstance(model, Int8Model):
-        raise ArgumentTypeError("save_checkpoint: an Int8 model trains no more", got="Int8Model", fix="int8.save(path)")
-    plain_model = check_module(model, "save_checkpoint: the model")
-    if type(step) is not int or step < 0:
-        raise ArgumentError("save_checkpoint: the step is no count", got=repr(step), expected="an int from 0 on")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ArgumentTypeError(
-            "save_checkpoint: the optimizer is none of torch", got=type(optimizer).__name__, expected="torch.optim.Optimizer"
-        )
-    writer = TreeWriter()
-    record = module_to_json(plain_model, writer, "model")
-    header: dict[str, Json] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "kind": "qat" if record["plans"] or record["quantizers"] else "float",
-        "step": step,
-        "libraries": library_versions(),
-        "model": record,
-        "random": random_to_json(writer),
-        "optimizer": None if optimizer is None else optimizer_to_json(optimizer, plain_model, writer),
-        "extra": writer.encode(extra, "extra"),
-    }
-    for part, value in zip(STATEFUL, (scheduler, scaler, loader), strict=True):
-        header[part] = None if value is None else stateful_to_json(value, part, writer)
-    if isinstance(ema, nn.Module):
-        header["ema"] = module_to_json(check_module(ema, "ema"), writer, "ema")
-    else:
-        header["ema"] = None if ema is None else stateful_to_json(ema, "ema", writer)
-    header["sha256"] = digest(header, writer.tensors)
-    return write_container(path, header, writer.tensors)
+    taken = snapshot(
+        "save_checkpoint", model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, loader=loader, ema=ema,
+        step=step, extra=extra,
+    )  # fmt: skip
+    return written(taken, path) if sharded(model) else taken.write(path)
 
 
 def load_checkpoint(
@@ -132,13 +106,20 @@ def load_checkpoint(
     `FileError` for a file that is damaged, foreign, lies about itself, or lacks a part that is asked for; `ArgumentError`
     and `PlanError` where model or optimizer are not those that were saved; `StateError` for a part of a prepared model.
     """
-    stored, where = read_stored(path), f"'{path}'"
     live = Live(model, optimizer, ema, {"scheduler": scheduler, "scaler": scaler, "loader": loader})
+    return restored(read_stored(path), live, f"'{path}'", restore_random)
+
+
+def restored(stored: Stored, live: Live, where: str, restore_random: bool) -> Checkpoint:
+    """Restore what a file holds into what is alive, and say what was found."""
     check_parts(stored, live, where)
+    stored = of_this_rank(stored)
     missing = restore(stored, live, where)
     unused = [*unasked(stored, live), *stored.others]
-    if restore_random and model is not None and stored.random is not None and not set_random(stored.random):
+    if restore_random and live.model is not None and stored.random is not None and not set_random(stored.random):
         unused.append(f"random states of {len(stored.random.cuda)} CUDA devices")
     plan = None if stored.model is None else stored.model.plan
     libraries = tuple(sorted(stored.libraries.items()))
-    return Checkpoint(stored.kind, stored.step, stored.extra, plan, stored.int8, missing, tuple(unused), libraries)
+    return Checkpoint(
+        stored.kind, stored.step, stored.extra, plan, stored.int8, missing, tuple(unused), libraries, stored.metric
+    )

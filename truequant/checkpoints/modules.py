@@ -12,6 +12,7 @@ from torch import nn
 
 from truequant.checkpoints.fields import field, strings, typed
 from truequant.checkpoints.plans import check_same, check_scales
+from truequant.checkpoints.ranks import like
 from truequant.checkpoints.states import check_dtypes, check_quantizers, check_shapes, check_state
 from truequant.checkpoints.tree import TreeReader, TreeWriter
 from truequant.errors import ArgumentTypeError, FileError, PlanError, StateError, TruequantError
@@ -206,7 +207,8 @@ def fit(module: nn.Module, record: ModuleRecord, where: str, undo: ExitStack) ->
 
 def write(module: nn.Module, record: ModuleRecord, missing: tuple[str, ...]) -> None:
     """Write what `fit` has checked."""
-    state: Any = OrderedDict(record.state)
+    live = module.state_dict()
+    state: Any = OrderedDict((name, like(value, live.get(name))) for name, value in record.state.items())
     if record.versions:
         state._metadata = OrderedDict(record.versions)
     module.load_state_dict(state, strict=not missing)

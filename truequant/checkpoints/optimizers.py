@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from truequant.checkpoints.fields import field, typed
+from truequant.checkpoints.ranks import like
 from truequant.checkpoints.tree import TreeReader, TreeWriter
 from truequant.errors import ArgumentError, FileError
 from truequant.fake import FakeQuantize, WeightQuantizer
@@ -153,7 +154,11 @@ def bind(optimizer: torch.optim.Optimizer, record: OptimizerRecord, groups: list
     for options, parameters in zip(record.options, groups, strict=True):
         packed.append({**options, "params": list(range(start, start + len(parameters)))})
         start += len(parameters)
-    states = {i: state for i, state in enumerate(record.states) if state is not None} | record.rest["state"]
+    parts = [
+        {name: like(value, parameter) for name, value in state.items()} if isinstance(state, dict) else state
+        for parameter, state in zip(flat, record.states, strict=True)
+    ]
+    states = {i: state for i, state in enumerate(parts) if state is not None} | record.rest["state"]
     rest = {k: v for k, v in record.rest.items() if k != "state"}
     try:
         optimizer.load_state_dict({**rest, "state": states, "param_groups": packed})
@@ -162,7 +167,7 @@ def bind(optimizer: torch.optim.Optimizer, record: OptimizerRecord, groups: list
             f"{where}: the optimizer does not take its state", got=f"{type(error).__name__}: {error}"[:300],
             expected=f"the state of a {record.kind}",
         ) from error  # fmt: skip
-    for parameter, state in zip(flat, record.states, strict=True):
+    for parameter, state in zip(flat, parts, strict=True):
         for name, value in (state or {}).items():
             # torch casts a state to its parameter's dtype; what was float32 beside bfloat16 weights has to stay so.
             held = optimizer.state[parameter].get(name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from truequant.checkpoints import fields
@@ -16,25 +15,32 @@ from truequant.checkpoints.foreign import format_of, read_safetensors, read_torc
 from truequant.checkpoints.modules import ModuleRecord, module_from_json
 from truequant.checkpoints.optimizers import OptimizerRecord, optimizer_from_json
 from truequant.checkpoints.randomness import RandomStates, random_from_json
+from truequant.checkpoints.ranks import RankRecord, ranks_from_json
 from truequant.checkpoints.stateful import StatefulRecord, stateful_from_json
 from truequant.checkpoints.tree import TreeReader
 from truequant.errors import FileError
-from truequant.files import Json, dumps, read_container
+from truequant.files import Json, bytes_of, dumps, read_container
 from truequant.integer import Int8Model
 from truequant.integer.serialize import FORMAT as PROGRAM_FORMAT
 from truequant.integer.serialize import from_container
 
 FORMAT, VERSION = "truequant checkpoint", 1
+MIGRATIONS: dict[int, Callable[[dict[str, Json]], dict[str, Json]]] = {}
+"""By version, what turns its header into that of the next one. Every version ever released stays readable by this."""
 Kind = Literal["float", "qat", "int8"]
 STATEFUL = ("scheduler", "scaler", "loader")
 _SECTIONS = frozenset(
-    ("format", "version", "sha256", "kind", "step", "extra", "libraries", "model", "ema", "optimizer", "random", *STATEFUL)
-)
+    ("format", "version", "sha256", "kind", "step", "metric", "extra", "libraries", "model", "ema", "optimizer", "random",
+     "ranks", *STATEFUL)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """All parts of a file; None or empty for those that it does not hold. others: names of parts that are not for us."""
+    """All parts of a file; None or empty for those that it does not hold. others: names of parts that are not for us.
+
+    metric: what was said of this state's quality. ranks: what every rank of a distributed training held on its own.
+    """
 
     kind: Kind
     step: int = 0
@@ -47,15 +53,17 @@ class Stored:
     random: RandomStates | None = None
     int8: Int8Model | None = None
     others: tuple[str, ...] = ()
+    metric: float | None = None
+    ranks: tuple[RankRecord, ...] = ()
 
 
 def digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a header (without its own "sha256") and of every tensor's name, dtype, shape and bytes."""
     found = hashlib.sha256(dumps({k: v for k, v in header.items() if k != "sha256"}).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         found.update(f"\n{len(name)} {name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(bytes_of(tensor).numpy().data)
     return found.hexdigest()
 
 
@@ -72,7 +80,15 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
     if header.get("format") == PROGRAM_FORMAT:
         return Stored("int8", int8=Int8Model(from_container(header, tensors, where)))
     _check_header(header, tensors, where)
-    return _read(header, tensors, where)
+    return _read(migrated(header), tensors, where)
+
+
+def migrated(header: dict[str, Json]) -> dict[str, Json]:
+    """The header of an older version as the present one writes it."""
+    while (version := header["version"]) != VERSION:
+        assert isinstance(version, int)
+        header = {**MIGRATIONS[version](header), "version": version + 1}
+    return header
 
 
 def _check_header(header: Mapping[str, Json], tensors: Mapping[str, Tensor], where: str) -> None:
@@ -81,7 +97,7 @@ def _check_header(header: Mapping[str, Json], tensors: Mapping[str, Tensor], whe
             f"{where}: neither a checkpoint nor an Int8 model", got=repr(header.get("format"))[:80], expected=repr(FORMAT)
         )
     version = fields.field(header, "version", int, where)
-    if version != VERSION:
+    if version not in (*MIGRATIONS, VERSION):
         raise FileError(
             f"{where}: a version of checkpoints that this truequant does not read", got=version, expected=VERSION,
             fix="load it with the truequant that wrote it" if version > VERSION else None,
@@ -113,10 +129,18 @@ def _read(header: dict[str, Json], tensors: dict[str, Tensor], where: str) -> St
         None if header.get("optimizer") is None else optimizer_from_json(header["optimizer"], reader),
         {part: stateful_from_json(header[part], reader, part) for part in STATEFUL if header.get(part) is not None},
         random_from_json(header.get("random"), reader),
+        metric=metric_of(header, where),
+        ranks=tuple(ranks_from_json(header.get("ranks", []), reader)),
     )  # fmt: skip
     if unused := sorted(set(tensors) - reader.used):
         raise FileError(f"{where}: tensors that nothing names", got=", ".join(unused[:4])[:200])
     return stored
+
+
+def metric_of(header: Mapping[str, Json], where: str) -> float | None:
+    """The metric that a header tells, which may be infinite or NaN."""
+    value = TreeReader({}, where).decode(header.get("metric"), "metric")
+    return None if value is None else fields.typed(value, float, f"{where}: 'metric'")
 
 
 def kind_of(model: ModuleRecord) -> Literal["float", "qat"]:

@@ -77,6 +77,8 @@ class TreeWriter:
         return {"$counter" if isinstance(value, Counter) else "$dict": pairs}
 
     def _store(self, tensor: Tensor, where: str) -> str:
+        if type(tensor).__name__ == "DTensor":  # spread over ranks, all of which are here; importing its class takes a second
+            tensor = tensor.full_tensor()  # type: ignore[attr-defined]
         tensor = tensor.detach()
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise ArgumentTypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -12,15 +13,18 @@ from typing import BinaryIO
 
 from truequant.errors import FileError
 
+TEMPORARY = ".tmp"
+"""The end of a temporary file's name, which begins with "." and the name of the file that it will be."""
 Content = bytes | Callable[[BinaryIO], object]
 
 
-def atomic_write(path: str | os.PathLike[str], content: Content) -> int:
+def atomic_write(path: str | os.PathLike[str], content: Content, size: int | None = None) -> int:
     """Write `content`, bytes or a function that writes into the open file, and return the file's size in bytes.
 
     The bytes go to a sibling file, are flushed to the disk and then take the name, so that a reader, a crash or a kill at
     any moment finds the old file or the new one, never a part. A symbolic link keeps pointing where it did, and a file
-    that existed keeps its mode. What `content` raises is passed on; errors of the file system become FileError.
+    that existed keeps its mode. Where `size` is given, a file of another size takes no name. Several writers of one path
+    do not mix: the last one's file stands. What `content` raises is passed on; errors of the file system become FileError.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -29,9 +33,11 @@ def atomic_write(path: str | os.PathLike[str], content: Content) -> int:
         )
     if target.is_dir():
         raise FileError(f"'{path}' cannot be written: it is a folder", expected="the path of a file")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        size = _write_new(temporary, content)
+        written = _write_new(temporary, content)
+        if size is not None and written != size:
+            raise OSError(errno.EIO, f"{written} of {size} bytes reached the disk")
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
@@ -43,7 +49,7 @@ def atomic_write(path: str | os.PathLike[str], content: Content) -> int:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return size
+    return written
 
 
 def _write_new(path: Path, content: Content) -> int:

@@ -10,11 +10,12 @@ every size against the file's before it allocates, and says which promise the fi
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import safetensors.torch
 import torch
@@ -31,40 +32,76 @@ _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")  # of tensors, as the safetensors library has it
 _FIX = "write or copy the file again"
 
 
 def write_container(path: str | os.PathLike[str], header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> int:
     """Write `header` and `tensors` atomically and return the file's size in bytes.
 
-    Tensors may lie on any device, be strided or share memory: each is stored whole, contiguous, on its own.
-    FileError for a name, dtype or header that the format cannot hold; nothing is written then.
+    Tensors may lie on any device, be strided or share memory: each is stored whole, contiguous, on its own, and copied one
+    at a time. FileError for a name, dtype or header that the format cannot hold; nothing is written then.
     """
-    return atomic_write(path, container_bytes(path, header, tensors))
+    size, pieces = _pieces(path, header, tensors)
+
+    def content(file: BinaryIO) -> None:
+        # Behind each piece other threads may run: a training goes on while its file is written.
+        for piece in pieces:
+            file.write(piece)
+
+    return atomic_write(path, content, size)
 
 
 def container_bytes(path: str | os.PathLike[str], header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> bytes:
     """What `write_container` writes. path: how errors call it."""
+    return b"".join(_pieces(path, header, tensors)[1])
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor's values, in order, as uint8 on the CPU; a copy only where they do not lie so."""
+    return tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+
+
+def _pieces(
+    path: str | os.PathLike[str], header: Mapping[str, object], tensors: Mapping[str, Tensor]
+) -> tuple[int, Iterator[bytes | memoryview]]:
+    """The size of a container and its bytes, piece by piece, as the safetensors library spells and orders them."""
     text = dumps(dict(header), f"'{path}': header")
-    stored: dict[str, Tensor] = {}
     if len(tensors) > MAX_TENSORS:
         raise FileError(f"'{path}': too many tensors", got=len(tensors), expected=f"at most {MAX_TENSORS}")
-    for name in sorted(tensors):
+    for name, tensor in tensors.items():
         _check_name(name, path)
-        tensor = tensors[name].detach()
-        if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided:
+        if tensor.dtype not in _NAMES or tensor.layout != torch.strided:
             raise FileError(
                 f"'{path}': tensor '{name}' has a type that the container does not hold",
-                got=f"{tensor.dtype}, {tensor.layout}", expected=f"strided, one of {', '.join(map(str, _DTYPES.values()))}",
+                got=f"{tensor.dtype}, {tensor.layout}", expected=f"strided, one of {', '.join(map(str, _NAMES))}",
             )  # fmt: skip
         if tensor.dim() > MAX_RANK:
             raise FileError(f"'{path}': tensor '{name}' has too many axes", got=tensor.dim(), expected=f"at most {MAX_RANK}")
-        # safetensors refuses views and shared memory; a copy that owns its bytes is neither.
-        stored[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format).contiguous()
-    data = safetensors.torch.save(stored, {_KEY: text})
-    if (length := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES:
-        raise FileError(f"'{path}': the header is too large", got=f"{length} bytes", expected=f"at most {MAX_HEADER_BYTES}")
-    return data
+    order = sorted(tensors, key=lambda name: (_ORDER.index(_NAMES[tensors[name].dtype]), name))
+    table: dict[str, object] = {_METADATA: {_KEY: text}}
+    position = 0
+    for name in order:
+        tensor = tensors[name]
+        end = position + tensor.numel() * tensor.dtype.itemsize
+        table[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    packed = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    packed += b" " * (-len(packed) % 8)
+    if len(packed) > MAX_HEADER_BYTES:
+        raise FileError(
+            f"'{path}': the header is too large", got=f"{len(packed)} bytes", expected=f"at most {MAX_HEADER_BYTES}"
+        )
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(packed).to_bytes(8, "little")
+        yield packed
+        for name in order:
+            for piece in bytes_of(tensors[name]).split(2**20):
+                yield piece.numpy().data
+
+    return 8 + len(packed) + position, pieces()
 
 
 def read_container(path: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[str, Tensor]]:
@@ -74,23 +111,38 @@ def read_container(path: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[
 
 def parse_container(data: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[str, Tensor]]:
     """As `read_container`, of bytes that lie in another file. path: how errors call them."""
-    table_bytes = data[8 : 8 + _table_length(data[:8], len(data), path)]
-    try:
-        table = loads(table_bytes.decode("utf-8"), f"'{path}': table")
-    except UnicodeDecodeError as error:
-        raise FileError(f"'{path}': the table is not text", got=str(error), expected="UTF-8", fix=_FIX) from None
-    if not isinstance(table, dict):
-        raise FileError(f"'{path}': the table is not an object", got=type(table).__name__, fix=_FIX)
-    text = _header_text(table.pop(_METADATA, None), path)
-    _check_table(table, len(data) - 8 - len(table_bytes), path)
-    header = loads(text, f"'{path}': header")
-    if not isinstance(header, dict):
-        raise FileError(f"'{path}': the header is not an object", got=type(header).__name__, fix=_FIX)
+    header = _header(data[: 8 + _table_length(data[:8], len(data), path)], len(data), path)
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:  # whatever the format's own reader objects to that the checks above let pass
         raise FileError(f"'{path}': not readable as safetensors", got=str(error), fix=_FIX) from error
     return header, tensors
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Json]:
+    """The header alone, of a file whose size is the one that its table says. FileError says what is wrong with it."""
+    try:
+        with Path(path).open("rb") as file:
+            start, size = file.read(8), os.fstat(file.fileno()).st_size
+            return _header(start + file.read(_table_length(start, size, path)), size, path)
+    except OSError as error:
+        raise FileError(f"'{path}' cannot be read: {error.strerror or error}") from error
+
+
+def _header(start: bytes, size: int, path: str | os.PathLike[str]) -> dict[str, Json]:
+    """The header, from a container's bytes up to its data, where its table describes a file of this size."""
+    try:
+        table = loads(start[8:].decode("utf-8"), f"'{path}': table")
+    except UnicodeDecodeError as error:
+        raise FileError(f"'{path}': the table is not text", got=str(error), expected="UTF-8", fix=_FIX) from None
+    if not isinstance(table, dict):
+        raise FileError(f"'{path}': the table is not an object", got=type(table).__name__, fix=_FIX)
+    text = _header_text(table.pop(_METADATA, None), path)
+    _check_table(table, size - len(start), path)
+    header = loads(text, f"'{path}': header")
+    if not isinstance(header, dict):
+        raise FileError(f"'{path}': the header is not an object", got=type(header).__name__, fix=_FIX)
+    return header
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -73,7 +73,6 @@ INTEGER_TYPES: dict[str, IntegerType] = {
 
 def integer_type(name: str) -> IntegerType:
     """The type of a name, for text that comes from files and command lines."""
-    try:
-        return INTEGER_TYPES[name]
-    except KeyError:
-        raise SchemeError(f"no integer type {name!r}", got=name, expected=", ".join(INTEGER_TYPES)) from None
+    if not isinstance(name, str) or name not in INTEGER_TYPES:
+        raise SchemeError(f"no integer type {str(name)[:200]!r}", got=repr(name)[:200], expected=", ".join(INTEGER_TYPES))
+    return INTEGER_TYPES[name]

@@ -33,8 +33,10 @@ from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
 from truequant.schemes.targets import TARGETS
 
-LARGEST_FILE = 1 << 20
+LARGEST_FILE = 1 << 18
 """Bytes of a config file that are read; a longer one is no config."""
+LONGEST_LINE = 1000
+"""Characters of a line: the parser's time grows with the square of the parts of a dotted key."""
 _OBSERVERS: dict[str, type[Any]] = {
     "min-max": MinMax, "moving-average": MovingAverage, "histogram": Histogram, "percentile": Percentile, "mse": MSE,
     "entropy": Entropy,
@@ -58,8 +60,14 @@ def config_from_file(path: str | Path) -> QConfig:
                 f"{path}: too large for a config", got=f"{path.stat().st_size} bytes", expected=f"at most {LARGEST_FILE}"
             )
         text = path.read_text(encoding="utf-8")
+        if (longest := max(map(len, text.splitlines()), default=0)) > LONGEST_LINE:
+            raise SchemeError(
+                f"{path}: a line too long for a config", got=f"{longest} characters", expected=f"at most {LONGEST_LINE}"
+            )
         document = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except SchemeError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # what is no text, no TOML, or a number of too many digits
         raise SchemeError(
             f"{path}: cannot be read as TOML", got=f"{type(error).__name__}: {error}", fix="see QConfig.from_file"
         ) from error

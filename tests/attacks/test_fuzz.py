@@ -1,0 +1,67 @@
+"""The short form of `tests.attacks.fuzz`, and hypothesis on the same readers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.attacks import fuzz
+from truequant.errors import TruequantError
+from truequant.schemes import QConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+READERS = ("checkpoint", "restore", "model.tq", "plan", "config JSON", "config TOML", "idx")
+
+
+@pytest.mark.slow
+def test_hostile_inputs_end_in_our_exceptions(tmp_path: Path) -> None:
+    out = tmp_path / "fuzz.json"
+    command = [sys.executable, "-m", "tests.attacks.fuzz", "--inputs", "2500", "--seed", "11", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    result = json.loads(out.read_text())
+    assert (done.returncode, result["escapes"]) == (0, 0), result["escaped"] or done.stderr
+    assert set(result["readers"]) == set(READERS)
+    assert all(sum(counts.values()) > 20 for counts in result["readers"].values())
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, fuzz.Reader], Path]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    return fuzz.readers(folder), folder / "input"
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_bytes_put_in_anywhere(readers: tuple[dict[str, fuzz.Reader], Path], name: str, data: st.DataObject) -> None:
+    known, path = readers
+    seed = data.draw(st.sampled_from(known[name].seeds))
+    at = data.draw(st.integers(0, len(seed)))
+    cut = data.draw(st.integers(0, 16))
+    path.write_bytes(seed[:at] + data.draw(st.binary(max_size=24)) + seed[at + cut :])
+    with contextlib.suppress(TruequantError):
+        known[name].read(path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_honest_files_of_these_tests_are_read(readers: tuple[dict[str, fuzz.Reader], Path], name: str) -> None:
+    known, path = readers
+    seeds = known[name].seeds
+    for seed in seeds if name != "idx" else seeds[:2]:
+        path.write_bytes(seed)
+        known[name].read(path)
+
+
+@pytest.mark.parametrize("text", ["preset = {}", f"preset = {'9' * 900}", f"{'a.' * 3000}b = 1", "weight = { dtype = [] }"])
+def test_configs_that_once_escaped(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "q.toml"
+    path.write_text(text)
+    with pytest.raises(TruequantError, match=r"q\.toml|no integer type|no preset"):
+        QConfig.from_file(path)

@@ -1,0 +1,155 @@
+"""What differs from rank to rank of one training, and state that is spread over ranks.
+
+With DDP every rank holds the whole state but its own random generators and its own position in the data; with FSDP2 the
+parameters and the optimizer's state are DTensors, of which a rank holds a part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from truequant.checkpoints.randomness import RandomStates, random_from_json, random_to_json
+from truequant.checkpoints.stateful import StatefulRecord, stateful_from_json, stateful_to_json
+from truequant.checkpoints.tree import TreeReader, TreeWriter
+from truequant.errors import FileError, TruequantError
+from truequant.files import Json
+
+if TYPE_CHECKING:
+    from truequant.checkpoints.snapshot import Snapshot
+    from truequant.checkpoints.stored import Stored
+
+RankRecord = tuple[RandomStates, StatefulRecord | None]
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) where no process group is."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether a tensor is one of FSDP2's: each rank holds a part of it."""
+    return isinstance(tensor, Tensor) and type(tensor).__name__ == "DTensor"  # importing its class takes a second
+
+
+@torch.no_grad()
+def like(value: Any, live: Any) -> Any:
+    """`value`, a whole tensor, as `live` is: this rank's part of it where `live` is spread over ranks."""
+    if not is_sharded(live) or not isinstance(value, Tensor) or value.shape != live.shape or is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every rank has read the same file: nothing is sent.
+    return distribute_tensor(value.to(live.device), live.device_mesh, live.placements, src_data_rank=None)
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether a model's parameters are spread over ranks."""
+    return any(is_sharded(parameter) for parameter in model.parameters())
+
+
+def written(taken: Snapshot, path: str | os.PathLike[str]) -> int:
+    """Have rank 0 write a snapshot that every rank has taken; its size on all of them. FileError on all where it cannot."""
+    rank, count = world()
+    size, failure = torch.zeros((), dtype=torch.int64), None
+    if rank == 0:
+        try:
+            size.fill_(taken.write(path))
+        except Exception as error:  # raised below, when the others know of it
+            failure = error
+            size.fill_(-1)
+    if count > 1:
+        told = [int(size)]
+        distributed.broadcast_object_list(told, src=0)
+        size.fill_(told[0])
+    if failure is not None:
+        raise failure
+    if int(size) < 0:
+        raise FileError(f"'{path}' cannot be written: rank 0 failed to", fix="see the error of rank 0")
+    return int(size)
+
+
+def of_this_rank(stored: Stored) -> Stored:
+    """What a file says with this rank's own random states and loader, where it was written by as many ranks as now run.
+
+    By another number of ranks, all take rank 0's loader, and the ranks behind it keep their own random states.
+    """
+    rank, count = world()
+    if count == 1 or not stored.ranks:
+        return stored
+    if len(stored.ranks) != count:
+        return stored if rank == 0 else replace(stored, random=None)
+    random, loader = stored.ranks[rank]
+    stateful = dict(stored.stateful) if loader is None else {**stored.stateful, "loader": loader}
+    return replace(stored, random=random, stateful=stateful)
+
+
+def gathered(loader: Any, writer: TreeWriter) -> list[Json]:
+    """Random states and loader of every rank, on rank 0; every rank has to call it. Nothing where there is one rank."""
+    rank, count = world()
+    if count == 1:
+        return []
+    own = TreeWriter()
+    told: dict[str, Json] = {
+        "random": random_to_json(own),
+        "loader": None if loader is None else stateful_to_json(loader, "loader", own),
+    }
+    everyone: list[Any] | None = [None] * count if rank == 0 else None
+    distributed.gather_object((told, {name: t.cpu() for name, t in own.tensors.items()}), everyone)
+    found: list[Json] = []
+    for index, (record, tensors) in enumerate(everyone or ()):
+        for name, tensor in tensors.items():
+            writer.tensors[f"rank {index}/{name}"] = tensor
+        found.append(_renamed(record, f"rank {index}/"))
+    return found
+
+
+def _renamed(value: Json, prefix: str) -> Json:
+    """JSON of a tree whose tensors have got other names."""
+    if isinstance(value, list):
+        return [_renamed(item, prefix) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and (tag := next(iter(value))) in ("$tensor", "$array", "$scalar"):
+        return {tag: f"{prefix}{value[tag]}"}
+    return {key: _renamed(item, prefix) for key, item in value.items()}
+
+
+def ranks_from_json(value: Json, reader: TreeReader) -> list[RankRecord]:
+    """What a file says of every rank. FileError for what `gathered` cannot have written."""
+    if not isinstance(value, list):
+        raise FileError(f"{reader.where}: 'ranks' has a wrong type", got=repr(value)[:120], expected="list")
+    found: list[RankRecord] = []
+    for index, item in enumerate(value):
+        if not isinstance(item, dict) or set(item) != {"random", "loader"}:
+            raise FileError(f"{reader.where}: rank {index} cannot be", got=repr(item)[:120], expected="random and loader")
+        loader = None if item["loader"] is None else stateful_from_json(item["loader"], reader, f"rank {index}: loader")
+        found.append((random_from_json(item["random"], reader), loader))
+    return found
+
+
+def agreed(find: Callable[[], tuple[Path, Stored | None] | None]) -> tuple[Path, Stored | None] | None:
+    """What rank 0 finds, on every rank: the file's path, and on rank 0 what it read there."""
+    rank, count = world()
+    if count == 1:
+        return find()
+    told: list[Any] = [None, None]
+    found: tuple[Path, Stored | None] | None = None
+    if rank == 0:
+        try:
+            found = find()
+            told = [None if found is None else str(found[0]), None]
+        except TruequantError as error:
+            told = [None, error]
+    distributed.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return found if rank == 0 or told[0] is None else (Path(told[0]), None)
