@@ -1,6 +1,18 @@
 """truequant: quantization-aware training whose Int8 model is, bit for bit, the model you validated."""
 
-from truequant.analysis import Verification, assert_exact, replay, verify
+from truequant.analysis import (
+    Latency,
+    LayerFacts,
+    MultiplyAccumulates,
+    Sensitivity,
+    Size,
+    Verification,
+    assert_exact,
+    replay,
+    search,
+    sensitivity,
+    verify,
+)
 from truequant.calibration import (
     GPTQ,
     AdaRound,
@@ -80,13 +92,16 @@ from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
     "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
-    "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation", "DoReFa", "Entropy",
-    "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor", "Histogram", "Int8Model", "LSQPlus",
-    "MinMax", "MovingAverage", "MovingAverageStatistics", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile",
-    "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
-    "SmoothQuant", "StatefulSampler", "Statistics", "Stochastic", "TruequantError", "Verification", "assert_exact",
-    "calibrate", "codes", "compile", "convert", "evaluate", "export_onnx", "figures", "freeze", "int1", "int2", "int3",
-    "int4", "int7", "int8", "load", "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare",
-    "quantizers", "quantizers_off", "reestimate_batchnorm", "register_op", "replace_relu6", "replay", "restore_float",
-    "save_checkpoint", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
+    "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation",
+    "DoReFa", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor",
+    "Histogram", "Int8Model", "LSQPlus", "Latency", "LayerFacts", "MinMax", "MovingAverage",
+    "MovingAverageStatistics", "MultiplyAccumulates", "Nearest", "PerChannel", "PerGroup", "PerTensor",
+    "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig",
+    "QuantScheme", "Rule", "Sensitivity", "Size", "SmoothQuant", "StatefulSampler", "Statistics", "Stochastic",
+    "TruequantError", "Verification", "assert_exact", "calibrate", "codes", "compile", "convert", "evaluate",
+    "export_onnx", "figures", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load",
+    "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers",
+    "quantizers_off", "reestimate_batchnorm", "register_op", "replace_relu6", "replay", "restore_float",
+    "save_checkpoint", "search", "sensitivity", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8",
+    "unfreeze", "verify",
 ]  # fmt: skip

@@ -6,9 +6,10 @@ from truequant.calibration.calibrate import calibrate
 from truequant.calibration.equalization import CrossLayerEqualization, replace_relu6
 from truequant.calibration.gptq import GPTQ
 from truequant.calibration.reconstruction import BlockReconstruction
+from truequant.calibration.simulation import quantizing, simulated
 from truequant.calibration.smoothquant import SmoothQuant
 
 __all__ = [
     "GPTQ", "AdaRound", "BiasCorrection", "BlockReconstruction", "CrossLayerEqualization", "SmoothQuant", "calibrate",
-    "replace_relu6",
+    "quantizing", "replace_relu6", "simulated",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from truequant import numerics
+from truequant.calibration.simulation import decoded
 from truequant.fake import TRANSPOSED, QATModuleWrapper, RuntimeSite, WeightQuantizer, as_layer, layer_weight
 from truequant.fake.transposed import module_call
 from truequant.planning import LINEAR_OPS
@@ -120,11 +121,7 @@ class Layer:
 
     def decoded(self, codes: Tensor, scale: Tensor) -> Tensor:
         """The weight that `codes` stand for, without the BatchNorm's factor: 0 where there is no taking it out."""
-        values, factor = codes * scale, self.factor()
-        if not self.quantizer.tied or factor is None:
-            return values
-        divisor = numerics.along_axis(factor, 0, values.dim())
-        return torch.where(divisor.abs() > numerics.MIN_SCALE, values.double() / divisor, 0.0).float()
+        return decoded(self.quantizer, codes, scale, self.factor())
 
     def finished(self, y: Tensor) -> Tensor:
         """`y`, the sums with their bias, through the BatchNorm and the clamp that are computed with the layer."""
@@ -174,11 +171,21 @@ def layers(model: QATModuleWrapper, method: str) -> list[Layer]:
 
 
 def roundable(model: QATModuleWrapper, method: str) -> list[Layer]:
-    """The layers with more than two codes, whose weights can be rounded this way or that."""
-    found = layers(model, method)
-    binary = [layer for layer in found if layer.quantizer.scheme.dtype.bits == 1]
-    warn_left(method, [(layer.name, "its weight is binary") for layer in binary])
-    return [layer for layer in found if layer not in binary]
+    """The layers whose weights can be rounded this way or that."""
+    found = {layer: _decided(layer.quantizer) for layer in layers(model, method)}
+    warn_left(method, [(layer.name, why) for layer, why in found.items() if why is not None])
+    return [layer for layer, why in found.items() if why is None]
+
+
+def _decided(quantizer: WeightQuantizer) -> str | None:
+    """Why the codes of a weight are not free."""
+    if quantizer.scheme.dtype.bits == 1:
+        return "its weight is binary"
+    if quantizer.algorithm.codes is not None:
+        return f"{type(quantizer.scheme.scale).__name__} decides its codes"
+    if quantizer.oscillation is not None and bool(quantizer.oscillation.frozen.any()):
+        return "training froze some of its codes"
+    return None
 
 
 def _why_not(module: Any, leaf: bool, owners: Counter[int]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +15,9 @@ from truequant.calibration.blocks import Block, Sample, blocks_of, outputs_of, s
 from truequant.calibration.layers import roundable
 from truequant.calibration.method import Method, Stage, Work
 from truequant.calibration.rounding import SoftRounding, sharpness
-from truequant.calibration.running import evaluating
+from truequant.calibration.simulation import quantizing, simulated
 from truequant.errors import ArgumentError
-from truequant.fake import FakeQuantize
+from truequant.fake import FakeQuantize, WeightQuantizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,29 +113,17 @@ def _distance(outputs: list[Tensor], wanted: list[Tensor]) -> Tensor:
     return torch.stack([(y - t).square().sum() for y, t in zip(outputs, wanted, strict=True)]).sum()
 
 
-@contextlib.contextmanager
-def _simulated(block: Block, weights: list[Tensor], drop: float, chance: torch.Generator | None) -> Iterator[None]:
-    """In this context the block computes with these weights on floats, and quantizes activations with probability 1 - drop."""
-    clock = block.layers[0].quantizer.clock
-    state, replaced = clock.state, []
-    try:
-        for module in block.module.modules():
-            if isinstance(module, FakeQuantize):
-                replaced.append(_replace(module, _dropping(module, drop, chance)))
-        for layer, weight in zip(block.layers, weights, strict=True):
-            replaced.append(_replace(layer.quantizer, lambda w, f=None, weight=weight: weight.to(w.dtype)))
-        clock.state = "calibrating"  # the path of floats in evaluation
-        with evaluating(block.module):
-            yield
-    finally:
-        clock.state = state
-        for module in replaced:
-            del module.__dict__["forward"]
-
-
-def _replace(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
-    module.__dict__["forward"] = forward
-    return module
+def _simulated(
+    block: Block, weights: list[Tensor], drop: float, chance: torch.Generator | None
+) -> contextlib.AbstractContextManager[None]:
+    """A context in which the block computes with these weights and quantizes activations with probability `1 - drop`."""
+    activations = [m for m in block.module.modules() if isinstance(m, FakeQuantize)]
+    replacements: dict[nn.Module, Callable[..., Tensor]] = {q: _dropping(q, drop, chance) for q in activations}
+    for layer, weight in zip(block.layers, weights, strict=True):
+        replacements[layer.quantizer] = lambda w, f=None, weight=weight: weight.to(w.dtype)
+    others = [m for m in block.module.modules() if isinstance(m, WeightQuantizer) and m not in replacements]
+    replacements |= {quantizer: quantizing(quantizer) for quantizer in others}
+    return simulated(block.module, block.layers[0].quantizer.clock, replacements)
 
 
 def _dropping(quantizer: FakeQuantize, drop: float, chance: torch.Generator | None) -> Callable[[Tensor], Tensor]:

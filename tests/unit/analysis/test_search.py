@@ -1,0 +1,148 @@
+"""Search: budgets hold, equal arguments give equal configs, an interrupted search goes on, and mixed bits beat uniform ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import truequant as tq
+from truequant.analysis.search import Space
+from truequant.errors import ArgumentError, FileError
+
+TYPES = (tq.int2, tq.int4, tq.int8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+        self.up, self.fc = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Linear(4, 64)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.up(F.relu(self.b(F.relu(self.a(x)))))).mean((2, 3))
+        return self.head(F.relu(self.fc(x)))
+
+
+WEIGHTS = {"a": 144, "b": 288, "up": 128, "fc": 256, "head": 256}
+
+
+def size(model: nn.Module, x: Tensor, config: tq.QConfig) -> float:
+    plan = tq.plan(model, x, config)
+    return sum(WEIGHTS[q.owner] * q.scheme.dtype.bits / 8 for q in plan.quantizers if q.kind == "weight")
+
+
+def loss(model: nn.Module, x: Tensor, config: tq.QConfig) -> float:
+    return tq.sensitivity(tq.calibrate(tq.prepare(model, x, config), [x]), [x]).quantized
+
+
+def test_the_facts_of_layers() -> None:
+    x = torch.randn(3, 2, 8, 8)
+    layers = {one.facts.name: one.facts for one in Space(Net(), x, tq.QConfig(), TYPES, (tq.uint8,)).layers}
+    assert {n: f.weights for n, f in layers.items()} == WEIGHTS
+    counts = {n: f.multiply_accumulates for n, f in layers.items()}
+    assert counts == {"a": 144 * 36, "b": 288 * 16, "up": 128 * 16, "fc": 256, "head": 256}
+
+
+@pytest.mark.parametrize("limit", [400.0, 600.0, 800.0])
+def test_size_holds_and_mixed_widths_beat_uniform_ones(limit: float) -> None:
+    model, x = Net().eval(), torch.randn(64, 2, 8, 8)
+    config = tq.search(model, x, [x], tq.Size(limit))
+    assert size(model, x, config) <= limit
+    assert config == tq.search(model, x, [x], tq.Size(limit))
+    uniform = []
+    for dtype in TYPES:
+        same = tq.QConfig(weight=tq.QuantScheme(dtype, tq.PerChannel(0)))
+        if size(model, x, same) <= limit:
+            uniform.append(loss(model, x, same))
+    assert loss(model, x, config) <= 1.05 * min(uniform)
+    qat = tq.calibrate(tq.prepare(model, x, config), [x])
+    assert tq.verify(qat, tq.convert(qat), [x], runtimes=["reference"]).codes_different == 0
+
+
+def test_multiply_accumulates_with_activations_too() -> None:
+    model, x = Net().eval(), torch.randn(64, 2, 8, 8)
+    macs = {"a": 144 * 36, "b": 288 * 16, "up": 128 * 16, "fc": 256, "head": 256}
+    limit = 0.3 * sum(macs.values())
+    config = tq.search(model, x, [x], tq.MultiplyAccumulates(limit), activations=(tq.uint4, tq.uint8))
+    plan = tq.plan(model, x, config)
+    spent = 0.0
+    for site in plan.sites:
+        if site.weight is not None and site.reads[0] is not None:
+            bits = plan.quantizer(site.weight).scheme.dtype.bits, plan.quantizer(site.reads[0]).scheme.dtype.bits
+            spent += macs[site.name] * bits[0] * bits[1] / 64
+    assert spent <= limit
+    assert {q.scheme.dtype.bits for q in plan.quantizers if q.kind == "activation"} <= {4, 8}
+    assert all(q.scheme.dtype.bits == 8 for q in plan.quantizers if q.kind in ("input", "output"))
+
+
+def test_latency_is_what_the_function_says() -> None:
+    model, x = Net().eval(), torch.randn(64, 2, 8, 8)
+    config = tq.search(model, x, [x], tq.Latency(1.5, lambda f, w, a: 1.0 if f.name == "b" and w == 8 else 0.1 * w / 4))
+    assert tq.plan(model, x, config).quantizer("b.weight").scheme.dtype.bits < 8
+
+
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    model, x, path = Net().eval(), torch.randn(32, 2, 8, 8), tmp_path / "search.json"
+    y = torch.randint(0, 4, (32,))
+    calls = 0
+
+    def metric(outputs: Any, item: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return F.cross_entropy(outputs, item[1]).item()
+
+    stop = 8
+    with pytest.raises(KeyboardInterrupt):
+        tq.search(model, x, [(x, y)], tq.Size(500), metric, path=path)
+    assert len(json.loads(path.read_text())["losses"]) == 7
+    stop = 0
+    calls = 0
+    config = tq.search(model, x, [(x, y)], tq.Size(500), metric, path=path)
+    assert calls == 1 + 3 * 5 - 7
+    again = tq.search(model, x, [(x, y)], tq.Size(700), metric, path=path)  # another budget measures nothing anew
+    assert calls == 1 + 3 * 5 - 7
+    assert size(model, x, again) >= size(model, x, config)
+    assert config == tq.search(model, x, [(x, y)], tq.Size(500), metric)
+
+
+def test_a_file_of_another_search_or_of_something_else_is_refused(tmp_path: Path) -> None:
+    model, x, path = Net().eval(), torch.randn(32, 2, 8, 8), tmp_path / "search.json"
+    tq.search(model, x, [x], tq.Size(500), path=path)
+    before = path.read_bytes()
+    with pytest.raises(FileError, match="the evaluations of another search"):
+        tq.search(model, x, [x + 1], tq.Size(500), path=path)
+    with torch.no_grad():
+        model.a.weight += 1
+    with pytest.raises(FileError, match="the evaluations of another search"):
+        tq.search(model, x, [x], tq.Size(500), path=path)
+    assert path.read_bytes() == before
+    for text in ("[]", "{", '{"losses": 3}', '{"identity": "x", "losses": {}}'):
+        path.write_text(text)
+        with pytest.raises(FileError):
+            tq.search(model, x, [x], tq.Size(500), path=path)
+    identity = json.loads(before)["identity"]
+    path.write_text(json.dumps({"identity": identity, "losses": {"float": "zero"}}))
+    with torch.no_grad():
+        model.a.weight -= 1
+    with pytest.raises(FileError):
+        tq.search(model, x, [x], tq.Size(500), path=path)
+
+
+def test_rules_stay_and_impossible_budgets_are_named() -> None:
+    model, x = Net().eval(), torch.randn(32, 2, 8, 8)
+    config = tq.search(model, x, [x], tq.Size(300), config=tq.QConfig().with_rules(tq.Rule("head", None)))
+    plan = tq.plan(model, x, config)
+    assert "head" in [s.name for s in plan.in_float()]
+    with pytest.raises(ArgumentError, match=r"search: Size\(100\) cannot be met"):
+        tq.search(model, x, [x], tq.Size(100))
+    with pytest.raises(ArgumentError, match="no widths"):
+        tq.search(model, x, [x], tq.Size(100), weights=())
