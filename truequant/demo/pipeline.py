@@ -22,6 +22,7 @@ from truequant.demo.mnist import Mnist, load_mnist
 from truequant.demo.models import MODELS
 from truequant.demo.progress import train_visibly
 from truequant.demo.result import DemoOptions, DemoResult
+from truequant.demo.saving import job_saving
 from truequant.demo.training import Recipe, accuracy, logits
 from truequant.errors import ArgumentError
 from truequant.files import atomic_write
@@ -109,14 +110,19 @@ def _train(options: DemoOptions, config: tq.QConfig, data: Mnist, console: Conso
     first = Recipe(options.float_epochs, _FLOAT_LEARNING_RATE, seed=options.seed)
     extra = Recipe(options.qat_epochs, _FINE_LEARNING_RATE, seed=options.seed + 1)
     start = first.steps(len(data.train_images))
-    with training_progress(console) as progress:
-        trunk = train_visibly("float", common, data, first, 0, progress)
+    job = {n: getattr(options, n) for n in ("model", "preset", "float_epochs", "qat_epochs", "seed")}
+    job["images"] = len(data.train_images)
+    with (
+        job_saving(options.checkpoint_dir, options.checkpoint_every, options.resume, job) as saved,
+        training_progress(console) as progress,
+    ):
+        trunk = train_visibly("float", common, data, first, 0, progress, saved[0])
         float_model = copy.deepcopy(common)
-        float_branch = train_visibly("float, continued", float_model, data, extra, start, progress)
+        float_branch = train_visibly("float, continued", float_model, data, extra, start, progress, saved[1])
 
         qat = tq.prepare(common, data.train_images[:8], config)
         tq.calibrate(qat, _batches(data.train_images[:_CALIBRATION_IMAGES]))
-        qat_branch = train_visibly("quantization-aware", qat, data, extra, start, progress)
+        qat_branch = train_visibly("quantization-aware", qat, data, extra, start, progress, saved[2])
     console.print("quantizing the float model after training, in three ways …")
     ptq, observer = _quantize_after_training(float_model, config, data)
     return _Trained(float_model, ptq, observer, qat, (trunk, float_branch, qat_branch))

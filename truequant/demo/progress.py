@@ -6,11 +6,14 @@ from rich.progress import Progress
 from torch import nn
 
 from truequant.demo.mnist import Mnist
+from truequant.demo.saving import PhaseSaving
 from truequant.demo.training import Recipe, accuracy, fit
 from truequant.reports import Branch
 
 
-def train_visibly(name: str, model: nn.Module, data: Mnist, recipe: Recipe, start: int, progress: Progress) -> Branch:
+def train_visibly(
+    name: str, model: nn.Module, data: Mnist, recipe: Recipe, start: int, progress: Progress, saving: PhaseSaving | None = None
+) -> Branch:
     """Train `model` in place under a bar, and return its losses and its accuracy on the held-out images by step.
 
     `start`: the steps that led to `model`; where there are some, its accuracy at the start is recorded too.
@@ -29,5 +32,8 @@ def train_visibly(name: str, model: nn.Module, data: Mnist, recipe: Recipe, star
     if start:
         model.eval()
         on_epoch(0)
-    fit(model, data.train_images, data.train_labels, recipe, on_step, on_epoch)
+    if saving is not None:
+        saving.losses, saving.accuracies = losses, accuracies
+    fit(model, data.train_images, data.train_labels, recipe, on_step, on_epoch, saving)
+    progress.update(task, completed=len(losses), loss=losses[-1] if losses else float("nan"))
     return Branch(name, start, tuple(losses), accuracies)

@@ -24,6 +24,9 @@ class DemoOptions:
     qat_epochs: int = 2
     seed: int = 0
     out: Path = Path("out")
+    checkpoint_dir: Path | None = None
+    checkpoint_every: int = 100
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True)

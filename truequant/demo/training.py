@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,16 @@ from torch import Tensor, nn
 
 OnStep = Callable[[int, float], None]
 OnEpoch = Callable[[int], None]
+
+
+class Saving(Protocol):
+    """Where a training is kept and taken up again."""
+
+    def restore(self, **parts: Any) -> int:
+        """Restore what was kept last; the step that it was kept behind, 0 where there is nothing."""
+
+    def step(self, step: int, *, last: bool, **parts: Any) -> None:
+        """A step is done, of an epoch with its evaluation where it is the epoch's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +51,9 @@ def fit(
     recipe: Recipe,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
+    saving: Saving | None = None,
 ) -> None:
-    """Train `model` in place and leave it in `eval()`.
+    """Train `model` in place and leave it in `eval()`; with `saving`, from where its checkpoints leave off.
 
     `on_step(step, loss)` is called behind each step and `on_epoch(step)`, with the model in `eval()`, behind each epoch;
     steps count from 1. The order of the images depends on `recipe.seed` alone, so that two models see the same batches.
@@ -52,12 +64,19 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     shuffle = torch.Generator().manual_seed(recipe.seed)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
+    done = saving.restore(**parts) if saving is not None else 0
     step = 0
     for _ in range(recipe.epochs):
-        model.train()
         order = torch.randperm(len(images), generator=shuffle)
-        for batch in order.split(size):
-            if len(batch) < size:
+        batches = [batch for batch in order.split(size) if len(batch) == size]
+        if step + len(batches) <= done:
+            step += len(batches)
+            continue
+        model.train()
+        for number, batch in enumerate(batches, 1):
+            if step < done:
+                step += 1
                 continue
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[batch]), labels[batch])
@@ -67,9 +86,12 @@ def fit(
             step += 1
             if on_step is not None:
                 on_step(step, loss.item())
-        model.eval()
-        if on_epoch is not None:
-            on_epoch(step)
+            if number == len(batches):
+                model.eval()
+                if on_epoch is not None:
+                    on_epoch(step)
+            if saving is not None:
+                saving.step(step, last=step == steps, **parts)
     model.eval()
 
 

@@ -32,11 +32,23 @@ def demo(
     ] = _DEFAULTS.qat_epochs,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and shuffling.")] = _DEFAULTS.seed,
     out: Annotated[Path, typer.Option(help="Folder for model.tq, model.onnx, result.json, curves.png.")] = _DEFAULTS.out,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of checkpoints, from which --resume goes on.")
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Steps from one checkpoint to the next.")] = (
+        _DEFAULTS.checkpoint_every
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints, to the same bits; fresh where there are none.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on MNIST, quantize, convert, export, and verify that nothing changed on the way."""
     with session(context, as_json) as run:
-        result = run_demo(DemoOptions(data, model.value, preset, float_epochs, qat_epochs, seed, out), run.console)
+        options = DemoOptions(
+            data, model.value, preset, float_epochs, qat_epochs, seed, out, checkpoint_dir, checkpoint_every, resume
+        )
+        result = run_demo(options, run.console)
         run.show(
             "", stage_table(list(result.stages.values()), f"{model.value}, {preset}: {result.test_images:,} test images"),
             verification_table(result.verification, "Every code of every edge, against QAT as evaluated"),
