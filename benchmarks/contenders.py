@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,17 +90,23 @@ class Counted:
 def idle_quantizers(qat: nn.Module, x: Tensor) -> list[str]:
     """Quantizers of activations and weights without which a training forward gives the very same result: it must be none.
 
-    Ranges are frozen in a copy, so that nothing but the one quantizer that is switched off differs between two forwards.
+    Ranges are frozen in a copy, so that nothing but the one quantizer that is switched off differs between two forwards; the
+    quantizers of the outputs, whose grid would swallow a small difference, are switched off for all the others.
     """
-    held = tq.freeze(copy.deepcopy(qat))
+    held: Any = tq.freeze(copy.deepcopy(qat))
+    outputs = {q.name for q in held.binding.plan.quantizers if q.kind == "output"}
+    table = dict(quantizers(held))
+    idle = []
     with torch.no_grad():
-        expected = held(x)
-        idle = []
-        for name, quantizer in quantizers(held):
-            quantizer.quantizing = False
-            if torch.equal(held(x), expected):
-                idle.append(name)
-            quantizer.quantizing = True
+        for group in (outputs, table.keys() - outputs):
+            expected = held(x)
+            for name in sorted(group):
+                table[name].quantizing = False
+                if torch.equal(held(x), expected):
+                    idle.append(name)
+                table[name].quantizing = True
+            for name in outputs:
+                table[name].quantizing = False
     return idle
 
 
