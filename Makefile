@@ -28,7 +28,7 @@ quick: setup  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not emulated" $(ARGS)
 
 bench: setup  ## the short form of every benchmark of docs/performance.md
-	$(BIN)/python benchmarks/qat_step.py --quick
+	for name in qat_step fake_quantize memory prepare scaling; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 check: setup  ## lint, formatting, types, floors
 	$(BIN)/ruff check .

@@ -86,6 +86,8 @@ class Local(threading.local):
 
     def __init__(self) -> None:
         self.frame: Any = None
+        self.calls: Any = None
+        """The function mode that watches the calls of the owner in whose forward this thread is."""
         self.recorder: Any = None
         self.marking = False
         self.committed: set[int] = set()

@@ -7,165 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from truequant.errors import PlanError, StateError
-from truequant.fake.clock import Clock, in_backward, local
+from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, suspend
+from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
-from truequant.fake.inputs import InputQuantizer, quantize_inputs
+from truequant.fake.inputs import quantize_inputs
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
-from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed, layer_weight, module_call
+from truequant.fake.transposed import TRANSPOSED, layer_weight, module_call
 from truequant.observers import several, widest
-from truequant.planning import Plan, counted_as, decomposed, op_of, out_of_place, writes_in_place
+from truequant.planning import decomposed
 from truequant.schemes import QuantScheme
 
-Sites = Mapping[tuple[str, int], RuntimeSite]
 M = TypeVar("M", bound=nn.Module)
 
-
-@dataclass(eq=False)
-class Binding:
-    """What `prepare` hangs on a swapped module. Keys of the tables are frame keys."""
-
-    name: str
-    clock: Clock
-    multiple: bool = False
-    leaf: dict[tuple[int, ...], RuntimeSite] | None = None
-    evaluated: dict[tuple[int, ...], Sites] = field(default_factory=dict)
-    trained: dict[tuple[int, ...], Sites] = field(default_factory=dict)
-    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    acts: bool = False
-    """Whether calls of functions in the module's own forward need to be seen in every forward."""
-    watched: bool = False
-    """Whether calls of functions in its own forward need to be seen where codes are recorded or sites marked."""
-    unrolls: bool = False
-    """Whether recurrent layers run step by step."""
-    outermost: bool = False
-    """Whether a call of this module is a step of training."""
-    plan: Plan | None = None
-    """Of the outermost module of a prepared model: its plan."""
-    inputs: tuple[InputQuantizer, ...] = ()
-    """Of the outermost module."""
-
-
-class _CallSites(TorchFunctionMode):
-    """Active in one forward of one owner: the n-th call of an op there finds its site."""
-
-    def __init__(self, binding: Binding, frame: Frame, training: bool) -> None:
-        super().__init__()
-        self.binding, self.frame, self.training = binding, frame, training
-        table = binding.trained if training else binding.evaluated
-        self.sites: Sites = table.get(frame.key, {})
-        self.seen: dict[str, int] = {}
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if local.frame is not self.frame:
-            return func(*args, **kwargs)
-        op = op_of(func)
-        if op is None:
-            return func(*args, **kwargs)
-        op = counted_as(op, args, kwargs)
-        ordinal = self.seen.get(op.name, 0)
-        self.seen[op.name] = ordinal + 1
-        site = self.sites.get((op.name, ordinal))
-        if site is None:
-            self._expect(op.name, ordinal, args)
-            return func(*args, **kwargs)
-        with Frame(self.frame.key):
-            if site.plan.action == "layer":
-                return _functional_layer(site, func, args, kwargs)
-            if site.plan.writes_back or kwargs.get("inplace") or writes_in_place(func):
-                return _in_place_call(site, func, args, kwargs)
-            return site.run(func, args, kwargs)
-
-    def _expect(self, op: str, ordinal: int, args: Sequence[Any]) -> None:
-        """A call that planning never saw must not pass silently."""
-        counts = self.binding.counts.get(op)
-        if counts is not None and ordinal < max(counts):
-            return
-        if any(isinstance(a, Tensor) and a.is_floating_point() for a in args) and op in _WATCHED:
-            known = 0 if counts is None else counts[self.training]
-            where = f"'{self.binding.name}'" if self.binding.name else "the model"
-            raise PlanError(
-                f"{where}: call {ordinal} of '{op}' was not there when the model was prepared",
-                got=f"at least {ordinal + 1} calls of '{op}' in one forward", expected=f"{known}",
-                fix="prepare with example inputs that take this path",
-            )  # fmt: skip
-
-
-class _LeafCall(TorchFunctionMode):
-    """Active in one forward of a module of torch's whose one call must be seen with its arguments."""
-
-    def __init__(self, site: RuntimeSite) -> None:
-        super().__init__()
-        self.site = site
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        op = op_of(func)
-        if op is None or op.name != self.site.plan.op:
-            return func(*args, **(kwargs or {}))
-        return self.site.run(func, args, kwargs or {})
-
-
 _NEED_ARGUMENTS = frozenset(("average", "pool", "resize", "table", "lookup"))
-_WATCHED = frozenset(
-    (
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "batch_norm",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "add",
-        "sub",
-        "mul",
-        "cat",
-        "mean",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-    )
-)
-
-
-def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run an in-place op out of place; write its quantized result back where the plan saw the old tensor read afterwards."""
-    arguments = {k: v for k, v in kwargs.items() if k != "inplace"}
-    plain = func if "inplace" in kwargs else out_of_place(func)
-    y = site.run(plain, args, arguments)
-    if site.plan.writes_back:
-        args[0].copy_(y)
-        return args[0]
-    return y
-
-
-def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """`F.linear(x, w, b)` or `F.conv2d(x, w, b, …)` called on tensors."""
-    if site.plan.op in ("matmul", "addmm"):
-        bias, x, weight = args if site.plan.op == "addmm" else (None, *args)
-        return site.run_layer(F.linear, x, weight.t(), bias)
-    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {
-        k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs
-    }
-    rest = {k: v for k, v in kwargs.items() if k not in named}
-    if site.plan.op in TRANSPOSED:
-        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-        weight = as_layer(named["weight"], groups)
-        return site.run_layer(
-            lambda x, w, b: func(x, as_transposed(w, groups), b, *args[3:], **rest), named["input"], weight, named.get("bias")
-        )
-    return site.run_layer(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))
 
 
 class QATModuleWrapper(nn.Module):
@@ -179,8 +44,12 @@ class QATModuleWrapper(nn.Module):
         key = key_of(self, binding.multiple)
         if binding.outermost:
             return self._outermost(args, kwargs)
-        with Frame(key) as frame:
-            return self._forward(binding, frame, args, kwargs)
+        suspended = suspend()
+        try:
+            with Frame(key) as frame:
+                return self._forward(binding, frame, args, kwargs)
+        finally:
+            resume(suspended)
 
     def _forward(self, binding: Binding, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if binding.leaf is not None:
@@ -195,7 +64,7 @@ class QATModuleWrapper(nn.Module):
             return self._leaf(site, args, kwargs)
         seen = binding.acts or (binding.watched and (local.recorder is not None or local.marking))
         if seen and binding.clock.enabled:
-            with _CallSites(binding, frame, self.training) as calls:
+            with CallSites(binding, frame, self.training) as calls:
                 outputs = self._own_forward(binding, args, kwargs)
             if local.marking:
                 known = {op: evaluated for op, (evaluated, _) in binding.counts.items()}
@@ -227,7 +96,7 @@ class QATModuleWrapper(nn.Module):
         if getattr(self, "inplace", False) is True:
             return self._in_place(site, args, kwargs)
         if action in _NEED_ARGUMENTS and site.exact():
-            with _LeafCall(site):
+            with LeafCall(site):
                 return forward(*args, **kwargs)
         return site.run(forward, args, kwargs)
 

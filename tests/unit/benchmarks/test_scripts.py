@@ -32,3 +32,26 @@ def test_a_step(tmp_path: Path) -> None:
     assert (row["model"], row["batch"], row["codes_different"], row["quantizers"]) == ("LeNet", 2, 0, 9)
     assert row["ratios"]["float"] == 1.0
     assert set(row["seconds"]) == {"float", "truequant", "torch.ao FX"}
+
+
+@pytest.mark.slow
+def test_kernels(tmp_path: Path) -> None:
+    rows = run(tmp_path, "fake_quantize", "--megabytes", "0.5", "--seconds", "0")["rows"]
+    assert {r["pass"] for r in rows} == {"forward", "backward"}
+    assert all(r["share"] > 0 for r in rows)
+
+
+@pytest.mark.slow
+def test_memory(tmp_path: Path) -> None:
+    [row] = run(tmp_path, "memory", "LeNet", "--batch", "8")["rows"]
+    # Two convolutions and two linear layers, their inputs and results: what LeNet keeps is known to within its odds and ends.
+    activations = 8 * 4 * (784 + 2 * 16 * 576 + 2 * 32 * 64 + 2 * 2304 + 2 * 512 + 2 * 128)
+    assert 0.5 * activations < row["float"]["saved"] < 4 * activations
+    assert row["float"]["held"] > 0
+    assert row["saved"] > 0.9
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path) -> None:
+    rows = run(tmp_path, "scaling", "--quick", "--seconds", "0")["rows"]
+    assert [r["along"] for r in rows] == ["threads", "batch", "batch", "depth", "depth"]

@@ -1,0 +1,124 @@
+"""How fast fake quantization moves bytes, as a share of what a plain copy of the same tensor moves.
+
+    python benchmarks/fake_quantize.py [--megabytes N …] [--quick] [--record]
+
+forward: a quantizer in training, which commits, observes and quantizes, reads each element once and writes it once, and a bit
+for its gradient; backward reads the gradient and the bit and writes the gradient. `clone` reads and writes each element. The
+share is (bytes moved / seconds) over the same of `clone`, measured in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Iterator
+
+import harness
+import torch
+from harness import Row
+from torch import Tensor
+
+import truequant as tq
+from truequant.fake import FakeQuantize, WeightQuantizer
+from truequant.schemes import PerChannel, QuantScheme, int8, uint8
+
+SHAPE = (64, 32, 32)
+"""Channels, height and width of an image."""
+
+STILL = "activation, not observing"
+
+Pass = tuple[str, Callable[[], object], float]
+"""Name, call, and bytes moved in units of the tensor's bytes."""
+
+
+def passes(quantizer: Callable[[Tensor], Tensor], x: Tensor, bits: float) -> Iterator[Pass]:
+    """Forward and backward of one quantizer. bits: of the mask, in units of the tensor's bytes."""
+    y = quantizer(x)
+    gradient = torch.randn_like(y)
+    yield "forward", lambda: quantizer(x), 2.0 + bits
+    yield "backward", lambda: torch.autograd.grad(y, x, gradient, retain_graph=True), 2.0 + bits
+
+
+def quantizers() -> dict[str, Callable[[], torch.nn.Module]]:
+    """Every kind of quantizer that training runs."""
+    return {
+        "activation": lambda: FakeQuantize(QuantScheme(uint8)),
+        STILL: lambda: FakeQuantize(QuantScheme(uint8)),
+        "activation, per channel": lambda: FakeQuantize(QuantScheme(uint8, PerChannel(1)), SHAPE[0]),
+        "activation, learned scale": lambda: FakeQuantize(QuantScheme(uint8, scale=tq.LSQ())),
+        "weight, per channel": lambda: WeightQuantizer(QuantScheme(int8, PerChannel(0)), SHAPE[0]),
+        "weight, per tensor": lambda: WeightQuantizer(QuantScheme(int8)),
+    }
+
+
+def tensor_of(kind: str, megabytes: float, dtype: torch.dtype, layout: str) -> Tensor:
+    """A tensor of about that size: images, or a matrix of SHAPE[0] rows."""
+    elements = int(megabytes * 1e6 / torch.empty(0, dtype=dtype).element_size())
+    plane = SHAPE[0] * SHAPE[1] * SHAPE[2]
+    if kind.startswith("weight"):
+        return torch.randn(SHAPE[0], max(1, elements // SHAPE[0])).to(dtype).requires_grad_()
+    x = torch.randn(max(1, elements // plane), *SHAPE).to(dtype)
+    return (x.contiguous(memory_format=torch.channels_last) if layout == "channels-last" else x).requires_grad_()
+
+
+def rows_of(kind: str, megabytes: float, dtype: torch.dtype, layout: str, given: argparse.Namespace) -> Iterator[Row]:
+    """A row a pass."""
+    x = tensor_of(kind, megabytes, dtype, layout)
+    size = x.numel() * x.element_size()
+    quantizer = quantizers()[kind]().train()
+    quantizer(x)  # the first batch sets the range
+    if kind == STILL:
+        quantizer.observing = False
+    measured = list(passes(quantizer, x, 1 / (8 * x.element_size())))
+    detached = x.detach()
+    calls: dict[str, Callable[[], object]] = {"clone": detached.clone} | {name: call for name, call, _ in measured}
+    timings = harness.interleaved(calls, seconds=given.seconds, fewest=10)
+    copied = 2 * size / timings["clone"].median
+    for name, _, moved in measured:
+        bandwidth = moved * size / timings[name].median
+        yield {
+            "quantizer": kind, "pass": name, "dtype": str(dtype).removeprefix("torch."), "layout": layout,
+            "megabytes": megabytes, "seconds": timings[name].median, "clone_seconds": timings["clone"].median,
+            "bandwidth": bandwidth, "share": bandwidth / copied, "rounds": timings[name].rounds,
+        }  # fmt: skip
+
+
+COLUMNS: harness.Columns = {
+    "quantizer": lambda r: r["quantizer"],
+    "pass": lambda r: r["pass"],
+    "dtype": lambda r: r["dtype"],
+    "layout": lambda r: r["layout"],
+    "size": lambda r: f"{r['megabytes']:g} MB",
+    "time": lambda r: harness.milliseconds(r["seconds"]),
+    "clone": lambda r: harness.milliseconds(r["clone_seconds"]),
+    "bandwidth": lambda r: f"{r['bandwidth'] / 1e9:.1f} GB/s",
+    "share of clone": lambda r: f"{100 * r['share']:.0f} %",
+}
+
+
+def main() -> None:
+    arguments = harness.parser(__doc__)
+    arguments.add_argument("--megabytes", type=float, nargs="*", default=[8.4, 67.1], help="sizes of the tensor")
+    arguments.add_argument("--seconds", type=float, default=1.5, help="how long to measure a quantizer")
+    given = harness.options(arguments)
+    if given.quick:
+        given.megabytes, given.seconds = [8.4], 0.5
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    for megabytes in given.megabytes:
+        for kind in quantizers():
+            rows += rows_of(kind, megabytes, torch.float32, "contiguous", given)
+        if not given.quick:
+            for dtype, layout in (
+                (torch.float32, "channels-last"),
+                (torch.bfloat16, "contiguous"),
+                (torch.float16, "contiguous"),
+            ):
+                rows += rows_of("activation", megabytes, dtype, layout, given)
+    key = ("quantizer", "pass", "dtype", "layout", "megabytes")
+    harness.publish("fake_quantize", given, rows, key, COLUMNS, "Bandwidth of fake quantization")
+
+
+if __name__ == "__main__":
+    main()
