@@ -1,4 +1,4 @@
-"""Run by an emulated CPU: onnxruntime on a stored file, counted against stored codes. numpy and onnxruntime only."""
+"""Run by an emulated CPU: onnxruntime on stored files, counted against stored codes. numpy and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -22,4 +22,5 @@ def main(model: str, arrays: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for pair in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        main(*pair)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from truequant.errors import PlanError, SchemeError
 from truequant.planning.algorithms import check_activation, check_weight
 from truequant.planning.graph import Graph, Node
-from truequant.planning.ops import Role
+from truequant.planning.ops import LINEAR_OPS, Role
 from truequant.planning.products import is_product
 from truequant.planning.recurrent import OPS as RECURRENT
 from truequant.planning.recurrent import weights_of
@@ -99,6 +99,15 @@ def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool,
             got=str(scheme),
             fix=f'Rule("{node.name}", weight=QuantScheme(int8, PerChannel(0)))',
         )
+    kind = "linear" if node.call.op.name in LINEAR_OPS else "conv"
+    if isinstance(granularity, PerChannel) and not {"layer", kind} & set(config.target.per_channel):
+        raise SchemeError(
+            f"'{node.name}': target '{config.target}' has one scale for all weights of a {kind} layer",
+            got=str(granularity),
+            expected="PerTensor()",
+            fix=f'Rule("{node.name}", weight=QuantScheme({scheme.dtype}, PerTensor()))',
+        )
+    _wide_enough(scheme, config.target.weight_bits, node.name, "weights", config)
     check_weight(scheme, node.name)
     return scheme
 
@@ -170,8 +179,39 @@ def _agreed(wanted: list[tuple[Node, QuantScheme | None]], base: QuantScheme | N
     return scheme
 
 
+def _wide_enough(scheme: QuantScheme, bits: tuple[int, ...], where: str, what: str, config: QConfig) -> None:
+    if scheme.dtype.storage <= 8 and scheme.dtype.bits not in bits:
+        raise SchemeError(
+            f"'{where}': target '{config.target}' has no {what} of {scheme.dtype.bits} bits",
+            got=str(scheme.dtype),
+            expected=" or ".join(map(str, bits)),
+            fix=f"config.for_target({config.target.name!r})",
+        )
+
+
+def _readable(scheme: QuantScheme, where: str, config: QConfig) -> None:
+    """SchemeError unless the target's integer kernels read such codes."""
+    wanted = config.target.activations
+    signed, symmetric = scheme.dtype.signed, scheme.is_symmetric
+    fits = {
+        "any": True,
+        "unsigned": not signed,
+        "signed": signed,
+        "signed and symmetric": signed and symmetric,
+    }[wanted]
+    if not fits:
+        raise SchemeError(
+            f"'{where}': activations of target '{config.target}' are {wanted}",
+            got=f"{scheme.dtype}, {'symmetric' if symmetric else 'with a zero point'}",
+            expected=wanted,
+            fix=f"config.for_target({config.target.name!r})",
+        )
+    _wide_enough(scheme, config.target.activation_bits, where, "activations", config)
+
+
 def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node], config: QConfig) -> None:
     where = _where(writers, consumers)
+    _readable(scheme, where, config)
     if not isinstance(scheme.granularity, PerTensor):
         raise SchemeError(
             f"'{where}': activations have one scale a tensor on target '{config.target}'",

@@ -10,7 +10,20 @@ from typing import Any
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, AveragePool, Conv, GlobalAverage, Linear, MatMul, Mul, Node, Sub
+from truequant.integer.nodes import (
+    Add,
+    AveragePool,
+    Conv,
+    GlobalAverage,
+    Linear,
+    Lookup,
+    MatMul,
+    MaxPool,
+    Mul,
+    Node,
+    Sub,
+    Table,
+)
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import Level, session
 
@@ -23,8 +36,16 @@ KERNELS: dict[type[Node], frozenset[str]] = {
     Mul: frozenset(("QLinearMul", "Gather")),
     AveragePool: frozenset(("QLinearAveragePool",)),
     GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
+    Table: frozenset(("Gather",)),
+    Lookup: frozenset(("Gather",)),
+    MaxPool: frozenset(("MaxPool", "NhwcMaxPool")),
 }
 """The integer kernels that a program node may become."""
+INEXACT = frozenset(
+    ("MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLinear", "QLinearSoftmax", "QLinearSigmoid", "QLinearLeakyRelu",
+     "QLinearReduceMean")
+)  # fmt: skip
+"""Kernels with an arithmetic of their own, into which onnxruntime turns patterns that mean something else."""
 _FIX = "form='qoperator', and please report it: this onnxruntime fuses differently than the versions truequant was proven with"
 _LAYOUT = re.compile(r"_token_\d+$")
 """What onnxruntime appends to the name of a tensor that it keeps channels-last."""
@@ -40,13 +61,24 @@ def optimized(data: bytes, level: Level = "all") -> Any:
 
 
 def require_integer_kernels(program: IntegerProgram, data: bytes, level: Level = "all") -> dict[str, int]:
-    """The census of the optimized graph. `ExportError` naming the first node that did not become an integer kernel."""
+    """The census of the optimized graph, which is compared with the program node by node, by name.
+
+    `ExportError` naming the first node that did not become an integer kernel, or that became one of `INEXACT`.
+    """
     graph = optimized(data, level)
     writers = {output: node for node in graph.node for output in node.output}
     forms: dict[str, list[str]] = {}
     for output in writers:
         forms.setdefault(_LAYOUT.sub("", output), []).append(output)
     named = {node.name: node for node in graph.node}
+    for kernel in graph.node:
+        if kernel.op_type in INEXACT:
+            raise ExportError(
+                f"'{kernel.name or kernel.output[0]}' became {kernel.op_type} in onnxruntime, which computes something else",
+                got=kernel.op_type,
+                expected="the op that the file names",
+                fix=_FIX,
+            )
     for node in program.nodes:
         kernels = KERNELS.get(type(node))
         if kernels is None:

@@ -30,7 +30,7 @@ def conv(writer: Writer, node: Conv) -> None:
     if len(set(signs)) == 2:
         raise ExportError(f"'{node.output}': a convolution between signed and unsigned codes", fix="one dtype for activations")
     # QDQ fusion does not reach a convolution of signed activations unless a session option allows it.
-    if writer.form == "qoperator" or signs[0]:
+    if writer.form == "qoperator" or (signs[0] and writer.runs_here):
         writer.kernel("QLinearConv", _operands(writer, node), node.output, node.low, node.high, **attributes)
         return
     inputs = [writer.dequantized(node.input, node.output), *_dequantized(writer, node)]

@@ -21,9 +21,9 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
     lines = []
     saturating = saturating_layers(program)
     if saturating and not target.saturating_pairs:
+        layers = _names(saturating)
         lines.append(
-            f"x86 without VNNI: other codes, because pairs saturate in {_names(saturating)}; target 'onnxruntime' ships a form "
-            "that cannot"
+            f"x86 with AVX2, without VNNI: other codes, because pairs saturate in {layers}; target 'onnxruntime' is exact"
         )
     adds = {} if target.without_fma else adds_that_need_fma(program)
     if adds:

@@ -12,8 +12,9 @@ from truequant import numerics
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, Edge, Mul, Sub
 from truequant.runtimes.packages import onnx, onnxruntime
+from truequant.runtimes.promises import pairs_that_need_fma
 from truequant.runtimes.writer import IR_VERSION, MICROSOFT, Form, opsets
-from truequant.schemes import ArithmeticRule
+from truequant.schemes import TARGETS, ArithmeticRule
 
 
 def all_pairs(program: IntegerProgram, node: Add | Sub | Mul) -> Any:
@@ -22,8 +23,20 @@ def all_pairs(program: IntegerProgram, node: Add | Sub | Mul) -> Any:
 
 
 def proven(program: IntegerProgram, node: Add | Sub | Mul, form: Form = "qdq") -> bool:
-    """Whether the installed runtime's kernel computes the rule of this node for every pair of codes. None subtracts."""
-    return not isinstance(node, Sub) and _runs_exactly(*_setting(program, node), form)
+    """Whether the installed runtime's kernel computes the rule of this node for every pair of codes. None subtracts.
+
+    Where CPUs of the target may lack FMA, the code must be the same without it. A target that has no runtime here is taken at
+    its word: its file says dequantize, float32 op, quantize.
+    """
+    target = TARGETS.get(program.target)
+    if target is not None and not target.runs_here:
+        return True
+    if isinstance(node, Sub):
+        return False
+    setting = _setting(program, node)
+    if isinstance(node, Add) and target is not None and target.without_fma and pairs_that_need_fma(*setting[1:6]):
+        return False
+    return _runs_exactly(*setting, form)
 
 
 def _setting(program: IntegerProgram, node: Add | Sub | Mul) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from truequant.errors import ExportError
 from truequant.integer.nodes import Conv, Linear
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.writer import Writer, numpy_of
+from truequant.schemes import TARGETS
 
 _PACKED_FROM = 512
 """Elements from which two codes a byte save more than the Cast node that unpacks them costs."""
@@ -28,7 +29,8 @@ class Weight:
 
 def saturates(writer: Writer, node: Conv | Linear) -> bool:
     """Whether a CPU without VNNI may saturate this layer in int16, so that its weights ship unsigned."""
-    if writer.program.target != "onnxruntime":
+    target = TARGETS.get(writer.program.target)
+    if target is None or not target.saturating_pairs:
         return False
     edge = writer.edge(node.input)
     # Kernels turn signed codes into unsigned ones by adding 128.

@@ -14,6 +14,7 @@ from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, program_layout
 from truequant.integer.nodes import Edge
 from truequant.runtimes.packages import onnx
+from truequant.schemes import TARGETS
 
 Form = Literal["qdq", "qoperator", "openvino"]
 """QDQ: float ops between DequantizeLinear and QuantizeLinear, which runtimes fuse; QOperator: integer kernels by name;
@@ -49,6 +50,12 @@ class Writer:
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken = {*program.edges, *(n.output for n in program.nodes), *(i.name for i in program.inputs)}
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the target's runtime is one that runs here: others get plain QDQ, which they fuse in their own way."""
+        target = TARGETS.get(self.program.target)
+        return target is None or target.runs_here
 
     # -- names and constants -------------------------------------------------------------------------------------------
     def fresh(self, name: str) -> str:

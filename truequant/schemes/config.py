@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truequant.errors import SchemeError
-from truequant.schemes.dtypes import int8, uint8
-from truequant.schemes.granularity import PerChannel
+from truequant.schemes.dtypes import int8, integer_type, uint8
+from truequant.schemes.granularity import PerChannel, PerTensor
 from truequant.schemes.rules import Rule
 from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import Observation
@@ -83,6 +83,40 @@ class QConfig:
     def with_rules(self, *rules: Rule) -> Self:
         """A copy with further rules; later rules win."""
         return replace(self, rules=(*self.rules, *rules))
+
+    def for_target(self, target: Target | str) -> Self:
+        """A copy for another target, its global schemes changed to the nearest that the target can hold; rules stay.
+
+        >>> QConfig().for_target("tensorrt").activation.dtype
+        int8
+        """
+        from truequant.schemes.targets import TARGETS
+
+        if isinstance(target, str):
+            if target not in TARGETS:
+                raise SchemeError(f"no target {target!r}", got=repr(target), expected=", ".join(TARGETS))
+            target = TARGETS[target]
+        chosen = target
+
+        def weight(scheme: QuantScheme | None) -> QuantScheme | None:
+            if scheme is None:
+                return None
+            per_tensor = not chosen.per_channel or chosen.per_channel != ("layer",)
+            granularity = PerTensor() if per_tensor and isinstance(scheme.granularity, PerChannel) else scheme.granularity
+            dtype = scheme.dtype if scheme.dtype.bits in chosen.weight_bits else int8
+            return replace(scheme, dtype=dtype, granularity=granularity)
+
+        def activation(scheme: QuantScheme) -> QuantScheme:
+            bits = scheme.dtype.bits if scheme.dtype.bits in chosen.activation_bits else 8
+            signed = scheme.dtype.signed if chosen.activations == "any" else chosen.activations != "unsigned"
+            symmetric = {"signed and symmetric": None, "signed": False, "unsigned": None}.get(
+                chosen.activations, scheme.symmetric
+            )
+            return replace(scheme, dtype=integer_type(f"{'' if signed else 'u'}int{bits}"), symmetric=symmetric)
+
+        ends = None if self.ends is None else replace(self.ends, weight=weight(self.ends.weight) or self.ends.weight)
+        changed = replace(self, target=target, weight=weight(self.weight), ends=ends)
+        return changed._map_activations(activation)
 
     def with_observer(self, observer: Observation) -> Self:
         """A copy whose activations, inputs and outputs are observed in this way."""
