@@ -200,13 +200,15 @@ def _flipped(p: IntegerProgram) -> IntegerProgram:
 
 @dataclass(frozen=True)
 class Fault:
-    """edge: where it must be found, the name of an output for a fault behind the last edge. images: as many as show it."""
+    """edge: where it must be found, the name of an output for a fault behind the last edge. subject: the preset of the net, or
+    "pairs"; images: as many as show it.
+    """
 
     name: str
     edge: str
     inject: Callable[[Any], Any]
     place: str = "file"
-    subject: str = "net"
+    subject: str = "w8a8"
     images: int = 8
 
 
@@ -244,8 +246,8 @@ FAULTS = (  # one a line
     Fault("zero point of an edge off by one", "branch.0", lambda p: with_edge(p, "branch.0", zero_point=p.edges["branch.0"].zero_point + 1), "program"),
     Fault("clamp of a ReLU dropped", "left", lambda p: with_node(p, "left", low=0), "program"),
     Fault("clamp one code too low", "right", lambda p: with_node(p, "right", high=150), "program"),
-    Fault("add by another rule", "add_0", lambda p: with_node(p, "add_0", rule="portable"), "program", images=MANY),
-    Fault("mul by another rule", "mul_0", lambda p: with_node(p, "mul_0", rule="portable"), "program", images=MANY),
+    Fault("add by another rule", "add_0", lambda p: with_node(p, "add_0", rule="portable"), "program", "w8a8-pow2"),
+    Fault("mul by another rule", "mul_0", lambda p: with_node(p, "mul_0", rule="portable"), "program", "w8a8-pow2"),
     Fault("one entry of a table off by one", "sigmoid_0", in_tensor("sigmoid_0", "entries", 150, lambda v: v + 1), "program"),
     Fault("padding on one side only", "branch.0", lambda p: with_node(p, "branch.0", padding=((2, 0), (1, 1))), "program"),
     Fault("kernel transposed", "right", _flipped, "program"),
@@ -264,11 +266,11 @@ class Found:
 
 
 @cache
-def net() -> tuple[nn.Module, IntegerProgram, Tensor]:
+def net(preset: str = "w8a8") -> tuple[nn.Module, IntegerProgram, Tensor]:
     """The evaluated model, its program, and images of which the first has values half-way between two codes."""
     torch.manual_seed(0)
     x = torch.rand(MANY, 1, 28, 28)
-    qat = tq.prepare(Net(), x[:8], "w8a8")
+    qat = tq.prepare(Net(), x[:8], preset)
     tq.calibrate(qat, [x[:64]])
     read = tq.convert(qat).program
     halves = (torch.arange(784).reshape(1, 1, 28, 28) % 255 + 0.5) * read.edges["input_0"].scale
@@ -292,7 +294,7 @@ def pairs() -> tuple[None, IntegerProgram, tuple[Tensor, Tensor]]:
 
 def found(fault: Fault, folder: Path) -> Found:
     """Put one fault in, and verify."""
-    qat, read, data = net() if fault.subject == "net" else pairs()
+    qat, read, data = pairs() if fault.subject == "pairs" else net(fault.subject)
     batches = [data[: fault.images]] if isinstance(data, Tensor) else [data]
     if fault.place == "program":
         report = tq.verify(qat, tq.Int8Model(fault.inject(read)), batches, runtimes=("reference",)).runtimes["reference"]
