@@ -59,6 +59,23 @@ def _factor(state: dict[str, Tensor]) -> Tensor:
     return state["1.weight"].double() / (state["1.running_var"].double() + 1e-5).sqrt()
 
 
+def test_a_model_whose_forward_calls_functions() -> None:
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.linear = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.linear(F.max_pool2d(F.relu(self.norm(self.conv(x))), 4).flatten(1))
+            return y
+
+    data = batches(3)
+    qat = tq.calibrate(tq.prepare(Functions(), data[0], "w4a4"), data)
+    before = qat.get_submodule("norm").running_mean.clone()  # type: ignore[union-attr, operator]
+    tq.reestimate_batchnorm(qat, data)
+    assert not torch.equal(qat.get_submodule("norm").running_mean, before)  # type: ignore[arg-type]
+
+
 def test_no_batches_and_float_models_are_errors() -> None:
     qat = tq.prepare(net(), batches(1)[0])
     with pytest.raises(ArgumentError, match="there were no batches"):
