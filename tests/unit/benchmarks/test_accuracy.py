@@ -1,0 +1,68 @@
+"""The accuracy table: which cells there are, when they are stale, what the page says, and that its recipes run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import truequant as tq
+from benchmarks import accuracy, accuracy_table, recipes
+from truequant.demo.models import MODELS
+
+
+def row(top1: float, code: str = "now", **other: Any) -> dict[str, Any]:
+    return {
+        "top1": top1, "onnxruntime": top1, "float_start": 99.0, "float_further": 99.2, "codes_compared": 10,
+        "codes_different": 0, "seconds": 1.0, "code": code, **other,
+    }  # fmt: skip
+
+
+def test_every_algorithm_has_its_cells_and_undefined_ones_have_none() -> None:
+    found = {cell.key for cell in accuracy.cells()}
+    for algorithm in recipes.RECIPES:
+        for width in ("w4a4", "w2a2"):
+            for seed in range(3):
+                assert (f"lenet/{algorithm}/{width}/{seed}" in found) is accuracy_table.defined(algorithm, width)
+    assert "lenet/lsq/w4a4/19" in found
+    assert "lenet/lsq/w3a3-all/2" in found
+    assert "lenet/dorefa/w8a8/0" not in found
+    assert "mobilenet/ptq min-max/w8a8-per-tensor/0" in found
+
+
+def test_a_digest_follows_the_code_and_not_the_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert accuracy._meaning('def f():\n    "docs"\n    return 1  # why\n') == accuracy._meaning("def f():\n    return 1\n")
+    assert accuracy._meaning("def f():\n    return 1\n") != accuracy._meaning("def f():\n    return 2\n")
+    cell = accuracy.Cell("lenet", "lsq", "w4a4", 0)
+    before = accuracy.digest(cell)
+    monkeypatch.setitem(recipes.RECIPES, "lsq", recipes.straight_through)
+    assert accuracy.digest(cell) != before
+
+
+def test_the_page_tells_means_worst_seeds_stale_cells_and_what_gained() -> None:
+    results = {
+        "lenet/lsq/w4a4/0": row(99.3), "lenet/lsq/w4a4/1": row(99.1), "lenet/lsq/w4a4/2": row(99.2),
+        "lenet/lsq/w2a2/0": row(98.0, code="before"), "lenet/straight-through/w2a2/0": row(98.5),
+    }  # fmt: skip
+    page = accuracy_table.document(results, dict.fromkeys(results, "now"))
+    assert "99.20 / 99.10 (3)" in page
+    assert "98.00 ¹†" in page
+    assert "| lsq | lenet w2a2, seed 0 | -0.50 | no |" in page
+    assert "| lenet | w2a2 | 99.14 | 98.00 | 1 | -1.14 |" in page
+    assert "in 5; of 50 codes compared, 0 differed" in page
+    results["lenet/lsq/w4a4/0"]["onnxruntime"] = 99.29
+    assert "in 4; of 50" in accuracy_table.document(results, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"), [("lsq+", "w4a4"), ("dampening", "w2a2"), ("batchnorm", "w3a3-all"), ("distilled", "w8a8")]
+)
+def test_recipes_train_what_converts_exactly(name: str, widths: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(recipes, "FINE", recipes.Recipe(epochs=1, learning_rate=0.01))
+    images, labels = torch.rand(256, 1, 28, 28), torch.randint(0, 10, (256,))
+    trained = recipes.RECIPES[name](recipes.Job(MODELS["lenet"]().eval(), images, labels, widths, 0))
+    assert not trained.training
+    report = tq.verify(trained, tq.convert(trained), [images[:4]], runtimes=("reference",))
+    assert report.codes_different == 0
