@@ -119,13 +119,14 @@ struct Call {
   }
 };
 
-// fake_quantize(x, other, quantizer, observer, scheme, commits, clip, low, high)
+// fake_quantize(x, other, quantizer, observer, scheme, commits, clip, low, high, looks)
 //
 // quantizer, observer: dictionaries of their buffers; observer is None where nothing is observed. commits: whether what is
-// pending takes effect first. other: None, or what is added to x before the clip.
+// pending takes effect first. other: None, or what is added to x before the clip. looks: only merge what would be quantized
+// into what is pending; the result is None.
 PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 9, "fake_quantize takes 9 arguments, got ", count);
+  TORCH_CHECK(count == 10, "fake_quantize takes 10 arguments, got ", count);
   if (!THPVariable_CheckExact(args[0]) || (args[1] != Py_None && !THPVariable_CheckExact(args[1]))) return not_implemented();
   const at::Tensor& x = THPVariable_Unpack(args[0]);
   const at::Tensor* other = args[1] == Py_None ? nullptr : &THPVariable_Unpack(args[1]);
@@ -136,12 +137,14 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   Call call;
   if (!call.read(args + 2, x.scalar_type())) return PyErr_Occurred() != nullptr ? nullptr : not_implemented();
+  const bool looks = args[9] == Py_True;
+  if (looks && x.numel() == 0) return not_implemented();
   if (args[5] == Py_True) call.take_commit(args + 2);
   call.set_grid();
   at::Tensor y;
   {
     const WithoutGil released;
-    const bool differentiable = wants_gradient(x, other);
+    const bool differentiable = !looks && wants_gradient(x, other);
     const bool masks = differentiable && !(call.scheme.identity && call.clip == kNone);
     at::Tensor mask;
     Seen seen = kNothing;
@@ -152,6 +155,7 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (call.observes) merge(call.state, seen);
     if (differentiable) record(y, x, other, mask);
   }
+  if (looks) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }

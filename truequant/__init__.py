@@ -52,6 +52,7 @@ from truequant.schemes import (
     Entropy,
     FloatScale,
     Freezing,
+    Fusions,
     Histogram,
     LSQPlus,
     MinMax,
@@ -93,7 +94,7 @@ from truequant.transform import QATPreparer, convert, prepare, restore_float
 __all__ = [
     "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
     "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation",
-    "DoReFa", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "GradientMonitor",
+    "DoReFa", "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "Fusions", "GradientMonitor",
     "Histogram", "Int8Model", "LSQPlus", "Latency", "LayerFacts", "MinMax", "MovingAverage",
     "MovingAverageStatistics", "MultiplyAccumulates", "Nearest", "PerChannel", "PerGroup", "PerTensor",
     "Percentile", "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig",

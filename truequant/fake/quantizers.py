@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -79,8 +81,41 @@ class FakeQuantize(Grid):
         if self.compiled_scheme is None or torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
             return None
         observer = self.observer._buffers if observes else None
-        y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0)
+        y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0, False)
         return None if y is NotImplemented else y
+
+    def can_pass(self) -> bool:
+        """Whether a kernel may compute what is quantized as well: nobody wants to see it."""
+        clock = self.clock
+        return (
+            self.training and self.quantizing and self.compiled_scheme is not None and clock.enabled
+            and not (clock.calibrating or self.owns_clock or local.marking or local.recorder is not None)
+            and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
+            and not torch.compiler.is_compiling() and kernels.compiled() is not None
+        )  # fmt: skip
+
+    def in_pass(self, compute: Callable[[ModuleType, bool, Any, bool], Any]) -> Tensor | None:
+        """What `forward` does, by a kernel that computes what is quantized as well; None, and nothing done, without one.
+
+        compute: `(kernels, looks, observer, commits)` to the result, or to NotImplemented; it only observes where it `looks`.
+        """
+        if not self.can_pass() or (kernel := kernels.compiled()) is None:
+            return None
+        clock, observer = self.clock, self.observer._buffers
+        observes = self.observing and clock.state != "frozen" and not in_backward()
+        if not self._calibrated:
+            if not observes or compute(kernel, True, observer, False) is NotImplemented:
+                return None
+            self._seen_step, observes = clock.step, False
+            self.observer.merge_ranks()
+            self._take_effect(first=True)
+        commits = observes and self._seen_step != clock.step
+        y = compute(kernel, False, observer if observes else None, commits)
+        if y is NotImplemented:
+            return None
+        if commits:
+            self._seen_step = clock.step
+        return y  # type: ignore[no-any-return]
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize with the scale in force; observe nothing."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from truequant import kernels, numerics
-from truequant.fake import evaluation
+from truequant.fake import evaluation, passes
 from truequant.fake.clock import Clock, local
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
@@ -41,6 +41,8 @@ class RuntimeSite:
     """Of such a BatchNorm: the layer's site."""
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     """Of a float layer: quantizers of its parameters."""
+    carries: RuntimeSite | None = None
+    """Where the quantizer sits that runs in one training pass with this op."""
     arithmetic: ArithmeticRule = "onnxruntime"
 
     def exact(self) -> bool:
@@ -60,6 +62,10 @@ class RuntimeSite:
         if not self.clock.enabled:
             return function(*args, **kwargs)
         action = self.plan.action
+        if self.carries is not None or action == "clamp":
+            y = self._in_one_pass(args, kwargs)
+            if y is not None:
+                return y
         if action == "norm":
             y = args[0] if self.layer is not None and self.layer.exact() else function(*args, **kwargs)
         elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and (self.emits is not None):
@@ -72,6 +78,17 @@ class RuntimeSite:
             if local.recorder is not None and action in ("movement", "concat"):
                 self._record_movement(y)
         return self.finish(y)
+
+    def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        """The quantized result of a clamp or sum; None where op and quantizer run apart."""
+        x = args[0] if args else None
+        if getattr(x, passes.CARRIED, None) is self:
+            return x
+        if self.carries is None or self.exact():
+            return None
+        if self.plan.action == "clamp":
+            return passes.clamped(self, args, kwargs)
+        return passes.added(self, args, kwargs) if self.plan.action == "add" else None
 
     def run_layer(
         self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from truequant.errors import PlanError, StateError
+from truequant.fake import passes
 from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, suspend
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
@@ -92,6 +93,8 @@ class QATModuleWrapper(nn.Module):
         if action == "weighted":
             return site.finish(self._weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
+            if site.carries is not None and (y := passes.normalized(self, site, args, kwargs)) is not None:
+                return y
             return site.finish(self._shifted(site.layer, forward, args, kwargs))
         if getattr(self, "inplace", False) is True:
             return self._in_place(site, args, kwargs)

@@ -19,6 +19,7 @@ from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.ops import LINEAR_OPS
+from truequant.planning.passes import carried
 from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.selectors import Selectable, matching
 from truequant.schemes import INHERIT, PerChannel, QConfig, QuantScheme
@@ -191,6 +192,7 @@ class _Builder:
     def plan(self) -> Plan:
         at_node, at_input = self._place()
         ordinals = train_ordinals(self.graph, self.trained)
+        self.carried = carried(self.graph, self.trained, ordinals, at_node, self.config.fusions)
         sites = tuple(self._site(n, at_node, ordinals) for n in self.graph.nodes)
         return Plan(
             self.config,
@@ -232,7 +234,7 @@ class _Builder:
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
-            part=self.parts.get(node.index), weights=self._recurrent(node),
+            part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:

@@ -46,6 +46,7 @@ class Site:
     train_ordinal: the ordinal in training; None where the site lives in evaluation only.
     part: which of several tensors that it returns passes through the quantizer.
     weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
+    carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -69,6 +70,7 @@ class Site:
     maximum: float | None = None
     writes_back: bool = False
     part: int | None = None
+    carries: str | None = None
     rule: str | None = None
     weights: tuple[tuple[str, str], ...] = ()
 

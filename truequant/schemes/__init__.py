@@ -24,6 +24,7 @@ from truequant.schemes.dtypes import (
     uint8,
     uint16,
 )
+from truequant.schemes.fusions import Fusions
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from truequant.schemes.presets import PRESETS
 from truequant.schemes.rounding import EWGS, Freezing, Nearest, Rounding, Stochastic
@@ -49,10 +50,10 @@ from truequant.schemes.text import LARGEST_FILE, config_from_table
 __all__ = [
     "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_SSE",
     "ONNXRUNTIME_VNNI", "PACT", "PORTABLE", "PRESETS", "QNN", "TARGETS", "TENSORRT", "TQT", "TWN", "WEIGHT_8",
-    "XNNPACK", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy", "FloatScale", "Freezing", "Granularity",
-    "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage", "Nearest", "Observation", "OpRule",
-    "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig", "QuantScheme", "Rounding",
-    "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1", "int2", "int3", "int4",
-    "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4", "uint5", "uint6",
-    "uint7", "uint8", "uint16",
+    "XNNPACK", "ArithmeticRule", "Choice", "DoReFa", "Ends", "Entropy", "FloatScale", "Freezing", "Fusions",
+    "Granularity", "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage", "Nearest",
+    "Observation", "OpRule", "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig",
+    "QuantScheme", "Rounding", "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1",
+    "int2", "int3", "int4", "int5", "int6", "int7", "int8", "int16", "integer_type", "uint1", "uint2", "uint3", "uint4",
+    "uint5", "uint6", "uint7", "uint8", "uint16",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from truequant.errors import SchemeError
 from truequant.schemes.dtypes import int8, integer_type, uint8
+from truequant.schemes.fusions import Fusions
 from truequant.schemes.granularity import PerChannel, PerTensor
 from truequant.schemes.rules import Rule
 from truequant.schemes.scheme import QuantScheme
@@ -39,6 +40,7 @@ class QConfig:
     unroll_recurrent: write `nn.LSTM`, `nn.GRU` and `nn.RNN` out step by step, on integers, for sequences of the example's
         length; else the recurrence is a float island with quantized weights and input.
     ends: first and last layers keep these; `None` treats them as all others.
+    fusions: which ops share a training pass with the quantizer behind them; what is computed is the same (see `Fusions`).
     """
 
     weight: QuantScheme | None = WEIGHT_8
@@ -49,6 +51,7 @@ class QConfig:
     rules: tuple[Rule, ...] = ()
     target: Target = ONNXRUNTIME
     unroll_recurrent: bool = False
+    fusions: Fusions = Fusions()
 
     def __post_init__(self) -> None:
         for field in ("weight", "activation", "input", "output"):

@@ -184,6 +184,8 @@ class _Preparation:
             if runtime.plan.norm is not None:
                 norm = self.sites[runtime.plan.norm]
                 runtime.norm, norm.layer = norm.owner, runtime
+            if runtime.plan.carries is not None:
+                runtime.carries = self.sites[runtime.plan.carries]
 
     def _initialize_weight(self, site: RuntimeSite) -> None:
         for name, quantizer in site.weights.items():

@@ -1,0 +1,106 @@
+"""An op and the quantizer behind it in one training pass over memory, by a compiled kernel.
+
+Each function returns None, and has changed nothing, where the two must run apart: there is no kernel for these tensors, or a
+hook, a recorder or a compiler wants to see what lies between them.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as module_hooks
+
+from truequant.fake.transposed import layer_weight
+from truequant.planning import clamp_bounds
+
+if TYPE_CHECKING:
+    from truequant.fake.sites import RuntimeSite
+
+CARRIED = "truequant_carried"
+"""Attribute of a tensor that went through the clip and the quantizer of a later site already: that site."""
+_NONE, _RELU, _HARDTANH, _CLAMP = 0, 1, 2, 3
+_CLIPS = {"relu": _RELU, "relu6": _HARDTANH, "hardtanh": _HARDTANH, "clamp": _CLAMP}
+Clip = tuple[int, float, float]
+
+
+def _clip_of(site: RuntimeSite) -> Clip:
+    """How the kernels clip at a site."""
+    plan = site.plan
+    if plan.action != "clamp":
+        return _NONE, 0.0, 0.0
+    low = -math.inf if plan.minimum is None else plan.minimum
+    return _CLIPS[plan.op], low, math.inf if plan.maximum is None else plan.maximum
+
+
+def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The quantized result of a clamp."""
+    plan, x = site.plan, args[0] if args else None
+    if not isinstance(x, Tensor) or site.quantizer is None:
+        return None
+    if not plan.leaf and plan.op != "relu" and clamp_bounds(plan.op, tuple(args), kwargs) != (plan.minimum, plan.maximum):
+        return None
+    quantizer, clip = site.quantizer, _clip_of(site)
+
+    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
+        return kernel.fake_quantize(x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)
+
+    return quantizer.in_pass(compute)
+
+
+def added(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The quantized sum of two activations, clipped where a clamp alone reads it."""
+    end = site.carries
+    if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args) or end is None or end.quantizer is None:
+        return None
+    quantizer, clip, (a, b) = end.quantizer, _clip_of(end), args
+
+    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
+        return kernel.fake_quantize(a, b, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)
+
+    return _handed_on(site, quantizer.in_pass(compute))
+
+
+def normalized(module: Any, site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The quantized result of a BatchNorm in training, clipped where a clamp alone reads it."""
+    end = site.carries
+    if end is None or end.quantizer is None or kwargs or len(args) != 1 or site.layer is None:
+        return None
+    if module.momentum is None or not module.track_running_stats or _hooked(module):
+        return None
+    x, quantizer, clip = args[0], end.quantizer, _clip_of(end)
+    if not quantizer.can_pass() or x.dtype != torch.float32:
+        return None
+    module._check_input_dim(x)
+    layer, parameters, buffers = site.layer, module._parameters, module._buffers
+    owner: Any = layer.owner
+    shifted = layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, x.dtype)
+    beta = parameters["bias"] if shifted is None else shifted
+
+    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
+        return kernel.fake_quantize_norm(
+            x, parameters["weight"], beta, buffers["running_mean"], buffers["running_var"], module.eps, module.momentum, looks,
+            quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip,
+        )  # fmt: skip
+
+    y = quantizer.in_pass(compute)
+    if y is not None:
+        buffers["num_batches_tracked"].add_(1)
+    return _handed_on(site, y)
+
+
+def _handed_on(site: RuntimeSite, y: Tensor | None) -> Tensor | None:
+    if y is not None and site.carries is not site:
+        setattr(y, CARRIED, site.carries)
+    return y
+
+
+def _hooked(module: Any) -> bool:
+    """Whether a hook sees what the module returns."""
+    return bool(
+        module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+        or module_hooks._global_forward_hooks or module_hooks._global_backward_hooks
+    )  # fmt: skip
