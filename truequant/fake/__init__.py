@@ -5,12 +5,13 @@ from truequant.fake.control import forget, freeze, quantizers, quantizers_off, s
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
-from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import QuantizerStatistics, Statistics, statistics
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
+from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
 
 __all__ = [

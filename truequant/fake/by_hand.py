@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from truequant.errors import ArgumentError, StateError
 from truequant.fake.clock import Clock
 from truequant.fake.inputs import InputQuantizer
-from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
+from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, swap, unswap
 from truequant.planning import Site
 from truequant.planning.plan import Action

@@ -9,7 +9,8 @@ CompiledScheme = tuple[float | bool, ...]
 
 def compiled_scheme(scheme: QuantScheme) -> CompiledScheme | None:
     """(qmin, qmax, symmetric, signed, power of two, identity gradient, momentum or -1); None for what no kernel computes."""
-    if not isinstance(scheme.scale, (FloatScale, PowerOfTwoScale)) or not isinstance(scheme.rounding, Nearest):
+    plain = isinstance(scheme.scale, (FloatScale, PowerOfTwoScale)) and isinstance(scheme.rounding, Nearest)
+    if not plain or scheme.oscillation is not None:
         return None
     momentum = scheme.observer.momentum if isinstance(scheme.observer, MovingAverage) else -1.0
     return (

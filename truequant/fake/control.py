@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from truequant.errors import StateError
-from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import outermost
+from truequant.fake.weights import WeightQuantizer
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, FakeQuantize | WeightQuantizer]]:

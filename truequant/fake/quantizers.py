@@ -1,4 +1,4 @@
-"""`FakeQuantize` for activations and `WeightQuantizer` for weights: values on a grid, gradients straight through."""
+"""`FakeQuantize` for activations: values on a grid, gradients straight through."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch import Tensor
 from truequant import kernels, numerics
 from truequant.errors import CalibrationError
 from truequant.fake.algorithms import fake_of, lsq_plus
-from truequant.fake.algorithms.freezing import Oscillation
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
-from truequant.observers import ActivationObserver, weight_range
-from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
+from truequant.observers import ActivationObserver
+from truequant.schemes import QuantScheme
 
 
 class FakeQuantize(Grid):
@@ -226,182 +225,3 @@ class FakeQuantize(Grid):
         ):
             self.commit()
         return super().train(mode)
-
-
-class WeightQuantizer(Grid):
-    """Fake-quantize a weight whose range is read from the weight itself in every forward, or learned, or held, or frozen.
-
-    tied: the scale belongs to the weight with the factor of its BatchNorm in it; the codes are those of `w * f`.
-    """
-
-    held: Tensor
-
-    def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None, *, tied: bool = False) -> None:
-        super().__init__(scheme, channels)
-        self.tied = tied
-        plain = scheme.dtype.bits > 1 and not tied and scheme.granularity in (PerTensor(), PerChannel(0))
-        grouped = isinstance(scheme.granularity, PerGroup)
-        self.compiled_scheme = compiled_scheme(scheme) if plain or grouped else None
-        self.group = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
-        self.clock = Clock()
-        self.register_buffer("held", torch.zeros((), dtype=torch.bool))
-        self.is_held = False
-        self.oscillation: Oscillation | None = None
-        self._tracked_step = -1
-
-    def track(self, shape: Shape) -> None:
-        """Make the state of a scheme that freezes oscillating codes, for a weight of `shape`; nothing for other schemes."""
-        if self.scheme.oscillation is not None and self.oscillation is None:
-            self.oscillation = Oscillation(tuple(shape), self.scheme.oscillation).to(self.scale.device)
-
-    def hold(self, scale: Tensor) -> None:
-        """Keep `scale` from now on, so that codes that were chosen for it stay. A learned scale starts there."""
-        self._set(scale, self.zero_point)
-        with torch.no_grad():
-            for parameter in self.learned_parameters():
-                parameter.zero_()
-        self.held.fill_(True)
-        self.is_held = True
-
-    def release(self) -> None:
-        """Let the range be read from the weight again."""
-        self.held.zero_()
-        self.is_held = False
-
-    def reset(self) -> None:
-        """As constructed: no range, none held, no code frozen."""
-        super().reset()
-        self.release()
-        if self.oscillation is not None:
-            self.oscillation.reset()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self.is_held = bool(self.held)
-
-    def scale_of(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
-        """The scale in force for this weight, `(C,)` or `()`: of the folded weight where it is tied."""
-        return self._range_scale(weight.detach(), factor) if self.follows_weight() else self.effective_scale()
-
-    def follows_weight(self) -> bool:
-        """Whether the range is read from the weight in every forward."""
-        return self.shift is None and not self.is_held and self.clock.state != "frozen"
-
-    def _range_scale(self, weight: Tensor, factor: Tensor | None) -> Tensor:
-        values = self._values(weight, factor)
-        own = self.algorithm.weight_scale(values, self.scheme)
-        return self.grid_of(*weight_range(values, self.scheme))[0] if own is None else own
-
-    def _values(self, weight: Tensor, factor: Tensor | None) -> Tensor:
-        """What lies on the grid, float32: `w`, or `w * f` where the scale is tied."""
-        if self.tied and factor is not None:
-            return (weight.double() * numerics.along_axis(factor, 0, weight.dim())).float()
-        return weight.float()
-
-    @torch.no_grad()
-    def codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Integer codes of `weight` (of `w * f` where the scale is tied), float32."""
-        codes = self._nearest(weight, factor)
-        if self.oscillation is None:
-            return codes
-        frozen = self.oscillation.codes * self._sign(factor, weight)
-        return torch.where(self.oscillation.frozen, frozen, codes)
-
-    def _nearest(self, weight: Tensor, factor: Tensor | None) -> Tensor:
-        values = self._values(weight, factor)
-        scale = numerics.expand(self.scale_of(weight, factor), self.scheme.granularity, tuple(weight.shape))
-        if self.algorithm.codes is not None:
-            return self.algorithm.codes(values, scale, self.scheme)
-        if self.scheme.dtype.bits == 1:
-            return numerics.binarize(values)
-        return numerics.quantize(values, scale, torch.zeros_like(scale), self.scheme.qmin, self.scheme.qmax)
-
-    def _sign(self, factor: Tensor | None, weight: Tensor) -> Tensor | float:
-        """The sign of a tied factor: tracked codes are those of the weight without it."""
-        if not self.tied or factor is None:
-            return 1.0
-        return numerics.along_axis(torch.where(factor < 0, -1.0, 1.0).float(), 0, weight.dim())
-
-    def chosen_codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor | None:
-        """Codes where they are not simply those of the values on the grid; None where they are."""
-        if self.algorithm.codes is None and self.oscillation is None:
-            return None
-        return self.codes(weight, factor)
-
-    def _track(self, weight: Tensor, factor: Tensor | None) -> None:
-        """Once a step of training: what each code did."""
-        if self.oscillation is None or not self.training or in_backward():
-            return
-        if torch.compiler.is_compiling() or self._tracked_step != self.clock.step:
-            self._tracked_step = self.clock.step
-            with torch.no_grad():
-                self.oscillation.update(self._nearest(weight.detach(), factor) * self._sign(factor, weight))
-
-    def initialize(self, weight: Tensor, factor: Tensor | None = None) -> None:
-        """Set the range from the weight."""
-        with torch.no_grad():
-            self._set(self._range_scale(weight.detach(), factor), self.zero_point)
-            for parameter in self.learned_parameters():
-                parameter.zero_()
-
-    def on_grid(self, weight: Tensor) -> Tensor:
-        """`weight` on its grid: differentiable, and in evaluation without gradients computed from its codes alone."""
-        if self.training or (torch.is_grad_enabled() and weight.requires_grad) or self.clock.calibrating:
-            result: Tensor = self(weight)
-            return result
-        scale = numerics.expand(self.scale_of(weight), self.scheme.granularity, tuple(weight.shape))
-        return numerics.dequantize(self.codes(weight), scale, torch.zeros_like(scale)).to(weight.dtype)
-
-    def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
-        """`weight` on its grid, of its own shape and dtype. `factor`: `gamma / sigma` of a tied scale, float64 `(C,)`."""
-        if not self.clock.enabled:
-            return weight
-        if not self._calibrated:  # the weight of a function call, which is seen for the first time here
-            self.initialize(weight, factor)
-        if not self.quantizing or self.clock.calibrating:
-            return weight
-        if (y := self._compiled(weight)) is not None:
-            return y
-        scheme = self.scheme
-        learning = self.shift is not None and torch.is_grad_enabled()
-        scale = (
-            self._trainable_scale(weight.numel() // max(1, self.scale.numel())) if learning else self.scale_of(weight, factor)
-        )
-        if self.training and self.follows_weight():
-            self._set(scale.detach(), self.zero_point)
-        self._track(weight, factor)
-        fake, zero = fake_of(scheme, self.training), torch.zeros_like(scale)
-        if not self.tied or factor is None:
-            scale, zero = (numerics.expand(v, scheme.granularity, tuple(weight.shape)) for v in (scale, zero))
-            return self._with_frozen(fake(weight, scale, zero, scheme), scale)
-        size = numerics.along_axis(torch.clamp(factor.abs().float(), min=numerics.MIN_SCALE), 0, weight.dim())
-        if self.algorithm.codes is not None:
-            return (fake(weight * size, scale, zero, scheme) / size).to(weight.dtype)
-        # The codes of w * f on the grid `scale` are those of w on the grid scale / |f|; where f vanishes they are all 0.
-        scale = numerics.along_axis(scale.reshape(-1), 0, weight.dim()) / size
-        return self._with_frozen(fake(weight, scale, torch.zeros_like(scale), scheme), scale)
-
-    def _with_frozen(self, y: Tensor, scale: Tensor) -> Tensor:
-        """`y` with frozen codes: no gradient to those weights, the scale still trained."""
-        if self.oscillation is None:
-            return y
-        return torch.where(self.oscillation.frozen, (self.oscillation.codes * scale).to(y.dtype), y)
-
-    def _compiled(self, weight: Tensor) -> Tensor | None:
-        """What `forward` does, by a compiled kernel; None, and nothing done, where there is none for `weight`."""
-        scheme = self.compiled_scheme
-        if scheme is None or torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
-            return None
-        follows = self.follows_weight()
-        reads = follows and isinstance(self.scheme.observer, (MinMax, MovingAverage, Entropy))
-        scale = self.scale
-        if reads and not self.training:
-            scale = torch.empty_like(scale)
-        elif follows and not reads:
-            scale = self.scale_of(weight)
-        y = kernel.fake_quantize_weight(weight, scale, scheme, reads, self.group)
-        if y is NotImplemented:
-            return None
-        if follows and not reads and self.training:
-            self._set(scale, self.zero_point)
-        return y  # type: ignore[no-any-return]

@@ -15,9 +15,10 @@ from truequant import kernels, numerics
 from truequant.fake import evaluation, passes
 from truequant.fake.clock import Clock, local
 from truequant.fake.marks import mark
-from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.registered import traceable
 from truequant.fake.transposed import layer_weight
+from truequant.fake.weights import WeightQuantizer
 from truequant.planning import Site
 from truequant.schemes import ArithmeticRule
 

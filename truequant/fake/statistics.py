@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from truequant import numerics
 from truequant.fake.control import quantizers
-from truequant.fake.quantizers import FakeQuantize, WeightQuantizer
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import outermost
+from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QATModuleWrapper
 from truequant.planning import arguments_of
 
