@@ -11,21 +11,26 @@ from torch import Tensor, nn
 
 from truequant.cli.naming import named
 from truequant.errors import ArgumentError
+from truequant.planning import as_arguments
 from truequant.training import Loss
 
 _LOSSES: dict[str, Callable[[Any, Any], Tensor]] = {"cross-entropy": F.cross_entropy, "mse": F.mse_loss}
 
 
-def loss_named(name: str, device: str) -> Loss:
-    """The loss of a name, on `(inputs, targets)` items: "cross-entropy", "mse", or MODULE:NAME of `f(outputs, targets)`."""
+def loss_named(name: str, device: str, more: Callable[..., Tensor] | None = None) -> Loss:
+    """The loss of a name, on `(inputs, targets)` items: "cross-entropy", "mse", or MODULE:NAME of `f(outputs, targets)`.
+
+    more: what is added to it, from the outputs and the inputs.
+    """
     function = _LOSSES.get(name) or named(name, "training.loss")
 
     def loss(model: nn.Module, item: Any) -> Tensor:
         inputs, targets = _parts(item, device)
-        found = function(_call(model, inputs), targets)
+        outputs = _call(model, inputs)
+        found = function(outputs, targets)
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise ArgumentError(f"training.loss: '{name}' returned no number", got=repr(type(found)), expected="a tensor ()")
-        return found
+        return found if more is None else found + more(outputs, inputs)
 
     return loss
 
@@ -59,6 +64,5 @@ def _moved(value: Any, device: str) -> Any:
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    args, kwargs = as_arguments(inputs)
+    return model(*args, **kwargs)

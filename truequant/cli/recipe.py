@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from truequant.errors import ArgumentError
 from truequant.schemes import LARGEST_FILE, QConfig, config_from_table
+from truequant.training import QATSchedule
 
 
 class Section(BaseModel):
@@ -56,6 +57,24 @@ class ScheduleSection(Section):
     observe: int = Field(default=0, ge=0)
     freeze_ranges_at: int | None = Field(default=None, ge=0)
     freeze_batchnorm_at: int | None = Field(default=None, ge=0)
+    bits: dict[str, int] = {}
+
+    def made(self) -> QATSchedule:
+        """The schedule. TOML's keys are strings: `bits = { 0 = 4, 1000 = 2 }`."""
+        if not all(step.isdecimal() for step in self.bits):
+            raise ArgumentError("schedule.bits: a key is no step", got=repr(self.bits), expected="bits = { 0 = 4, 1000 = 2 }")
+        bits = {int(step): width for step, width in self.bits.items()} or None
+        return QATSchedule(self.observe, self.freeze_ranges_at, self.freeze_batchnorm_at, bits=bits)
+
+
+class DistillationSection(Section):
+    """`tq.Distillation` from the float model as it was before, or from a teacher of its own. weight: of its term."""
+
+    weight: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    features: dict[str, float] = {}
+    teacher: str | None = None
+    teacher_weights: str | None = None
 
 
 class OutputSection(Section):
@@ -75,6 +94,7 @@ class Recipe(Section):
     quantization: dict[str, Any] = {}
     training: TrainingSection = TrainingSection()
     schedule: ScheduleSection = ScheduleSection()
+    distillation: DistillationSection | None = None
     output: OutputSection = OutputSection()
 
     def config(self, where: str) -> QConfig:
@@ -99,6 +119,10 @@ def read_recipe(path: Path) -> Recipe:
     if (recipe.training.epochs is None) == (recipe.training.steps is None):
         raise ArgumentError(f"{path}: training: epochs or steps, one of them", fix="epochs = 2")
     recipe.config(str(path))
+    try:
+        recipe.schedule.made()
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}: {error.what}", got=error.got, expected=error.expected) from error
     return recipe
 
 
@@ -122,5 +146,5 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at a location."""
     kind: Any = Recipe
     for part in location:
-        kind = kind.model_fields[part].annotation
+        kind = next(k for k in (*get_args(kind.model_fields[part].annotation), kind.model_fields[part].annotation) if k)
     return list(kind.model_fields)

@@ -56,7 +56,11 @@ def _repository_folder() -> Path:
     for root in (Path.cwd(), *Path(__file__).resolve().parents):
         if (place := root / "data" / "mnist").is_dir():
             return place
-    raise DataError("MNIST was not found", expected="a folder data/mnist", fix="give the folder of its idx files: --data DIR")
+    raise DataError(
+        "MNIST was not found: installed packages come without it",
+        expected="a folder data/mnist here, as in truequant's repository",
+        fix="give the folder of its four idx files, gzipped or not: --data DIR",
+    )
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from truequant import kernels
 from truequant.reports.system import Cpu, cpu, versions
 from truequant.schemes import TARGETS
 
@@ -56,7 +57,7 @@ def examine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         cpu=processor,
         threads=torch.get_num_threads(),
-        kernels=kernels(),
+        kernels=kernels.describe(),
         runtimes=runtimes,
         missing={package: extra for package, extra in _OPTIONAL.items() if find_spec(package) is None},
         advice=advice(processor, torch.get_num_threads(), runtimes),
@@ -64,14 +65,14 @@ def examine() -> Machine:
     )
 
 
-def kernels() -> str:
-    """What fake quantization runs on."""
-    return "reference (PyTorch operators)"
-
-
 def advice(processor: Cpu, threads: int, runtimes: dict[str, str | None]) -> tuple[str, ...]:
     """What would make work faster here, most useful first."""
     found = []
+    if kernels.levels() == ("reference",):
+        found.append(
+            "compile the kernels of fake quantization, which make training several times faster: reinstall truequant with a "
+            "C++ compiler and pip's --no-build-isolation"
+        )
     if runtimes["onnxruntime"] is None:
         found.append("install onnxruntime to run and prove exported files: pip install 'truequant[onnxruntime]'")
     if threads < processor.cores:
@@ -90,6 +91,8 @@ def advice(processor: Cpu, threads: int, runtimes: dict[str, str | None]) -> tup
 
 def promise(target: str, processor: Cpu, machine: str) -> str:
     """What a file exported for a target is worth on this machine, in a sentence."""
+    if not TARGETS[target].runs_here:
+        return "no runtime of it runs here: verify says UNVERIFIED"
     x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
     if target == "portable":
         return "the portable rule (dequantize, float32, quantize); no runtime is proven to keep it bit for bit"
@@ -99,7 +102,10 @@ def promise(target: str, processor: Cpu, machine: str) -> str:
         return "NOT exact here: this CPU has no VNNI, and int16 sums of 8-bit products may saturate"
     if target == "onnxruntime-vnni":
         return "exact here and on every x86 CPU with VNNI"
-    return "exact here and on every x86 CPU, with VNNI or without"
+    if not TARGETS[target].without_fma and "fma" not in processor.features:
+        return "NOT exact here: this CPU has no FMA, which additions need"
+    kinds = "with FMA or without" if TARGETS[target].without_fma else "with FMA, which is every one since 2013"
+    return f"exact here and on every x86 CPU {kinds}; VNNI makes no difference"
 
 
 def has_dot_products(processor: Cpu) -> bool:

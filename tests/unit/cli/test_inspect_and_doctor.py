@@ -15,9 +15,10 @@ from truequant.demo import lenet
 from truequant.planning import plan_from_json
 from truequant.reports import Cpu
 from truequant.reports.doctor import advice, promise
+from truequant.schemes import TARGETS
 
 LENET = ["truequant.demo:lenet", "--input", "8x1x28x28"]
-PLAIN, VNNI, ARM = Cpu("a", 4, ("avx2",)), Cpu("b", 4, ("avx2", "avx512_vnni")), Cpu("c", 4, ("asimd", "asimddp"))
+PLAIN, VNNI, ARM = Cpu("a", 4, ("avx2", "fma")), Cpu("b", 4, ("avx2", "fma", "avx512_vnni")), Cpu("c", 4, ("asimd", "asimddp"))
 
 
 def invoke(*arguments: str) -> Result:
@@ -80,7 +81,7 @@ def test_doctor() -> None:
     assert all(word in result.stdout for word in ("kernels", "runtimes", "onnxruntime-vnni", "promise"))
     found = json.loads(invoke("doctor", "--json").stdout)
     assert found["versions"]["truequant"]
-    assert set(found["promises"]) == {"onnxruntime", "onnxruntime-vnni", "portable"}
+    assert set(found["promises"]) == set(TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,7 @@ def test_doctor() -> None:
     [
         ("onnxruntime", PLAIN, "x86_64", "exact here"),
         ("onnxruntime", VNNI, "AMD64", "exact here"),
+        ("onnxruntime", Cpu("old", 4, ()), "x86_64", "NOT exact here"),
         ("onnxruntime-vnni", PLAIN, "x86_64", "NOT exact here"),
         ("onnxruntime-vnni", VNNI, "x86_64", "exact here"),
         ("onnxruntime", ARM, "aarch64", "run truequant verify"),

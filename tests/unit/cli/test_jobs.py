@@ -58,7 +58,7 @@ def test_from_weights_to_a_verified_file(folder: Path) -> None:
     assert quantized.exit_code == 0, quantized.output
     found = json.loads(quantized.stdout)
     assert found["files"] == {name: (folder / name).stat().st_size for name in ("m.tq", "m.onnx")}
-    assert {name: report["grade"] for name, report in found["verification"].items()} == {
+    assert {name: found["verification"][name]["grade"] for name in ("reference", "onnxruntime")} == {
         "reference": "EXACT", "onnxruntime": "EXACT",
     }  # fmt: skip
     outputs = tq.load("m.tq")(torch.zeros(4, 1, 8, 8))
@@ -114,6 +114,6 @@ def test_benchmark_times_all_forms() -> None:
     result = invoke("benchmark", "jobs.py:make", "--input", "4x1x8x8", "--rounds", "2", "--threads", "1", "--json")
     assert result.exit_code == 0, result.output
     seconds = json.loads(result.stdout)["seconds"]
-    assert list(seconds["inference"]) == ["float", "QAT, evaluated", "Int8 program", "onnxruntime"]
+    assert list(seconds["inference"])[:4] == ["float", "QAT, evaluated", "Int8 program", "onnxruntime"]
     assert list(seconds["training step"]) == ["float", "quantization-aware"]
     assert all(value > 0 for values in seconds.values() for value in values.values())

@@ -49,7 +49,8 @@ model = { factory = "people_train.py:make", inputs = ["8x1x8x8"] }
 data = { factory = "people_train.py:data", calibration_batches = 2 }
 quantization = { preset = "w4a8-all" }
 training = { epochs = 3, learning_rate = 0.02, momentum = 0.9 }
-schedule = { freeze_ranges_at = 9 }
+schedule = { freeze_ranges_at = 9, bits = { 0 = 8, 4 = 4 } }
+distillation = { weight = 0.5, temperature = 2.0 }
 output = { folder = "FOLDER", checkpoint_every = 50, verify_batches = 2 }
 """
 
@@ -79,7 +80,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(folder: Path) -> N
     assert whole.exit_code == 0, whole.output
     found = json.loads(whole.stdout)
     assert (found["steps"], len(found["losses"]), 0 <= found["top1"] <= 1) == (12, 12, True)
-    assert {name: report["grade"] for name, report in found["verification"].items()} == {
+    assert {name: found["verification"][name]["grade"] for name in ("reference", "onnxruntime")} == {
         "reference": "EXACT", "onnxruntime": "EXACT",
     }  # fmt: skip
 
@@ -140,6 +141,8 @@ def test_losses_of_the_users_own(folder: Path) -> None:
         (("schedule =", "skedule ="), "did you mean 'schedule'?"),
         (("freeze_ranges_at = 9", "freeze_ranges_at = -1"), "schedule.freeze_ranges_at"),
         (("model =", "model = ="), "cannot be read as TOML"),
+        (("temperature", "temprature"), "did you mean 'temperature'?"),
+        (("0 = 8", "first = 8"), "schedule.bits: a key is no step"),
         (("epochs = 3", "epochs = true"), "training.epochs: Input should be a valid integer"),
     ],
 )

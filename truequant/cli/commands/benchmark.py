@@ -23,6 +23,7 @@ from truequant.cli.tables import table
 from truequant.errors import ArgumentError
 from truequant.planning import as_arguments, tensors_of
 from truequant.reports import cpu, versions
+from truequant.runtimes import RUNTIMES
 
 Call = Callable[[], object]
 Target = Annotated[
@@ -86,8 +87,9 @@ def _of_int8(int8: tq.Int8Model, shapes: Any, name: str) -> dict[str, Call]:
 
 def _deployed(int8: tq.Int8Model, args: Any, kwargs: Any) -> dict[str, Call]:
     found: dict[str, Call] = {"Int8 program": partial(int8, *args, **kwargs)}
-    if find_spec("onnxruntime") is not None:
-        found["onnxruntime"] = partial(tq.compile(int8, "onnxruntime"), *args, **kwargs)
+    for name in RUNTIMES:
+        if find_spec(name) is not None:
+            found[name] = partial(tq.compile(int8, name), *args, **kwargs)
     return found
 
 

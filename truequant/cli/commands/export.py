@@ -21,12 +21,16 @@ def export(
     context: typer.Context,
     model: Int8File,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("model.onnx"),
+    form: Annotated[str, typer.Option(help="qdq: portable; qoperator: exact at every level of optimization.")] = "qdq",
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Put the integer program inside, so that verify needs this file alone.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export an Int8 model as ONNX, after proving that the runtime computes it in integer kernels."""
     with session(context, as_json) as run:
         writable(out)
-        size = tq.export_onnx(tq.load(model), out)
+        size = tq.export_onnx(tq.load(model), out, form=form, program=self_contained)  # type: ignore[arg-type]
         kernels = census(out.read_bytes())
         show_files(run, {str(out): size})
         run.show(_kernels(kernels))

@@ -57,6 +57,11 @@ device = "cpu"
 observe = 0                      # activation ranges follow the data from here on
 # freeze_ranges_at = 800         # ranges are held from here on
 # freeze_batchnorm_at = 800      # BatchNorm keeps its statistics from here on
+# bits = {{ 0 = 4, 400 = 2 }}      # narrow quantizers start with more bits
+
+# [distillation]                 # the float model as it was teaches
+# weight = 1.0
+# temperature = 1.0
 
 [output]
 folder = "run"                   # last.ckpt, model.tq, model.onnx

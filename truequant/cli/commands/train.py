@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
@@ -23,6 +24,7 @@ from truequant.cli.recipe import Recipe, TrainingSection, read_recipe
 from truequant.cli.session import AsJson, Interrupted, Session, session
 from truequant.cli.stopping import Stopping
 from truequant.errors import ArgumentError
+from truequant.planning import as_arguments
 from truequant.reports import training_progress
 from truequant.training import Position, seed_random, training_steps
 
@@ -58,13 +60,33 @@ class _Training:
         if recipe.model.inputs:
             given = example_inputs(recipe.model.inputs)
         inputs = first_inputs(self.data.train, "data.factory") if given is None else given
+        teach = self._teacher(model)
         self.model = tq.prepare(model, inputs, recipe.config(str(path)), inplace=True).to(recipe.training.device)
-        self.loss = loss_named(recipe.training.loss, recipe.training.device)
+        self.loss = loss_named(recipe.training.loss, recipe.training.device, teach)
         self.steps = steps or _steps(recipe.training, self.data)
-        self.schedule = tq.QATSchedule(**recipe.schedule.model_dump())
+        self.schedule = recipe.schedule.made()
         self.optimizer = _optimizer(self.model, recipe.training)
         self.scheduler = _scheduler(self.optimizer, recipe.training, self.steps)
         self.losses: list[float] = []
+
+    def _teacher(self, model: nn.Module) -> Callable[..., Tensor] | None:
+        """The term that [distillation] adds to the loss: made before `model` is prepared, which it may copy."""
+        section = self.recipe.distillation
+        if section is None:
+            return None
+        weights = None if section.teacher_weights is None else Path(section.teacher_weights)
+        teacher = copy.deepcopy(model) if section.teacher is None else float_model(section.teacher, weights)[0]
+        teacher.to(self.recipe.training.device)
+        made: list[tq.Distillation] = []
+
+        def term(outputs: Tensor, inputs: Any) -> Tensor:
+            if not made:
+                options = {"temperature": section.temperature, "features": section.features or None}
+                made.append(tq.Distillation(self.model, teacher, **options))  # type: ignore[arg-type]
+            args, kwargs = as_arguments(inputs)
+            return section.weight * made[0](outputs, *args, **kwargs)
+
+        return term
 
     def go(self, resume: bool) -> None:
         position = self._resumed() if resume else self._calibrated()
@@ -96,7 +118,12 @@ class _Training:
         found = tq.load_checkpoint(self.checkpoint, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler)
         then = found.extra["recipe"]
         now = self._fixed()
-        changed = [f"{table}.{key}" for table in now for key in now[table] if then.get(table, {}).get(key) != now[table][key]]
+        changed = [
+            f"{table}.{key}"
+            for table in now
+            for key in {**(then.get(table) or {}), **(now[table] or {})}
+            if (then.get(table) or {}).get(key) != (now[table] or {}).get(key)
+        ]
         if changed:
             raise ArgumentError(
                 f"{self.path} changed since the checkpoint: {', '.join(changed)}", fix="undo that, or start in another folder"
@@ -144,7 +171,7 @@ class _Training:
 
     def _fixed(self) -> dict[str, Any]:
         """What may not change between a checkpoint and its resumption."""
-        tables = self.recipe.model_dump(include={"model", "data", "training", "schedule"})
+        tables = self.recipe.model_dump(include={"model", "data", "training", "schedule", "distillation"})
         tables["training"]["steps"] = self.steps
         return tables
 

@@ -9,6 +9,7 @@ import typer
 from torch import nn
 
 import truequant as tq
+from truequant.analysis.report import REQUIREMENTS
 from truequant.cli.commands.export import Int8File
 from truequant.cli.data import Batches, DataName, data_of, shown
 from truequant.cli.deployed import conclude
@@ -31,6 +32,12 @@ def verify(
         list[str] | None, typer.Option(help="reference, onnxruntime …: once for each.", show_default="both")
     ] = None,
     batches: Batches = 32,
+    require: Annotated[
+        str, typer.Option(help="Least grade: EXACT, or EXACT BETWEEN ISLANDS (float layers may sum in their own order).")
+    ] = "EXACT BETWEEN ISLANDS",
+    cases: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep an input there that shows a difference, for tq.replay.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare every code of every edge: the trained model, its Int8 program, and the runtimes.
@@ -39,10 +46,14 @@ def verify(
     """
     with session(context, as_json) as run:
         expected = _trained(checkpoint, model)
-        runtimes = runtime or (["reference"] if expected is not None else []) + ["onnxruntime"]
+        if require not in REQUIREMENTS:
+            raise ArgumentError("--require: no grade", got=repr(require), expected=", ".join(REQUIREMENTS))
         source = data_of(data, "--data")
-        checked = tq.verify(expected, tq.load(int8), shown(source.test, "verifying", batches, run.console), runtimes)
-        conclude(run, checked, {"verification": checked.to_dict()})
+        checked = tq.verify(
+            expected, int8, shown(source.test, "verifying", batches, run.console), runtime, progress=False, cases=cases
+        )
+        run.show(*checked.promise)
+        conclude(run, checked, {"verification": checked.to_dict(), "promise": checked.promise}, require)  # type: ignore[arg-type]
 
 
 def _trained(checkpoint: Path | None, model: str | None) -> nn.Module | None:
