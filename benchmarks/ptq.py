@@ -32,7 +32,7 @@ from truequant.demo import MODELS, Mnist, load_mnist
 from truequant.files import atomic_write
 from truequant.reports import cpu, versions
 
-IMAGES, ITERATIONS = 512, {"per-tensor": 1000, "low-bits": 300}
+IMAGES, ITERATIONS = 512, 1000
 NETS: dict[str, Callable[[], nn.Module]] = {"separable": Separable, "lenet": MODELS["lenet"], "mlp": MODELS["mlp"]}
 BLOCKS = {"separable": ("features",), "lenet": ("",), "mlp": ("",)}
 WIDTHS = {"w4a8": (tq.int4, tq.uint8), "w4a4": (tq.int4, tq.uint4), "w3a8": (tq.int3, tq.uint8)}
@@ -40,7 +40,7 @@ Steps = Sequence[Any]
 
 
 def per_tensor_methods() -> dict[str, Steps]:
-    equalize, rounded = tq.CrossLayerEqualization(), tq.AdaRound(iterations=ITERATIONS["per-tensor"])
+    equalize, rounded = tq.CrossLayerEqualization(), tq.AdaRound(iterations=ITERATIONS)
     return {
         "min-max": [tq.MinMax()],
         "MSE": [tq.MSE()],
@@ -52,10 +52,10 @@ def per_tensor_methods() -> dict[str, Steps]:
 
 
 def low_bit_methods(net: str) -> dict[str, Steps]:
-    rounded = tq.AdaRound(iterations=ITERATIONS["low-bits"])
+    rounded = tq.AdaRound(iterations=ITERATIONS)
 
     def block(drop: float) -> tq.BlockReconstruction:
-        return tq.BlockReconstruction(BLOCKS[net], iterations=ITERATIONS["low-bits"], drop=drop)
+        return tq.BlockReconstruction(BLOCKS[net], iterations=ITERATIONS, drop=drop)
 
     return {
         "nearest": [],
@@ -168,10 +168,11 @@ def figures(cells: dict[str, dict[str, Any]], *parts: str) -> list[float]:
 
 
 def shown(values: Sequence[float]) -> str:
+    """Mean, and of how many seeds the worst; one seed is marked so."""
     if not values:
         return "–"
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f})"
+    mean, seeds = f"{statistics.mean(values):.2f}", len(values)
+    return f"{mean} (1 seed)" if seeds == 1 else f"{mean} ({seeds} seeds, worst {min(values):.2f})"
 
 
 def tables(cells: dict[str, dict[str, Any]]) -> str:

@@ -212,6 +212,16 @@ def test_what_is_left_alone_is_named() -> None:
     assert all(torch.equal(before[n], p) for n, p in qat.named_parameters())
 
 
+def test_codes_that_an_algorithm_decides_are_left_alone() -> None:
+    x = torch.randn(8, 4)
+    config = tq.QConfig(weight=tq.QuantScheme(tq.int2, tq.PerChannel(0), scale=tq.TWN()))
+    qat = tq.prepare(nn.Sequential(nn.Linear(4, 4)), x, config)
+    before = weight_codes(qat)
+    with pytest.warns(UserWarning, match="AdaRound leaves 1 as it is: '0': TWN decides its codes"):
+        tq.calibrate(qat, [x], QUICK)
+    assert torch.equal(weight_codes(qat)["0"], before["0"])
+
+
 def test_numbers_that_cannot_be() -> None:
     for wrong in ({"iterations": -1}, {"learning_rate": 0.0}, {"batch_size": 0}, {"warmup": 1.5}):
         with pytest.raises(ArgumentError, match=f"AdaRound: {next(iter(wrong))} out of range"):
