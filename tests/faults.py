@@ -245,7 +245,7 @@ FAULTS = (  # one a line
     Fault("scale of an edge off by one ulp", "branch.0", lambda p: with_edge(p, "branch.0", scale=float(up(np.float32(p.edges["branch.0"].scale)))), "program", images=MANY),
     Fault("zero point of an edge off by one", "branch.0", lambda p: with_edge(p, "branch.0", zero_point=p.edges["branch.0"].zero_point + 1), "program"),
     Fault("clamp of a ReLU dropped", "left", lambda p: with_node(p, "left", low=0), "program"),
-    Fault("clamp one code too low", "right", lambda p: with_node(p, "right", high=150), "program"),
+    Fault("clamp at too low a code", "right", lambda p: with_node(p, "right", high=150), "program"),
     Fault("add by another rule", "add_0", lambda p: with_node(p, "add_0", rule="portable"), "program", "w8a8-pow2"),
     Fault("mul by another rule", "mul_0", lambda p: with_node(p, "mul_0", rule="portable"), "program", "w8a8-pow2"),
     Fault("one entry of a table off by one", "sigmoid_0", in_tensor("sigmoid_0", "entries", 150, lambda v: v + 1), "program"),
