@@ -116,3 +116,37 @@ def test_no_such_form(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="no form 'qop' of an ONNX file"):
         tq.export_onnx(int8, tmp_path / "m.onnx", form="qop")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_pass_without_a_copy() -> None:
+    """onnxruntime reads the input where torch keeps it; the output lives on in memory of its own."""
+    int8, x = int8_of("ResNet", "w8a8")
+    compiled = CompiledModel(int8.program)
+    first, expected = compiled(x), int8(x)
+    strided = torch.cat([x, x], dim=3)[..., : x.shape[3]]
+    second = compiled(strided)
+    assert first.data_ptr() != second.data_ptr()
+    del compiled
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
+
+
+def test_an_input_that_needs_no_copy_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from truequant.runtimes import session as sessions
+
+    int8, x = int8_of("ResNet", "w8a8")
+    compiled, seen = CompiledModel(int8.program), []
+    active = compiled._session
+
+    class Watching:
+        def __getattr__(self, name: str) -> object:
+            return getattr(active, name)
+
+        def io_binding(self) -> object:
+            binding, bind = active.io_binding(), active.io_binding().__class__.bind_input
+            monkeypatch.setattr(type(binding), "bind_input", lambda b, *a: (seen.append(a[-1]), bind(b, *a))[1])
+            return binding
+
+    found = sessions.run(Watching(), {int8.program.inputs[0].name: x})
+    assert seen == [x.data_ptr()]
+    assert torch.equal(found[int8.program.output_names()[0]], int8(x))

@@ -91,7 +91,8 @@ def attention(writer: Writer, node: Island, a: Arguments) -> None:
             raise ExportError(f"'{node.output}': a causal mask of a dynamic length", expected="a fixed length")
         causal = np.triu(np.full((rows, columns), -np.inf, np.float32), 1)
         scores = step("Add", [scores, writer.constant(f"{node.output}.causal", causal)], "masked")
-    weights = written_out_softmax(writer, step, scores, rank - 1, "weights")
+    # Between float products no runtime takes it for an integer softmax.
+    weights = step("Softmax", [scores], "weights", axis=rank - 1)
     step("MatMul", [weights, a["2"]])
 
 

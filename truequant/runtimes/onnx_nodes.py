@@ -80,8 +80,24 @@ def _pair_table(writer: Writer, node: program_nodes.Add | program_nodes.Sub | pr
         indices.append(moved)
     index = writer.fresh(f"{node.output}.index")
     writer.node("Add", indices, index, name=index)
-    writer.raw[node.output] = node.output
-    writer.node("Gather", [writer.constant(f"{node.output}.table", entries), index], node.output, name=node.output)
+    _taken(writer, node.output, entries, index)
+
+
+def _taken(writer: Writer, name: str, entries: Any, index: str) -> None:
+    """The edge `name`: `entries[index]`. GatherElements over one axis takes a third of the time of Gather in onnxruntime."""
+    table, shape = writer.constant(f"{name}.table", entries), writer.shapes[name]
+    writer.raw[name] = name
+    if writer.form == "openvino" or len(shape) < 2:
+        writer.node("Gather" if writer.form == "openvino" else "GatherElements", [table, index], name, name=name)
+        return
+    flat, rows = writer.fresh(f"{name}.flat_index"), writer.fresh(f"{name}.flat")
+    writer.node("Reshape", [index, writer.integers("flat", [-1])], flat, name=flat)
+    writer.node("GatherElements", [table, flat], rows, name=name)
+    if sum(n is None for n in shape) > 1:
+        whole = writer.measured(index, f"{name}.shape", 0, len(shape))
+        writer.node("Reshape", [rows, whole], name, name=f"{name}.reshape")
+    else:
+        reshape_to(writer, rows, name, shape)
 
 
 def _table(writer: Writer, node: program_nodes.Table) -> None:
@@ -92,9 +108,7 @@ def _table(writer: Writer, node: program_nodes.Table) -> None:
         index = writer.fresh(f"{node.output}.index")
         writer.node("Sub", [cast, writer.constant("first_code", np.int32(source.qmin))], index, name=index)
         cast = index
-    entries = numpy_of(node.entries).astype(writer.dtype(output))
-    writer.raw[node.output] = node.output
-    writer.node("Gather", [writer.constant(f"{node.output}.table", entries), cast], node.output, name=node.output)
+    _taken(writer, node.output, numpy_of(node.entries).astype(writer.dtype(output)), cast)
 
 
 def _lookup(writer: Writer, node: program_nodes.Lookup) -> None:

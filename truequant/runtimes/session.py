@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,31 @@ def session(model: bytes | str, *, threads: int = 0, level: Level = "all", optim
 
 
 def run(active: Any, feeds: Mapping[str, Tensor], names: list[str] | None = None) -> dict[str, Tensor]:
-    """Outputs by name. Tensors pass through without a copy where they are contiguous and on the CPU."""
+    """Outputs by name, without a copy in either direction where inputs are contiguous and on the CPU.
+
+    onnxruntime reads the inputs where torch keeps them, and allocates the outputs, whose memory the returned tensors own.
+    """
     wanted = names or [o.name for o in active.get_outputs()]
-    found = active.run(wanted, {name: np.asarray(t.detach().cpu().contiguous()) for name, t in feeds.items()})
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(wanted, found, strict=True)}
+    given = {name: t.detach().cpu().contiguous() for name, t in feeds.items()}
+    if any(t.numel() == 0 for t in given.values()):  # nothing to point at
+        found = active.run(wanted, {name: t.numpy() for name, t in given.items()})
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(wanted, found, strict=True)}
+    binding = active.io_binding()
+    for name, t in given.items():
+        binding.bind_input(name, "cpu", 0, _numpy_dtype(t.dtype), tuple(t.shape), t.data_ptr())
+    for name in wanted:
+        binding.bind_output(name, "cpu")
+    active.run_with_iobinding(binding)
+    return {name: _tensor(value) for name, value in zip(wanted, binding.get_outputs(), strict=True)}
+
+
+@cache
+def _numpy_dtype(dtype: torch.dtype) -> Any:
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def _tensor(value: Any) -> Tensor:
+    """The tensor of an output, in the output's own memory where onnxruntime can lend it (bool has no such form there)."""
+    if hasattr(value, "__dlpack__") and value.data_type() != "tensor(bool)":
+        return torch.utils.dlpack.from_dlpack(value)
+    return torch.from_numpy(value.numpy())
