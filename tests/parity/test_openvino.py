@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.programs import S8, edge, f32, program, random_codes, random_conv, ra
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import Add, Clamp, Edge, GlobalAverage, MatMul, MaxPool, Mul, Pad, Slice, Sub, Table
 from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
+from truequant.runtimes.openvino_session import compiled, run
 
 
 def assert_same(p: IntegerProgram, *inputs: Tensor) -> dict[str, int]:
@@ -128,3 +130,16 @@ def test_quantize_ties_infinities_and_nan(x: Edge) -> None:
     p = program(Clamp("x", "y", x.qmin, x.qmax), {"x": x, "y": x}, "x", rank=1)
     special = torch.tensor([0.25, 0.75, -0.25, 1.25, math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, 3e38, 127.25])
     assert_same(p, torch.cat([special, torch.linspace(-200, 200, 3203)]))
+
+
+def test_export_in_the_form_for_openvino(tmp_path: Path) -> None:
+    """The file that is written computes the program's codes in OpenVINO, and is no form for onnxruntime's kernels."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = edge(0.02, 77), edge(0.9, 11)
+    p = program(random_linear(generator, "x", "y", 13, 24, low=11), {"x": x, "y": y}, "x", rank=2)
+    p = dataclasses.replace(p, inputs=tuple(dataclasses.replace(i, shape=(None, 24)) for i in p.inputs))
+    path = tmp_path / "model.onnx"
+    assert tq.export_onnx(p, path, form="openvino") == path.stat().st_size
+    request = compiled(path.read_bytes()).create_infer_request()
+    inputs = values_of(random_codes((5, 24), x, generator), x)
+    assert torch.equal(run(request, {"x.value": inputs})["y.value"], Int8Model(p)(inputs))

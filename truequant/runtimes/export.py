@@ -30,11 +30,12 @@ def export_onnx(
 
     form: "qdq" has float ops between DequantizeLinear and QuantizeLinear, which onnxruntime fuses into integer kernels at its
         highest optimization level, and which other runtimes read; "qoperator" names the integer kernels themselves
-        (QLinearConv, QGemm, QLinearAdd …) and is exact at every optimization level.
+        (QLinearConv, QGemm, QLinearAdd …) and is exact at every optimization level; "openvino" writes sums and requantization
+        out, so that OpenVINO, which must be installed, computes the program's integers.
     program: the file carries the integer program too, about as many bytes again, so that `verify` needs nothing else.
 
-    Before anything is written the installed onnxruntime optimizes the model, and every integer node of the program must
-    have become an integer kernel; every add and mul must compute its rule for all pairs of codes, every table give all its
+    Before anything is written the runtime compiles the model; for onnxruntime every integer node of the program must have
+    become an integer kernel, and every add and mul must compute its rule for all pairs of codes, every table give all its
     entries. A target that has no
     runtime here ("tensorrt", "xnnpack", "qnn") gets plain QDQ within its constraints, UNVERIFIED.
     Raises `ExportError` where that is not so.

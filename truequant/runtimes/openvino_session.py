@@ -1,0 +1,44 @@
+"""OpenVINO's compiled models over torch tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from truequant.runtimes.packages import openvino
+
+
+def compiled(data: bytes, threads: int = 0) -> Any:
+    """OpenVINO's compiled model: float32 where it is float, no quantization but the program's own."""
+    core = openvino().Core()
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+    }
+    return core.compile_model(core.read_model(data), "CPU", options)
+
+
+def kernels(model: Any) -> dict[str, int]:
+    """How many kernels of each kind and precision the compiled model runs."""
+
+    def info(node: Any, key: str) -> str:
+        value = node.get_rt_info()[key]
+        return str(value.value if hasattr(value, "value") else value)
+
+    nodes = model.get_runtime_model().get_ops()
+    return dict(sorted(Counter(f"{info(n, 'layerType')} {info(n, 'runtimePrecision')}" for n in nodes).items()))
+
+
+def run(request: Any, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by name; tensors pass in without a copy where they are contiguous and on the CPU."""
+    arrays = {name: np.asarray(t.detach().cpu().contiguous()) for name, t in feeds.items()}
+    found = request.infer(arrays, share_inputs=True)
+    return {name: torch.from_numpy(np.array(array)) for port, array in found.items() for name in port.get_names()}
