@@ -12,6 +12,7 @@ from truequant.integer.serialize import to_container
 from truequant.runtimes.census import require_integer_kernels
 from truequant.runtimes.metadata import with_program
 from truequant.runtimes.onnx_nodes import write
+from truequant.runtimes.openvino_session import compiled
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.tables import require_exact_tables
 from truequant.runtimes.writer import IR_VERSION, Form, Writer, opsets
@@ -35,15 +36,16 @@ def export_onnx(
     program: the file carries the integer program too, about as many bytes again, so that `verify` needs nothing else.
 
     Before anything is written the runtime compiles the model; for onnxruntime every integer node of the program must have
-    become an integer kernel, and every add and mul must compute its rule for all pairs of codes, every table give all its
-    entries. A target that has no
-    runtime here ("tensorrt", "xnnpack", "qnn") gets plain QDQ within its constraints, UNVERIFIED.
+    become an integer kernel, every add and mul must compute its rule for all pairs of codes, and every table give all its
+    entries. A target that has no runtime here ("tensorrt", "xnnpack", "qnn") gets plain QDQ within its constraints, UNVERIFIED.
     Raises `ExportError` where that is not so.
     """
     source = program_of(int8)
     data = onnx_bytes(source, form=form)
     target = TARGETS.get(source.target)
-    if target is None or target.runs_here:
+    if form == "openvino":
+        compiled(data)
+    elif target is None or target.runs_here:
         require_integer_kernels(source, data)
         require_exact_tables(source, lambda tables: onnx_bytes(tables, form=form, show_edges=True))
     data = with_program(data, source) if program else data
