@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from truequant.checkpoints.fields import typed
 from truequant.checkpoints.randomness import RandomStates, random_from_json, random_to_json
 from truequant.checkpoints.stateful import StatefulRecord, stateful_from_json, stateful_to_json
 from truequant.checkpoints.tree import TreeReader, TreeWriter
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
     from truequant.checkpoints.snapshot import Snapshot
     from truequant.checkpoints.stored import Stored
 
-RankRecord = tuple[RandomStates, StatefulRecord | None]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankRecord:
+    """What one rank held on its own. buffers: by name; BatchNorm's running statistics are those of a rank's own batches."""
+
+    random: RandomStates
+    loader: StatefulRecord | None
+    buffers: dict[str, Tensor]
 
 
 def world() -> tuple[int, int]:
@@ -87,20 +95,23 @@ def of_this_rank(stored: Stored) -> Stored:
         return stored
     if len(stored.ranks) != count:
         return stored if rank == 0 else replace(stored, random=None)
-    random, loader = stored.ranks[rank]
-    stateful = dict(stored.stateful) if loader is None else {**stored.stateful, "loader": loader}
-    return replace(stored, random=random, stateful=stateful)
+    own, model = stored.ranks[rank], stored.model
+    stateful = dict(stored.stateful) if own.loader is None else {**stored.stateful, "loader": own.loader}
+    if model is not None:
+        model = replace(model, state={name: own.buffers.get(name, value) for name, value in model.state.items()})
+    return replace(stored, random=own.random, stateful=stateful, model=model)
 
 
-def gathered(loader: Any, writer: TreeWriter) -> list[Json]:
-    """Random states and loader of every rank, on rank 0; every rank has to call it. Nothing where there is one rank."""
+def gathered(model: nn.Module, loader: Any, writer: TreeWriter) -> list[Json]:
+    """What every rank holds on its own, on rank 0; every rank has to call it. Nothing where there is one rank."""
     rank, count = world()
     if count == 1:
         return []
-    own = TreeWriter()
+    own, buffers = TreeWriter(), {name for name, _ in model.named_buffers()}
     told: dict[str, Json] = {
         "random": random_to_json(own),
         "loader": None if loader is None else stateful_to_json(loader, "loader", own),
+        "buffers": own.encode({n: b for n, b in model.state_dict().items() if n in buffers}, "buffers"),
     }
     everyone: list[Any] | None = [None] * count if rank == 0 else None
     distributed.gather_object((told, {name: t.cpu() for name, t in own.tensors.items()}), everyone)
@@ -129,10 +140,15 @@ def ranks_from_json(value: Json, reader: TreeReader) -> list[RankRecord]:
         raise FileError(f"{reader.where}: 'ranks' has a wrong type", got=repr(value)[:120], expected="list")
     found: list[RankRecord] = []
     for index, item in enumerate(value):
-        if not isinstance(item, dict) or set(item) != {"random", "loader"}:
-            raise FileError(f"{reader.where}: rank {index} cannot be", got=repr(item)[:120], expected="random and loader")
-        loader = None if item["loader"] is None else stateful_from_json(item["loader"], reader, f"rank {index}: loader")
-        found.append((random_from_json(item["random"], reader), loader))
+        where = f"rank {index}"
+        if not isinstance(item, dict) or set(item) != {"random", "loader", "buffers"}:
+            raise FileError(f"{reader.where}: {where} cannot be", got=repr(item)[:120], expected="random, loader, buffers")
+        buffers = typed(reader.decode(item["buffers"], f"{where}: buffers"), dict, f"{reader.where}: {where}: buffers")
+        for name, value in buffers.items():
+            if not isinstance(value, Tensor):
+                raise FileError(f"{reader.where}: {where}: a buffer is no tensor", got=repr(name)[:120])
+        loader = None if item["loader"] is None else stateful_from_json(item["loader"], reader, f"{where}: loader")
+        found.append(RankRecord(random_from_json(item["random"], reader), loader, buffers))
     return found
 
 

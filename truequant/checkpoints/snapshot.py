@@ -85,5 +85,5 @@ def snapshot(
         header["ema"] = module_to_json(check_module(ema, "ema"), writer, "ema")
     else:
         header["ema"] = None if ema is None else stateful_to_json(ema, "ema", writer)
-    header["ranks"] = ranks.gathered(loader, writer) if every_rank else []
+    header["ranks"] = ranks.gathered(plain_model, loader, writer) if every_rank else []
     return Snapshot(header, writer.tensors)
