@@ -77,7 +77,11 @@ class FakeQuantize(Grid):
 
     def _compiled(self, x: Tensor, observes: bool, commits: bool) -> Tensor | None:
         """Commit, quantize and observe by a compiled kernel; None, and nothing done, where there is none for `x`."""
-        if self.compiled_scheme is None or torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
+        if self.compiled_scheme is None or torch.compiler.is_compiling():
+            return None
+        if observes and kernels.on_device(x, self.scale) is not None:
+            return self._on_device(x, commits)
+        if (kernel := kernels.compiled()) is None:
             return None
         observer = self.observer._buffers if observes else None
         y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0, False)
@@ -115,6 +119,17 @@ class FakeQuantize(Grid):
         if commits:
             self._seen_step = clock.step
         return y  # type: ignore[no-any-return]
+
+    def _on_device(self, x: Tensor, commits: bool) -> Tensor | None:
+        """Commit, quantize and observe by the kernels of a GPU, which the host does not wait for."""
+        if commits:
+            self.commit()
+        scheme, identity = self.scheme, self.scheme.gradient == "identity"
+        found = kernels.fake_quantize_observed(x, self.scale, self.zero_point, scheme.qmin, scheme.qmax, identity=identity)
+        if found is None:
+            return None
+        self.observer.merge(found[1], found[2])
+        return found[0]
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize with the scale in force; observe nothing."""

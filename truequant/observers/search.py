@@ -43,12 +43,20 @@ def squared_error(counts: Tensor, middle: Tensor, low: Tensor, high: Tensor, sch
     return ((values - points).double().square() * counts[:, None].double()).sum(-1)
 
 
+def used(counts: Tensor, middle: Tensor) -> Range:
+    """The bins from the first to the last that holds anything, on a CPU; elsewhere all, since the host would wait."""
+    if counts.device.type != "cpu":
+        return counts, middle
+    filled = counts.sum(0).nonzero().flatten()
+    if not filled.numel():
+        return counts, middle
+    return counts[:, filled[0] : filled[-1] + 1], middle[:, filled[0] : filled[-1] + 1]
+
+
 def least_error(counts: Tensor, middle: Tensor, low: Tensor, high: Tensor, scheme: QuantScheme, candidates: int) -> Range:
     """Shrink both ends together, then each alone: three scans of `candidates` fractions of the whole range."""
     bottom, top = low.clamp(max=0.0), high.clamp(min=0.0)
-    used = counts.sum(0).nonzero().flatten()
-    if used.numel():
-        counts, middle = counts[:, used[0] : used[-1] + 1], middle[:, used[0] : used[-1] + 1]
+    counts, middle = used(counts, middle)
     fractions = (torch.arange(1, candidates + 1, device=counts.device) / candidates)[None]
 
     def best(lows: Tensor, highs: Tensor) -> Range:
