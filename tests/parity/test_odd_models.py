@@ -109,6 +109,9 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "low rank": (LowRank, vector),
     "tied": (Tied, lambda: torch.randint(0, 30, (2, 5))),
     "exits": (Exits, vector),
+    "clamped in float": (
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.Softmax(-1), nn.Hardtanh(0.05, 0.2), nn.Softmax(-1), nn.Linear(8, 2)), vector,
+    ),
     "normalized twice": (
         lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2)),
         vector,
@@ -162,3 +165,13 @@ def test_what_cannot_ship_is_named(name: str) -> None:
         qat(image())  # still usable
     with pytest.raises(kind, match=said):
         tq.compile(tq.convert(qat), "onnxruntime")
+
+
+def test_a_model_without_memory_is_prepared() -> None:
+    """On the meta device nothing can be computed, and preparing computes nothing: shapes and plan are there."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    decided = tq.plan(model, torch.randn(2, 3, 8, 8))
+    qat = tq.prepare(model.to("meta"), torch.randn(2, 3, 8, 8, device="meta"))
+    assert qat.binding.plan.sites == decided.sites
+    assert {p.device.type for p in (*qat.parameters(), *qat.buffers())} == {"meta"}
+    assert qat.train()(torch.zeros(2, 3, 8, 8, device="meta")).shape == (2, 3)

@@ -254,6 +254,8 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     source = low.values[node.all_input_nodes[0]]
     if site.plan.fused_into is not None:
         return source
+    if site.emits is None:  # between floats
+        return low.tables.island(low, node, low.unique(site.plan.name))
     source = low.input_codes(node, site)
     output, lowest, highest = low.result(site)
     low.emit(program_nodes.Clamp(source.name, output.name, lowest, highest))
