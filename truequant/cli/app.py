@@ -15,11 +15,12 @@ from truequant.cli.commands.export import export
 from truequant.cli.commands.init import init
 from truequant.cli.commands.inspect import inspect
 from truequant.cli.commands.quantize import quantize
+from truequant.cli.commands.report import report
 from truequant.cli.commands.train import train
 from truequant.cli.commands.verify import verify
 from truequant.cli.session import EXIT_CODES
 
-COMMANDS = (demo, inspect, init, train, quantize, convert, export, verify, benchmark, doctor)
+COMMANDS = (demo, inspect, init, train, quantize, convert, export, verify, report, benchmark, doctor)
 """In the order of `truequant --help`."""
 app = typer.Typer(
     name="truequant", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",

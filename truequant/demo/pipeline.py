@@ -26,7 +26,8 @@ from truequant.demo.saving import job_saving
 from truequant.demo.training import Recipe, accuracy, logits
 from truequant.errors import ArgumentError
 from truequant.files import atomic_write
-from truequant.reports import Branch, Stage, cpu, plot_curves, training_progress, versions
+from truequant.reports import Branch, Stage, cpu, plot_curves, versions
+from truequant.reports.progress import training_progress
 from truequant.schemes import MSE, MinMax, Observation, Percentile
 
 _FLOAT_LEARNING_RATE = 0.05

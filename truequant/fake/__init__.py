@@ -9,7 +9,7 @@ from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
 from truequant.fake.sites import RuntimeSite
-from truequant.fake.statistics import QuantizerStatistics, Statistics, statistics
+from truequant.fake.statistics import QuantizerStatistics, Statistics, quantized_weights, statistics, watching
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
 from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
@@ -40,6 +40,7 @@ __all__ = [
     "local",
     "outermost",
     "qat_class",
+    "quantized_weights",
     "quantizers",
     "quantizers_off",
     "set_bits",
@@ -49,4 +50,5 @@ __all__ = [
     "table_of",
     "unfreeze",
     "unswap",
+    "watching",
 ]  # fmt: skip

@@ -7,8 +7,9 @@ cannot tell is None.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ def statistics(
     """
     root = outermost(model)
     measured = _measured(root, batches, inputs) if batches is not None else {}
-    weights = _weights(root)
+    weights = quantized_weights(root)
     found = []
     for name, quantizer in quantizers(root):
         if isinstance(quantizer, WeightQuantizer):
@@ -129,25 +130,33 @@ class _Meter:
 def _measured(root: QATModuleWrapper, batches: Iterable[Any], inputs: Callable[[Any], Any] | None) -> dict[int, _Meter]:
     """Run the batches with weights quantized and activations in float, and measure what reaches each quantizer."""
     meters: dict[int, _Meter] = {}
-    handles = []
-    modes = {m: m.training for m in root.modules()}
-    clock = root.binding.clock
-    state = clock.state
     count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
 
     def measure(quantizer: FakeQuantize, args: tuple[Tensor, ...]) -> None:
         meters.setdefault(id(quantizer), _Meter()).add(quantizer, args[0])
 
+    with watching(root, measure):
+        for item in batches:
+            args, kwargs = arguments_of(item, count, inputs)
+            root(*args, **kwargs)
+    return meters
+
+
+@contextlib.contextmanager
+def watching(root: QATModuleWrapper, look: Callable[[FakeQuantize, tuple[Tensor, ...]], None]) -> Iterator[None]:
+    """Forwards in evaluation with activations in float: `look` sees what reaches each quantizer, and nothing is observed."""
+    handles = []
+    modes = {m: m.training for m in root.modules()}
+    clock = root.binding.clock
+    state = clock.state
     try:
         for module in modes:
             module.training = False
             if isinstance(module, FakeQuantize):
                 observing, module.observing = module.observing, False
-                handles.append((module, observing, module.register_forward_pre_hook(measure)))
+                handles.append((module, observing, module.register_forward_pre_hook(look)))
         clock.state = "calibrating"
-        for item in batches:
-            args, kwargs = arguments_of(item, count, inputs)
-            root(*args, **kwargs)
+        yield
     finally:
         clock.state = state
         for quantizer, observing, handle in handles:
@@ -155,10 +164,9 @@ def _measured(root: QATModuleWrapper, batches: Iterable[Any], inputs: Callable[[
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    return meters
 
 
-def _weights(root: QATModuleWrapper) -> dict[int, tuple[Tensor, Tensor | None]]:
+def quantized_weights(root: QATModuleWrapper) -> dict[int, tuple[Tensor, Tensor | None]]:
     """The weight of each weight quantizer, and the factor of its BatchNorm."""
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
     for module in root.modules():

@@ -2,11 +2,11 @@
 
 from truequant.reports.curves import Branch, plot_curves
 from truequant.reports.doctor import Machine, examine
-from truequant.reports.progress import training_progress
+from truequant.reports.report import read_report, report, report_data
 from truequant.reports.system import Cpu, cpu, versions
 from truequant.reports.table import Stage, stage_table, verification_table
 
 __all__ = [
-    "Branch", "Cpu", "Machine", "Stage", "cpu", "examine", "plot_curves", "stage_table",
-    "training_progress", "verification_table", "versions",
+    "Branch", "Cpu", "Machine", "Stage", "cpu", "examine", "plot_curves", "read_report", "report", "report_data", "stage_table",
+    "verification_table", "versions",
 ]  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from rich import box
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from truequant.analysis import Verification
+
+if TYPE_CHECKING:  # tables alone need rich, and importing truequant imports what a page needs
+    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,9 @@ def verification_table(verification: Verification, title: str) -> Table:
 
 
 def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 import truequant as tq
 from truequant.cli.app import app
 from truequant.cli.naming import made
+from truequant.reports import read_report
 
 FILE = """
 import torch
@@ -79,6 +80,9 @@ def test_a_checkpoint_of_qat_converts_and_is_what_verify_expects(folder: Path) -
     assert invoke("convert", "qat.ckpt", "--model", "jobs.py:make", "--out", "m.tq").exit_code == 0
     same = ["--data", "jobs.py:data", "--checkpoint", "qat.ckpt", "--model", "jobs.py:make", "--runtime", "reference"]
     assert invoke("verify", "m.tq", *same).exit_code == 0
+    reported = invoke("report", "qat.ckpt", "--model", "jobs.py:make", "--data", "jobs.py:data", "--out", "r.html", "--json")
+    assert json.loads(reported.stdout)["files"] == {"r.html": (folder / "r.html").stat().st_size}
+    assert read_report(folder / "r.html")["verification"][0]["grade"] == "EXACT"
 
     with torch.no_grad():
         qat[4].bias += 1

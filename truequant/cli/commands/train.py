@@ -25,7 +25,7 @@ from truequant.cli.session import AsJson, Interrupted, Session, session
 from truequant.cli.stopping import Stopping
 from truequant.errors import ArgumentError
 from truequant.planning import as_arguments
-from truequant.reports import training_progress
+from truequant.reports.progress import training_progress
 from truequant.training import Position, seed_random, training_steps
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train, on what, how (see truequant init).")]

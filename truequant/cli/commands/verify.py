@@ -61,6 +61,11 @@ def _trained(checkpoint: Path | None, model: str | None) -> nn.Module | None:
         raise ArgumentError("--checkpoint and --model go together", fix="--checkpoint run/last.ckpt --model my_models:make")
     if checkpoint is None or model is None:
         return None
+    return trained_model(checkpoint, model)
+
+
+def trained_model(checkpoint: Path, model: str) -> nn.Module:
+    """The prepared model of a training's checkpoint, in evaluation."""
     made, _ = float_model(model)
     found = tq.load_checkpoint(checkpoint, model=made, restore_random=False)
     if found.kind != "qat":
