@@ -7,7 +7,7 @@ BIN := .venv/bin
 INPUTS := $(sort pyproject.toml $(wildcard setup.py requirements/*.txt csrc/*))
 STAMP := .venv/installed-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
 
-.PHONY: setup demo test quick bench check format clean
+.PHONY: setup demo test quick bench check format docs clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ check: setup  ## lint, formatting, types, floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  ## the documentation, into build/site; a warning is an error
+	$(BIN)/mkdocs build --quiet
 
 format: setup
 	$(BIN)/ruff check --fix .
