@@ -11,7 +11,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {str(p.relative_to(ROOT)): p for p in sorted((ROOT / "docs").rglob("*.md"))}
-SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SNIPPET = re.compile(r"^(?:```python|<!-- python)\n(.*?)^(?:```|-->)", re.DOTALL | re.MULTILINE)
+"""What a page shows, and, in a comment, what it takes for granted."""
 WITH_CODE = [name for name, page in PAGES.items() if SNIPPET.search(page.read_text())]
 
 

@@ -36,7 +36,7 @@ KERNELS: dict[type[Node], frozenset[str]] = {
     Mul: frozenset(("QLinearMul", "GatherElements")),
     AveragePool: frozenset(("QLinearAveragePool",)),
     GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
-    Table: frozenset(("Gather",)),
+    Table: frozenset(("GatherElements",)),
     Lookup: frozenset(("Gather",)),
     MaxPool: frozenset(("MaxPool", "NhwcMaxPool")),
 }
