@@ -2,4 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["truequant/kernels/device.py", "truequant/kernels/cuda.py"]
+_TRITON = ["truequant/kernels/device.py", "truequant/kernels/cuda.py", "tests/unit/kernels/cuda_laws.py"]
+collect_ignore = [] if find_spec("triton") else _TRITON
