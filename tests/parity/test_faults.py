@@ -15,7 +15,7 @@ def cost(fault: Fault) -> pytest.ParameterSet:
     return pytest.param(fault, id=f"{fault.place}: {fault.name}", marks=marks)
 
 
-@pytest.mark.parametrize("fault", map(cost, FAULTS))
+@pytest.mark.parametrize("fault", [cost(f) for f in FAULTS])
 def test_a_fault_is_caught_and_located(fault: Fault, tmp_path: Path) -> None:
     seen = found(fault, tmp_path)
     assert seen.grade != "EXACT"

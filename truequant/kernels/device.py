@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton  # type: ignore[import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
 
 BLOCK = 1024
 """Elements of one program: a multiple of 8, so that no byte of a mask is shared."""
