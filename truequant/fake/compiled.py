@@ -10,7 +10,8 @@ CompiledScheme = tuple[float | bool, ...]
 def compiled_scheme(scheme: QuantScheme) -> CompiledScheme | None:
     """(qmin, qmax, symmetric, signed, power of two, identity gradient, momentum or -1); None for what no kernel computes."""
     plain = isinstance(scheme.scale, (FloatScale, PowerOfTwoScale)) and isinstance(scheme.rounding, Nearest)
-    if not plain or scheme.oscillation is not None:
+    binary = scheme.dtype.bits == 1 and scheme.dtype.signed  # codes -1 and +1: no affine grid
+    if not plain or binary or scheme.oscillation is not None:
         return None
     momentum = scheme.observer.momentum if isinstance(scheme.observer, MovingAverage) else -1.0
     return (

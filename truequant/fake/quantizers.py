@@ -165,6 +165,8 @@ class FakeQuantize(Grid):
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes of `x`, float32."""
+        if self.scheme.dtype.bits == 1 and self.scheme.dtype.signed:
+            return numerics.binarize(x)
         scale, zero_point = self.grid(x)
         return numerics.quantize(x, scale, zero_point, self.scheme.qmin, self.scheme.qmax)
 

@@ -36,3 +36,11 @@ def test_all_calls_of_the_first_step_make_the_first_range() -> None:
             qat(small / 10, large / 10)  # from here on the average moves
         qat.eval()
         assert float(grid.scale) == pytest.approx((0.81 * 8 + 0.19 * 0.8) / 255, rel=0.01)
+
+
+def test_binary_values_evaluate_as_they_train() -> None:
+    quantizer = tq.FakeQuantize(tq.QuantScheme(tq.int1))
+    x = torch.tensor([-3.0, -0.1, 0.0, 0.2, 2.0])
+    trained = quantizer(x)
+    assert torch.equal(trained.sign(), torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0]))
+    assert torch.equal(quantizer.eval()(x), trained)
