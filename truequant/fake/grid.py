@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from truequant import numerics
 from truequant.errors import ArgumentError
 from truequant.fake.algorithms import algorithm_of, lsq_plus
+from truequant.observers import Float32State
 from truequant.schemes import TQT, TWN, FloatScale, PerTensor, QuantScheme, integer_type
 
 Shape = tuple[int, ...]
@@ -29,7 +29,7 @@ def _shape(scheme: QuantScheme, channels: int | Shape | None) -> Shape:
     return (channels,) if isinstance(channels, int) else tuple(channels)
 
 
-class Grid(nn.Module):
+class Grid(Float32State):
     """Scale and zero point: float32 whatever the model's dtype, of final shape from construction on.
 
     A learned scale is the initial `scale`, moved by a parameter `shift` that starts at 0 in the way of its algorithm; a
@@ -120,15 +120,6 @@ class Grid(nn.Module):
         assert self.shift is not None
         assert self.algorithm.trainable is not None
         return self.algorithm.trainable(self.scheme, self.scale, self.shift, elements)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = {k: b for k, b in self._buffers.items() if b is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for key, buffer in before.items():
-            moved = self._buffers[key]
-            if moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[key] = buffer.to(moved.device)
-        return self
 
     def reset(self) -> None:
         """As constructed: no range."""
