@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.attacks import fuzz
+from tests.attacks.readers import Reader
+from tests.attacks.readers import readers as all_readers
 from truequant.errors import TruequantError
 from truequant.schemes import QConfig
 
@@ -31,16 +33,34 @@ def test_hostile_inputs_end_in_our_exceptions(tmp_path: Path) -> None:
     assert all(sum(counts.values()) > 20 for counts in result["readers"].values())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs requirements/optional/atheris.txt")
+def test_inputs_guided_by_coverage_end_in_our_exceptions(tmp_path: Path) -> None:
+    out = tmp_path / "guided.json"
+    command = [sys.executable, "-m", "tests.attacks.guided", "--runs", "400", "--seed", "5", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    result = json.loads(out.read_text())
+    assert (done.returncode, result["escapes"]) == (0, 0), result["escaped"] or done.stderr
+    assert set(result["readers"]) == set(READERS)
+
+
+def test_without_atheris_its_script_says_what_is_missing() -> None:
+    hide = "import sys; sys.modules['atheris'] = None; sys.argv = ['guided']; from tests.attacks.guided import main; main()"
+    done = subprocess.run([sys.executable, "-c", hide], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "pip install -r requirements/optional/atheris.txt" in done.stderr
+
+
 @pytest.fixture(scope="module")
-def readers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, fuzz.Reader], Path]:
+def readers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Reader], Path]:
     folder = tmp_path_factory.mktemp("fuzz")
-    return fuzz.readers(folder), folder / "input"
+    return all_readers(folder), folder / "input"
 
 
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_bytes_put_in_anywhere(readers: tuple[dict[str, fuzz.Reader], Path], name: str, data: st.DataObject) -> None:
+def test_bytes_put_in_anywhere(readers: tuple[dict[str, Reader], Path], name: str, data: st.DataObject) -> None:
     known, path = readers
     seed = data.draw(st.sampled_from(known[name].seeds))
     at = data.draw(st.integers(0, len(seed)))
@@ -51,7 +71,7 @@ def test_bytes_put_in_anywhere(readers: tuple[dict[str, fuzz.Reader], Path], nam
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_honest_files_of_these_tests_are_read(readers: tuple[dict[str, fuzz.Reader], Path], name: str) -> None:
+def test_honest_files_of_these_tests_are_read(readers: tuple[dict[str, Reader], Path], name: str) -> None:
     known, path = readers
     seeds = known[name].seeds
     for seed in seeds if name != "idx" else seeds[:2]:
