@@ -34,6 +34,16 @@ class LeNetTanh(nn.Module):
         return self.f2(torch.tanh(self.f1(x.flatten(1))))
 
 
+def alexnet() -> nn.Module:
+    """Krizhevsky et al. 2012: large windows with strides, overlapping pooling, groups, three linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 7, 2, 2), nn.ReLU(True), nn.MaxPool2d(3, 2), nn.Conv2d(8, 16, 5, padding=2, groups=2), nn.ReLU(True),
+        nn.MaxPool2d(3, 2), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(True), nn.AdaptiveAvgPool2d(3), nn.Flatten(),
+        nn.Dropout(0.5), nn.Linear(144, 32), nn.ReLU(True), nn.Dropout(0.5), nn.Linear(32, 24), nn.ReLU(True),
+        nn.Linear(24, 10),
+    )  # fmt: skip
+
+
 def vgg() -> nn.Module:
     """Simonyan & Zisserman 2014, with BatchNorm."""
     layers: list[nn.Module] = []

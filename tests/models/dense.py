@@ -33,6 +33,41 @@ class Unet(nn.Module):
         return self.out(self.up2(torch.cat([a, self.deconv(y)], 1)))
 
 
+class Hourglass(nn.Module):
+    """Newell et al. 2016: down and up again around a residual of the same size, twice, each with its heat maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 8, 3, 2)
+        self.sides, self.inner = (nn.ModuleList(conv(8, 8) for _ in range(2)) for _ in range(2))
+        self.maps = nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(2))
+        self.back = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, found = self.stem(x), []
+        for side, inner, maps in zip(self.sides, self.inner, self.maps, strict=True):
+            y = side(x) + F.interpolate(inner(F.max_pool2d(x, 2)), scale_factor=2)
+            found.append(maps(y))
+            x = x + y + self.back(found[-1])
+        return found
+
+
+class DeepLab(nn.Module):
+    """Chen et al. 2017: dilated windows side by side with the mean of the image, interpolated to its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 8, 3, 2), conv(8, 16, 3, 2))
+        self.branches = nn.ModuleList(nn.Conv2d(16, 8, 3, padding=d, dilation=d) for d in (1, 2, 4))
+        self.image, self.project, self.out = conv(16, 8, 1), conv(32, 16, 1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        mean = F.interpolate(self.image(F.adaptive_avg_pool2d(y, 1)), scale_factor=8.0)
+        y = self.project(torch.cat([*(F.relu(branch(y)) for branch in self.branches), mean], 1))
+        return F.interpolate(self.out(y), scale_factor=4, mode="bilinear", align_corners=False)
+
+
 class HighResolution(nn.Module):
     """Wang et al. 2019: two resolutions that exchange their maps."""
 

@@ -17,6 +17,27 @@ def mobilenet_v1() -> nn.Module:
     return nn.Sequential(conv(3, 8), separable(8, 16, 1), separable(16, 24, 2), separable(24, 24, 1), head(24))
 
 
+class Xception(nn.Module):
+    """Chollet 2016: depthwise and pointwise layers with nothing between them, a ReLU in front, strided shortcuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shortcut = conv(3, 8), nn.Conv2d(8, 16, 1, 2, bias=False)
+        self.first, self.second, self.head = self.plain(8, 16), self.plain(16, 16), head(16)
+
+    @staticmethod
+    def plain(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False), nn.Conv2d(inputs, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.max_pool2d(self.first(x), 3, 2, 1) + self.shortcut(x)
+        return self.head(F.relu(y + self.second(F.relu(y))))
+
+
 class SqueezeExcite(nn.Module):
     """Hu et al. 2017."""
 

@@ -41,13 +41,15 @@ def ids(length: int = 9, first: int = 0) -> Tensor:
 
 
 _CNN: dict[str, Callable[[], nn.Module]] = {
-    "LeNet, tanh": classic.LeNetTanh, "VGG": classic.vgg, "ResNet": classic.resnet,
+    "LeNet, tanh": classic.LeNetTanh, "AlexNet": classic.alexnet, "VGG": classic.vgg, "ResNet": classic.resnet,
     "ResNet, bottleneck": classic.resnet_bottleneck, "ResNeXt": classic.resnext,
     "WideResNet, pre-activation": classic.wide_resnet, "DenseNet": classic.DenseNet, "Inception": classic.Inception,
-    "SqueezeNet": classic.squeezenet, "RepVGG": classic.RepVgg, "MobileNetV1": mobile.mobilenet_v1,
+    "SqueezeNet": classic.squeezenet, "RepVGG": classic.RepVgg, "Xception": mobile.Xception,
+    "MobileNetV1": mobile.mobilenet_v1,
     "MobileNetV2": mobile.mobilenet_v2, "MobileNetV3": mobile.mobilenet_v3, "EfficientNet": mobile.efficientnet,
     "MNASNet": mobile.mnasnet, "ShuffleNetV2": mobile.shufflenet, "GhostNet": mobile.ghostnet, "RegNet": mobile.regnet,
     "CBAM": mobile.Cbam, "ConvNeXt": mobile.convnext, "HRNet": dense.HighResolution,
+    "hourglass": dense.Hourglass, "DeepLab": dense.DeepLab,
     "U-Net": lambda: dense.Unet("transposed"), "U-Net, bilinear": lambda: dense.Unet("bilinear"),
     "super-resolution": dense.SuperResolution, "autoencoder": dense.autoencoder, "YOLO": dense.Yolo,
     "feature pyramid": dense.Pyramid, "arithmetic": dense.Arithmetic, "fully convolutional": dense.fully_convolutional,
