@@ -223,6 +223,8 @@ LIES: dict[str, tuple[Forgery, type[TruequantError], str]] = {
     "a clock of a wrong state": (put([{"state": "asleep", "enabled": True, "step": 1}], "model", "clocks"), FileError,
                                  "a clock cannot be"),
     "switches of nobody": (put({}, "model", "quantizers"), FileError, "the switches of other quantizers"),
+    "a version that is none": (put({"head": 1}, "model", "versions"), FileError, "'versions' of 'head' has a wrong type"),
+    "a version of words": (put({"norm": {"version": "2"}}, "model", "versions"), FileError, "'version' has a wrong type"),
     "a name for a mode": (put([3], "model", "others"), FileError, "'others'[0] has a wrong type"),
     "a NaN scale": (tensor(f"{WEIGHT}.scale", filled(float("nan"))), FileError,
                     "'depthwise.quantizers.weight' has a scale that cannot be\n  got:      scale nan"),
