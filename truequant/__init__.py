@@ -50,6 +50,7 @@ from truequant.schemes import (
     TQT,
     TWN,
     DoReFa,
+    Dynamic,
     Entropy,
     FloatScale,
     Freezing,
@@ -95,7 +96,7 @@ from truequant.transform import QATPreparer, convert, prepare, restore_float
 
 __all__ = [
     "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
-    "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation", "DoReFa",
+    "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation", "DoReFa", "Dynamic",
     "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "Fusions", "GradientMonitor",
     "Histogram", "History", "Int8Model", "LSQPlus", "Latency", "LayerFacts", "MinMax", "MovingAverage",
     "MovingAverageStatistics", "MultiplyAccumulates", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile",

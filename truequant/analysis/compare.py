@@ -39,6 +39,8 @@ class Tally:
     outputs: int = 0
     behind: int = 0
     outputs_behind: int = 0
+    float_layers: int = 0
+    error: float = 0.0
     first: Difference | None = None
     case: Case | None = None
     by_edge: dict[str, int] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Tally:
         different = 0
         for position, (want, have) in enumerate(zip(wanted, found, strict=True)):
             different += unequal(want, have)
+            self.error = max(self.error, _relative(want, have))
             if position == 0 and want.dim() >= 2 and want.shape[-1]:
                 self.changed += int((want.argmax(-1) != have.argmax(-1)).sum())
         self.outputs += different
@@ -90,6 +93,18 @@ class Tally:
             codes_compared=self.compared, codes_different=self.different, max_difference=self.largest,
             argmax_changed=self.changed, outputs_different=self.outputs, first_difference=self.first, by_edge=self.by_edge,
             origins=self.origins, island_origins=self.islands, codes_behind_islands=self.behind,
-            outputs_behind_islands=self.outputs_behind, metric=self.metric / max(1, examples) if measured else None,
+            outputs_behind_islands=self.outputs_behind, float_layers=self.float_layers, output_error=self.error,
+            metric=self.metric / max(1, examples) if measured else None,
             case=self.case,
         )  # fmt: skip
+
+
+def _relative(want: Tensor, have: Tensor) -> float:
+    """The largest difference as a part of the largest expected number; infinite where only one of two is a number."""
+    if not want.numel() or not unequal(want, have):
+        return 0.0
+    a, b = want.double(), have.double()
+    finite = torch.isfinite(a)
+    if unequal(a[~finite], b[~finite]) or not bool(torch.isfinite(b[finite]).all()):
+        return float("inf")
+    return float((a[finite] - b[finite]).abs().max() / a[finite].abs().max().clamp(min=1e-30))

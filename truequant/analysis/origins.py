@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from truequant.integer import IntegerProgram, execute
-from truequant.integer.nodes import MOVING, Island, inputs_of
+from truequant.integer.nodes import FLOATING, MOVING, inputs_of
 
 
 def island_fed(program: IntegerProgram) -> tuple[frozenset[str], frozenset[str]]:
@@ -22,9 +22,9 @@ def island_fed(program: IntegerProgram) -> tuple[frozenset[str], frozenset[str]]
     behind: set[str] = set()
     for node in program.nodes:
         names = inputs_of(node)
-        if isinstance(node, Island) or behind & set(names):
+        if isinstance(node, FLOATING) or behind & set(names):
             behind.add(node.output)
-        if isinstance(node, Island) or (isinstance(node, MOVING) and values & set(names)):
+        if isinstance(node, FLOATING) or (isinstance(node, MOVING) and values & set(names)):
             values.add(node.output)
         elif values & set(names):
             fed.add(node.output)

@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 from truequant.analysis.cases import Case
 from truequant.runtimes import Machine
 
-Grade = Literal["EXACT", "WITHIN 1", "DIFFERENT", "UNVERIFIED"]
-Requirement = Literal["EXACT", "EXACT BETWEEN ISLANDS", "WITHIN 1"]
+Grade = Literal["EXACT", "WITHIN 1", "CLOSE", "DIFFERENT", "UNVERIFIED"]
+Requirement = Literal["EXACT", "EXACT BETWEEN ISLANDS", "WITHIN 1", "CLOSE"]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
+CLOSE = 1e-3
+"""Of the largest number of an output: how far float sums may lie apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class RuntimeReport:
     runtime orders in its own way. codes_behind_islands, outputs_behind_islands: how many of the differences vanish when the
     program goes on from the codes that the runtime's own islands gave.
 
+    float_layers: linear layers of the program that read floats, so that their results are no promise of integers.
+    output_error: the largest difference of an output's numbers, as a part of the largest of them.
     metric: the mean of the metric asked for. case: an input that shows the first difference. note: what a grade
     UNVERIFIED means here.
     """
@@ -58,6 +62,8 @@ class RuntimeReport:
     island_origins: Mapping[str, int] = field(default_factory=dict)
     codes_behind_islands: int = 0
     outputs_behind_islands: int = 0
+    float_layers: int = 0
+    output_error: float = 0.0
     metric: float | None = None
     case: Case | None = None
     note: str = ""
@@ -67,7 +73,11 @@ class RuntimeReport:
         """EXACT: not one code and not one bit of an output differs. WITHIN 1: codes differ by one at most.
 
         DIFFERENT: by more, or an output differs that no code and no float island accounts for. UNVERIFIED: nothing ran.
+        A program with linear layers that read floats is never EXACT: CLOSE where codes differ by one at most and outputs by a
+        thousandth of the largest number, even where nothing differs here.
         """
+        if self.float_layers:
+            return "CLOSE" if self.max_difference <= 1 and self.output_error <= CLOSE else "DIFFERENT"
         if self.codes_compared == 0:
             return "UNVERIFIED"
         if self.codes_different == 0 and self.outputs_different == 0:
@@ -80,6 +90,7 @@ class RuntimeReport:
         """Whether every integer computed from equal codes is equal: what differs comes from float islands alone."""
         return (
             self.codes_compared > 0
+            and not self.float_layers
             and not self.origins
             and self.codes_different == self.codes_behind_islands
             and self.outputs_different == self.outputs_behind_islands
@@ -89,7 +100,8 @@ class RuntimeReport:
         """Whether the grade is at least what is required."""
         if requirement == "EXACT BETWEEN ISLANDS":
             return self.exact_between_islands
-        return self.grade in (("EXACT",) if requirement == "EXACT" else ("EXACT", "WITHIN 1"))
+        least = ("EXACT", "WITHIN 1", "CLOSE")
+        return self.grade in least[: least.index(requirement) + 1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -165,12 +177,14 @@ def _table(verification: Verification) -> list[str]:
     reports = verification.runtimes
     islands = any(r.codes_behind_islands or r.outputs_behind_islands for r in reports.values())
     measured = any(r.metric is not None for r in reports.values())
+    floats = any(r.float_layers for r in reports.values())
     heading = ["runtime", "grade", "codes compared", "different", *(["behind islands"] if islands else [])]
-    rows = [[*heading, "largest", "predictions changed", *(["metric", "expected"] if measured else [])]]
+    heading += ["largest", *(["output error"] if floats else []), "predictions changed"]
+    rows = [[*heading, *(["metric", "expected"] if measured else [])]]
     for name, r in reports.items():
         row = [name, r.grade, f"{r.codes_compared:,}", f"{r.codes_different:,}"]
         row += [f"{r.codes_behind_islands:,}"] if islands else []
-        row += [str(r.max_difference), str(r.argmax_changed)]
+        row += [str(r.max_difference), *([f"{r.output_error:.1e}"] if floats else []), str(r.argmax_changed)]
         row += [_number(r.metric), _number(verification.metric)] if measured else []
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -184,6 +198,8 @@ def _remarks(verification: Verification) -> list[str]:
     for name, r in verification.runtimes.items():
         if r.note:
             lines.append(f"{name}: {r.note}")
+        if r.float_layers:
+            lines.append(f"{name}: {r.float_layers} linear layers read floats, so that EXACT cannot be promised")
         if r.origins:
             lines.append(f"{name}: differs although it read equal codes at {_counts(r.origins)}")
         if r.island_origins:

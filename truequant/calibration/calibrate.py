@@ -14,10 +14,10 @@ from truequant.calibration.ranges import set_ranges
 from truequant.errors import ArgumentError, ArgumentTypeError, StateError
 from truequant.fake import outermost
 from truequant.planning import arguments_of
-from truequant.schemes import Observation
+from truequant.schemes import Dynamic, Observation
 
 Step = Method | Observation
-_OBSERVATIONS = get_args(Observation)
+_OBSERVATIONS = tuple(kind for kind in get_args(Observation) if kind is not Dynamic)  # which finds no range
 
 
 def calibrate(

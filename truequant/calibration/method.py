@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from truequant.calibration.progress import Bars
-from truequant.fake import QATModuleWrapper
+from truequant.fake import FakeQuantize, QATModuleWrapper
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -35,11 +35,16 @@ class Work:
 
     @functools.cached_property
     def reference(self) -> nn.Module:
-        """The float model as it was before any weight was rounded: a copy with its quantizers off, in evaluation."""
+        """The float model as it was before any weight was rounded: a copy in evaluation whose quantizers pass values on.
+
+        They are not switched off: attention would take its fast path then, which calls none of its layers.
+        """
         reference: Any = copy.deepcopy(self.model)
         for module in reference.modules():
             module.training = False
-        reference.binding.clock.enabled = False
+            if isinstance(module, FakeQuantize):
+                module.observing = False
+        reference.binding.clock.state = "calibrating"
         return reference  # type: ignore[no-any-return]
 
 

@@ -5,6 +5,7 @@ from truequant.fake.control import forget, freeze, quantizers, quantizers_off, s
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
+from truequant.fake.linears import fake_quantize_tokens, integer_weight, ready
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
@@ -32,8 +33,10 @@ __all__ = [
     "base_class",
     "codes",
     "evaluated",
+    "fake_quantize_tokens",
     "forget",
     "freeze",
+    "integer_weight",
     "integers",
     "interpolation_weights",
     "layer_weight",
@@ -43,6 +46,7 @@ __all__ = [
     "quantized_weights",
     "quantizers",
     "quantizers_off",
+    "ready",
     "set_bits",
     "site_bounds",
     "statistics",

@@ -13,9 +13,9 @@ from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, swap, unswap
-from truequant.planning import Site
+from truequant.planning import Site, check_dynamic
 from truequant.planning.plan import Action
-from truequant.schemes import PerChannel, PerTensor, QuantScheme
+from truequant.schemes import PerChannel, PerTensor, QuantScheme, is_dynamic
 
 M = TypeVar("M", bound=nn.Module)
 _INTEGER_LAYERS: dict[type[nn.Module], str] = {
@@ -56,15 +56,27 @@ def wrap(
         holder[slot] = quantizer
         return quantizer
 
-    reads = made("input", input, _activation(input))
+    linear = isinstance(module, nn.Linear)
+    if input is not None and is_dynamic(input):
+        if not linear or weight is None:
+            raise ArgumentError(
+                "wrap: scales of tokens are for linear layers with integer weights",
+                got=f"{name}, weight={weight}, input={input}",
+                expected="nn.Linear with weight=", fix="input=QuantScheme(uint8)",
+            )  # fmt: skip
+        check_dynamic(input, name)
+    reads = made("input", input, None if is_dynamic(input) else _activation(input))
     weights = made("weight", weight, _weight(weight, tensor))
     emits = made("output", output, _activation(output))
     op = next((op for kind, op in _INTEGER_LAYERS.items() if isinstance(module, kind)), "")
-    exact = op and weight is not None and input is not None and _deployable(weight, input)
+    exact = op and weight is not None and reads is not None and _deployable(weight, reads.scheme)
     action: Action = "layer" if exact else "weighted" if weight is not None else "float"
+    if is_dynamic(input):
+        action = "dynamic"
     site = Site(
         name=name, owner="", op=op or name, ordinal=0, frame=(), leaf=True, action=action, reason="wrapped by hand",
-        train_ordinal=0, reads=("input" if input is not None else None,),
+        train_ordinal=0, reads=("input" if reads is not None else None,),
+        dynamic=input if is_dynamic(input) else None,
     )  # fmt: skip
     runtime = RuntimeSite(site, clock, module, (reads,), weights, emits, emits)
     binding: Binding = module.binding  # type: ignore[assignment]
@@ -89,6 +101,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 def _activation(scheme: QuantScheme | None) -> FakeQuantize | None:
     if scheme is None:
         return None
+    if is_dynamic(scheme):
+        raise ArgumentError("wrap: a result has no scales of tokens", got=str(scheme), fix="output=QuantScheme(uint8), or None")
     if not isinstance(scheme.granularity, PerTensor):
         raise ArgumentError("wrap: inputs and outputs have one scale", got=str(scheme.granularity), expected="PerTensor()")
     quantizer = FakeQuantize(scheme)

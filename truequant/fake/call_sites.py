@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from truequant.errors import PlanError
 from truequant.fake.clock import Clock, local
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
+from truequant.fake.linears import run_linear
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
 from truequant.planning import Plan, counted_as, op_of, out_of_place, writes_in_place
@@ -88,7 +90,7 @@ class CallSites(TorchFunctionMode):
             self._expect(op.name, ordinal, args)
             return func(*args, **kwargs)
         with Frame(self.frame.key):
-            if site.plan.action == "layer":
+            if site.plan.action in ("layer", "weight_only", "dynamic"):
                 return _functional_layer(site, func, args, kwargs)
             if site.plan.writes_back or kwargs.get("inplace") or writes_in_place(func):
                 return _in_place_call(site, func, args, kwargs)
@@ -180,9 +182,10 @@ def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[A
 
 def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """`F.linear(x, w, b)` or `F.conv2d(x, w, b, …)` called on tensors."""
+    run = site.run_layer if site.plan.action == "layer" else partial(run_linear, site)
     if site.plan.op in ("matmul", "addmm"):
         bias, x, weight = args if site.plan.op == "addmm" else (None, *args)
-        return site.run_layer(F.linear, x, weight.t(), bias)
+        return run(F.linear, x, weight.t(), bias)
     named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {
         k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs
     }
@@ -193,4 +196,4 @@ def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequenc
         return site.run_layer(
             lambda x, w, b: func(x, as_transposed(w, groups), b, *args[3:], **rest), named["input"], weight, named.get("bias")
         )
-    return site.run_layer(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))
+    return run(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))

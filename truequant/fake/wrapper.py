@@ -22,6 +22,7 @@ from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import quantize_inputs
+from truequant.fake.linears import run_linear
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, layer_weight, module_call
@@ -81,6 +82,8 @@ class QATModuleWrapper(nn.Module):
     def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self
         action = site.plan.action
+        if action in ("weight_only", "dynamic"):
+            return run_linear(site, F.linear, args[0] if args else kwargs["input"], module.weight, module.bias)
         if action == "layer":
             linear: Any = F.linear if site.plan.op == "linear" else getattr(module, "_conv_forward", None)
             if site.plan.op in TRANSPOSED:

@@ -18,6 +18,7 @@ from truequant.integer.nodes import (
     Conv,
     DepthToSpace,
     Dequantize,
+    DynamicLinear,
     Edge,
     GlobalAverage,
     Island,
@@ -36,6 +37,7 @@ from truequant.integer.nodes import (
     Take,
     Transpose,
     Upsample,
+    WeightOnlyLinear,
     inputs_of,
 )
 from truequant.integer.storage import storage
@@ -113,6 +115,8 @@ def check_node(node: Node, edges: Mapping[str, Edge]) -> None:
             pass
         case Island():
             check_island(node)
+        case WeightOnlyLinear() | DynamicLinear():
+            _check_float_linear(node)
         case _:
             _check_movement(node, edges)
 
@@ -138,6 +142,24 @@ def _check_layer(node: Conv | Linear, edges: Mapping[str, Edge]) -> None:
         _check_clamp(node, node.low, node.high, target)
         if not bool(torch.isfinite(scale / _float32(target.scale)).all()):
             raise ConversionError(f"{label(node)}: the multiplier sx * sw / sy overflows float32", got=f"sy = {target.scale}")
+
+
+def _check_float_linear(node: WeightOnlyLinear | DynamicLinear) -> None:
+    weight, scale = node.weight, node.weight_scale
+    _check_tensor(node, "weight", weight, torch.int8, None)
+    _check_tensor(node, "weight_scale", scale, torch.float32, None)
+    rows = weight.shape[0] if weight.dim() == 2 else 0
+    if not (rows and scale.dim() == 2 and scale.shape[0] == rows and weight.shape[1] % scale.shape[1] == 0):
+        raise ConversionError(
+            f"{label(node)}: weight and scales do not fit", got=f"{tuple(weight.shape)} and {tuple(scale.shape)}",
+            expected="(out, in) and (out, groups), groups of equal length",
+        )  # fmt: skip
+    if not _all_normal(scale.cpu()):
+        raise ConversionError(f"{label(node)}: weight_scale cannot be", expected="positive, normal float32")
+    if node.bias is not None:
+        _check_tensor(node, "bias", node.bias, torch.float32, ((rows,),))
+    if isinstance(node, DynamicLinear) and not 1 <= node.qmax <= 127:
+        raise ConversionError(f"{label(node)}: no such codes", got=f"{-node.qmax} … {node.qmax}", expected="at most 8 bits")
 
 
 def _check_conv(node: Conv) -> None:

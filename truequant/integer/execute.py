@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
-from truequant.integer import elementwise, islands, layers, movement, pooling, products
+from truequant.integer import elementwise, islands, layers, linears, movement, pooling, products
 from truequant.integer.nodes import (
     Add,
     AveragePool,
@@ -18,6 +18,7 @@ from truequant.integer.nodes import (
     Conv,
     DepthToSpace,
     Dequantize,
+    DynamicLinear,
     GlobalAverage,
     Island,
     Linear,
@@ -35,6 +36,7 @@ from truequant.integer.nodes import (
     Take,
     Transpose,
     Upsample,
+    WeightOnlyLinear,
     inputs_of,
 )  # fmt: skip
 from truequant.integer.program import IntegerProgram
@@ -63,6 +65,8 @@ RUN: dict[type[Node], Callable[..., Tensor]] = {
     Pad: movement.pad,
     Concat: movement.concat,
     Island: islands.run,
+    WeightOnlyLinear: linears.weight_only,
+    DynamicLinear: linears.dynamic,
 }
 """`run(node, program, *inputs) -> output`. Inputs have shapes that `output_shape` accepts."""
 

@@ -290,16 +290,52 @@ class Island:
     part: int | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightOnlyLinear:
+    """`x @ (codes * scale).T + bias` in float32: `input` and `output` are values, only the weight is integers.
+
+    weight: int8 `(out, in)`; weight_scale: float32 `(out, groups)`, one for each run of `in / groups` codes of a row.
+    """
+
+    input: str
+    output: str
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DynamicLinear:
+    """A linear layer on tokens quantized at run time: `input` and `output` are values, the sums are integers.
+
+        s = clamp(max |x| / qmax, 2^-64, 2^64) over the last axis,  q = clamp(rint(x / s), -qmax, qmax)
+        y = float32(sum q * w) * sw * s + bias;  of several groups: float32(sum over groups of their sums * sw) * s + bias
+
+    Fields as in `WeightOnlyLinear`.
+    """
+
+    input: str
+    output: str
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    qmax: int
+
+
 NODE_TYPES = (
     Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, AveragePool, MaxPool, Clamp,
-    Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island,
+    Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island, WeightOnlyLinear,
+    DynamicLinear,
 )  # fmt: skip
 Node = (
     Quantize | Dequantize | Conv | Linear | MatMul | Add | Sub | Mul | Lookup | Table | GlobalAverage | AveragePool | MaxPool
-    | Clamp | Reshape | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island
+    | Clamp | Reshape | Transpose | Slice | Take | Upsample | DepthToSpace | Pad | Concat | Island | WeightOnlyLinear
+    | DynamicLinear
 )  # fmt: skip
 
 
+FLOATING = (Island, WeightOnlyLinear, DynamicLinear)
+"""Nodes that read and write values, whose sums a runtime orders in its own way."""
 MOVING = (Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Concat)
 """Nodes that move codes or values alike."""
 

@@ -11,7 +11,7 @@ import torch
 
 from truequant.errors import ConversionError
 from truequant.integer.checks import MAX_SIZE, check_edge, check_node
-from truequant.integer.nodes import MOVING, Concat, Conv, Dequantize, Edge, Island, Linear, Lookup, Node, Quantize, inputs_of
+from truequant.integer.nodes import FLOATING, MOVING, Concat, Conv, Dequantize, Edge, Linear, Lookup, Node, Quantize, inputs_of
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES}
@@ -95,15 +95,15 @@ def validate(program: IntegerProgram) -> None:
             if name not in known:
                 raise ConversionError(f"{kind} '{node.output}' reads '{name}' before anything wrote it")
             moves_values = isinstance(node, MOVING) and node.output not in program.edges
-            reads_values = isinstance(node, (Quantize, Lookup, Island)) or moves_values
+            reads_values = isinstance(node, (Quantize, Lookup, *FLOATING)) or moves_values
             if (name in program.edges) == reads_values:
                 expected = "a value" if reads_values else "an edge of codes"
                 raise ConversionError(f"{kind} '{node.output}' reads '{name}'", expected=expected)
         if node.output in known:
             raise ConversionError(f"{kind} '{node.output}' writes a name that exists already")
-        if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear, Island, *MOVING)):
+        if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear, *FLOATING, *MOVING)):
             raise ConversionError(f"{kind} '{node.output}' writes no edge", expected="scale and zero point of its codes")
-        if node.output in program.edges and isinstance(node, (Dequantize, Island)):
+        if node.output in program.edges and isinstance(node, (Dequantize, *FLOATING)):
             raise ConversionError(f"{kind} '{node.output}' writes a value, which has no codes")
         if (
             isinstance(node, Concat)

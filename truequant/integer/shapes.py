@@ -17,6 +17,7 @@ from truequant.integer.nodes import (
     Concat,
     Conv,
     DepthToSpace,
+    DynamicLinear,
     GlobalAverage,
     Island,
     Linear,
@@ -32,6 +33,7 @@ from truequant.integer.nodes import (
     Take,
     Transpose,
     Upsample,
+    WeightOnlyLinear,
     inputs_of,
 )
 from truequant.integer.program import DTYPES, IntegerProgram
@@ -73,7 +75,7 @@ def output_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
     match node:
         case Conv():
             return _conv(node, shape)
-        case Linear():
+        case Linear() | WeightOnlyLinear() | DynamicLinear():
             if not shape or shape[-1] != node.weight.shape[1]:
                 raise _misfit(node, shape, f"a last axis of {node.weight.shape[1]}")
             return (*shape[:-1], node.weight.shape[0])

@@ -7,6 +7,7 @@ from truequant.planning.consistency import check_modules, check_plan
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.graph import average_axes, pool_arguments, uneven
+from truequant.planning.linears import check_dynamic
 from truequant.planning.ops import (
     LINEAR_OPS,
     Op,
@@ -19,14 +20,15 @@ from truequant.planning.ops import (
     writes_in_place,
 )
 from truequant.planning.outputs import plain, tensors_of
-from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.plan import FLOAT, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.products import contraction
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.resizing import linear_factors, phase_weights, whole
 
 __all__ = [
-    "FAST_PATHS", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role", "Site",
-    "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_modules", "check_plan", "clamp_bounds",
+    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role", "Site",
+    "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules",
+    "check_plan", "clamp_bounds",
     "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
     "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json",
     "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "tensors_of", "uneven", "whole",

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from truequant.errors import PlanError, SchemeError
 from truequant.planning.algorithms import check_activation, check_weight
 from truequant.planning.graph import Graph, Node
+from truequant.planning.linears import check_dynamic
 from truequant.planning.ops import LINEAR_OPS, Role
 from truequant.planning.products import is_product
 from truequant.planning.recurrent import OPS as RECURRENT
 from truequant.planning.recurrent import weights_of
-from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule
+from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule, is_dynamic
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +79,29 @@ def _has_weight(node: Node) -> bool:
     return node.call.op.role is Role.LAYER and not is_product(node.call)
 
 
-def weight_scheme(node: Node, said: Overrides, config: QConfig, at_an_end: bool, rank: int) -> QuantScheme:
-    """The scheme of a layer's weight, which the target must be able to hold."""
+def weight_scheme(
+    node: Node, said: Overrides, config: QConfig, at_an_end: bool, rank: int, features: int | None = None
+) -> QuantScheme:
+    """The scheme of a layer's weight, which the target must be able to hold.
+
+    features: of a linear layer that reads floats, the length of a row of its weight: groups of it may have scales.
+    """
     scheme = config.ends.weight if at_an_end and config.ends is not None else config.weight
     if isinstance(said.weight, QuantScheme):
         scheme = said.weight
     assert scheme is not None  # leave_in_float has seen to it
     granularity = scheme.granularity
     deployable = isinstance(granularity, PerTensor) or (isinstance(granularity, PerChannel) and granularity.axis in (0, -rank))
-    if not deployable or isinstance(granularity, PerGroup):
+    if isinstance(granularity, PerGroup) and features is not None:
+        deployable = features % granularity.size == 0
+        if not deployable:
+            raise SchemeError(
+                f"'{node.name}': {features} inputs do not make groups of {granularity.size}",
+                got=str(granularity),
+                expected=f"a size that divides {features}",
+                fix=f'Rule("{node.name}", weight=QuantScheme({scheme.dtype}, PerChannel(0)))',
+            )
+    if not deployable:
         raise SchemeError(
             f"'{node.name}': {granularity} cannot be deployed to target '{config.target}'",
             got=f"{granularity}, weight of {rank} axes",
@@ -151,7 +166,9 @@ def activation_schemes(
         wanted = [(n, base if isinstance(s := overrides[n.index].input, Inherit) else s) for n in consumers]
         result[grid] = _agreed(wanted, base)
         scheme = result[grid]
-        if scheme is not None:
+        if scheme is not None and is_dynamic(scheme):
+            check_dynamic(scheme, _where(writers, consumers))
+        elif scheme is not None:
             _deployable(scheme, writers, consumers, config)
             nonnegative = grid not in inputs and _nonnegative(graph, grid, set())
             check_activation(scheme, _where(writers, consumers), not nonnegative and grid not in inputs)

@@ -28,7 +28,8 @@ from truequant.schemes import INHERIT, INTEGER_TYPES, Inherit, IntegerType, QCon
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        schemes.DoReFa, schemes.EWGS, schemes.Ends, schemes.Entropy, schemes.FloatScale, schemes.Freezing, schemes.Fusions,
+        schemes.DoReFa, schemes.Dynamic, schemes.EWGS, schemes.Ends, schemes.Entropy, schemes.FloatScale,
+        schemes.Freezing, schemes.Fusions,
         schemes.Histogram, schemes.LSQ, schemes.LSQPlus, schemes.MSE, schemes.MinMax, schemes.MovingAverage, schemes.Nearest,
         schemes.PACT, schemes.PerChannel, schemes.PerGroup, schemes.PerTensor, schemes.Percentile, schemes.PowerOfTwoScale,
         schemes.QuantScheme, schemes.Stochastic, schemes.TQT, schemes.TWN, schemes.Target, IntegerType, QConfig, Rule,

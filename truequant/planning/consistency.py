@@ -9,6 +9,8 @@ from dataclasses import replace
 from torch import nn
 
 from truequant.errors import FileError, PlanError, SchemeError
+from truequant.planning.linears import check_dynamic
+from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.plan import Plan
 from truequant.schemes import PerTensor, QuantScheme
 
@@ -38,6 +40,11 @@ def check_plan(plan: Plan, where: str, error: type[FileError] | type[PlanError] 
             wrong.append(s.weight)
         wrong += [q for _, q in s.weights if q not in quantizers or quantizers[q].kind != "weight"]
         wrong += [name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites]
+        linear = s.action in ("weight_only", "dynamic")
+        if (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
+            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"{s.action} of {s.op[:80]}")
+        if s.dynamic is not None:
+            check_dynamic(s.dynamic, s.name[:200], error)
         if wrong or s.owner not in owners or any(step < 0 for step in s.frame):
             raise error(
                 f"{where}: the site '{s.name[:200]}' names what the plan does not hold", got=repr(wrong or s.owner)[:200]

@@ -18,11 +18,12 @@ from truequant.planning.capture import Constant, Trace, as_arguments, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
+from truequant.planning.linears import GRIDLESS, check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.passes import carried
-from truequant.planning.plan import Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.plan import FLOAT, Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.selectors import Selectable, matching
-from truequant.schemes import INHERIT, PerChannel, QConfig, QuantScheme
+from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic
 
 Dynamic = Mapping[int | str, Sequence[int]]
 """Axes of any size beside the batch, by position or keyword of the input."""
@@ -46,6 +47,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     graph = Graph(evaluated, modules)
     active = [n for n in graph.nodes if n.action != "identity"]
     rules = matching(config.rules, [Selectable(n.name, n.call.owner, modules[n.call.owner], n.call.op.name) for n in active])
+    check_uses(graph, list(zip(active, rules, strict=True)), config)
     overrides = {n.index: Overrides.of(r) for n, r in zip(active, rules, strict=True)}
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
     leave_in_float(graph, overrides, config)
@@ -82,15 +84,18 @@ class _Builder:
         self.graph, self.trained, self.overrides, self.config = graph, trained, overrides, config
         self.example_inputs, self.dynamic = example_inputs, dynamic
         self.first, self.last = ends(graph)
-        self.schemes = activation_schemes(graph, overrides, config, self.last)
+        schemes = activation_schemes(graph, overrides, config, self.last)
+        self.tokens = {grid: scheme for grid, scheme in schemes.items() if is_dynamic(scheme)}
+        """Of grids that are none: how linear layers quantize what they read from there."""
+        self.schemes = {grid: None if grid in self.tokens else scheme for grid, scheme in schemes.items()}
         self._without_grid()
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.grid_quantizer: dict[int, str] = {}
         self.parts: dict[int, int] = {}
 
     def _without_grid(self) -> None:
-        """An op whose input has no grid stays float, and so does one, layers excepted, whose result has none; so does a product
-        of signed codes, for which x86 runtimes have no exact kernel.
+        """An op whose input has no grid stays float, linear layers with their weights on a grid; so does one, layers excepted,
+        whose result has none, and a product of signed codes, for which x86 runtimes have no exact kernel.
         """
         changed = True
         while changed:
@@ -103,8 +108,10 @@ class _Builder:
                 bare_layer = node.action == "layer" and not any(link.action in ("clamp", "movement") for link in node.fused)
                 signed = node.action == "product" and any(s is not None and s.dtype.signed for s in (*reads, result))
                 if None in reads or (result is None and not bare_layer) or signed:
-                    node.action = "float"
-                    node.reason = "its input is left in float" if None in reads else "its result is left in float"
+                    if None in reads:
+                        gridless(node, self.tokens.get(self.graph.grid(node.reads[0])))
+                    else:
+                        node.action, node.reason = "float", "its result is left in float"
                     if signed:
                         node.reason = "no exact kernel multiplies signed codes"
                     for link in node.fused:
@@ -114,7 +121,13 @@ class _Builder:
 
     # -- quantizers ----------------------------------------------------------------------------------------------------
     def _quantizer(
-        self, owner: str, slot: str, kind: Kind, scheme: QuantScheme, channels: int | None = None, tied: bool = False
+        self,
+        owner: str,
+        slot: str,
+        kind: Kind,
+        scheme: QuantScheme,
+        channels: int | tuple[int, ...] | None = None,
+        tied: bool = False,
     ) -> str:
         name = f"{owner}.{slot}" if owner else slot
         self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied))
@@ -136,7 +149,7 @@ class _Builder:
             last = node.fused[-1] if node.fused else node
             if node.fused_into is not None or node.action == "identity" or not node.writes:
                 continue
-            for value in [node.end] if node.integer else node.writes if node.action == "float" else []:
+            for value in [node.end] if node.integer else node.writes if node.action in FLOAT else []:
                 grid = graph.grid(value)
                 if self.schemes.get(grid) is None:
                     continue
@@ -167,7 +180,9 @@ class _Builder:
         output = self.graph.shape(node.writes[0])
         channels = output[-1] if node.call.op.name in LINEAR_OPS else output[1]
         rank = 2 if node.call.op.name in LINEAR_OPS else len(output)
-        scheme = weight_scheme(node, self.overrides[node.index], self.config, node.index in self.first | self.last, rank)
+        features = self.graph.shape(node.reads[0])[-1] if node.action in GRIDLESS else None
+        at_an_end = node.index in self.first | self.last
+        scheme = weight_scheme(node, self.overrides[node.index], self.config, at_an_end, rank, features)
         if scheme.oscillation is not None and not node.leaf:
             raise SchemeError(
                 f"'{node.name}': freezing keeps a state of the shape of the weight, and this one is passed to a function",
@@ -175,8 +190,10 @@ class _Builder:
             )  # fmt: skip
         slot = "weight" if node.leaf else f"{node.call.op.name}_{node.call.ordinal}_weight"
         tied = node.norm is not None and (scheme.power_of_two or scheme.granularity.__class__.__name__ == "PerTensor")
-        per_channel = scheme.granularity.__class__.__name__ == "PerChannel"
-        return self._quantizer(node.call.owner, slot, "weight", scheme, channels if per_channel else None, tied)
+        scales: int | tuple[int, ...] | None = channels if isinstance(scheme.granularity, PerChannel) else None
+        if isinstance(scheme.granularity, PerGroup) and features is not None:
+            scales = (channels, features // scheme.granularity.size)
+        return self._quantizer(node.call.owner, slot, "weight", scheme, scales, tied)
 
     def _recurrent(self, node: Node) -> tuple[tuple[str, str], ...]:
         """Quantizers of the weights of a recurrent layer."""
@@ -209,7 +226,7 @@ class _Builder:
         graph = self.graph
         integer_reads = node.integer or node.action in ("clamp", "norm", "concat", "movement")
         reads = (
-            tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action == "float" else ()
+            tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action in FLOAT else ()
         )
         said = self.overrides[node.index]
         emits = self.grid_quantizer.get(graph.grid(node.end)) if node.integer else None
@@ -222,7 +239,7 @@ class _Builder:
             reason = f"computed with {node.fused_into.name}"
         elif (
             node.index in self.first | self.last
-            and node.action == "layer"
+            and (node.action == "layer" or node.action in GRIDLESS)
             and self.config.ends is not None
             and said.weight is INHERIT
         ):
@@ -230,11 +247,13 @@ class _Builder:
         return Site(
             name=node.name, owner=node.call.owner, op=node.call.op.name, ordinal=node.call.ordinal, frame=node.frame,
             leaf=node.leaf, action=node.action, reason=reason, train_ordinal=ordinals.get(node.index), reads=reads,
-            weight=self._weight(node) if node.action == "layer" else None, emits=emits, quantizer=at_node.get(node.index),
+            weight=self._weight(node) if node.action == "layer" or node.action in GRIDLESS else None, emits=emits,
+            quantizer=at_node.get(node.index),
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
             part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
+            dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:

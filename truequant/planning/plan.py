@@ -10,8 +10,10 @@ from truequant.schemes import QConfig, QuantScheme, Target
 
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
-    "movement", "resize", "identity", "float", "weighted",
+    "movement", "resize", "identity", "float", "weighted", "weight_only", "dynamic",
 ]  # fmt: skip
+FLOAT: frozenset[str] = frozenset(("float", "weight_only", "dynamic"))
+"""Actions whose result is a float that a quantizer may follow."""
 Kind = Literal["input", "activation", "output", "weight"]
 
 
@@ -46,6 +48,7 @@ class Site:
     train_ordinal: the ordinal in training; None where the site lives in evaluation only.
     part: which of several tensors that it returns passes through the quantizer.
     weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
+    dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
     carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
@@ -73,6 +76,7 @@ class Site:
     carries: str | None = None
     rule: str | None = None
     weights: tuple[tuple[str, str], ...] = ()
+    dynamic: QuantScheme | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +189,10 @@ class Plan:
         for spec in self.inputs:
             rows.append((spec.name, "input", "", "", schemes.get(spec.quantizer or "", "float"), "model input"))
         for s in self.sites:
-            result = schemes.get(s.emits or s.quantizer or "", "float" if s.action in ("float", "layer") else "")
+            result = schemes.get(s.emits or s.quantizer or "", "float" if s.action in FLOAT or s.action == "layer" else "")
             if s.fused_into:
                 result = f"in {s.fused_into}"
-            reads = ", ".join("float" if r is None else r for r in s.reads)
+            reads = ", ".join("float" if r is None else r for r in s.reads) if s.dynamic is None else str(s.dynamic)
             why = s.reason if s.rule is None or s.rule in s.reason else f"{s.reason}; {s.rule}"
             rows.append((s.name, s.op, schemes.get(s.weight or "".join(q for _, q in s.weights[:1]), ""), reads, result, why))
         return "\n".join([*_aligned(rows), *(f"note: {n}" for n in self.notes)])

@@ -14,6 +14,7 @@ from truequant.integer.nodes import (
     Add,
     AveragePool,
     Conv,
+    DynamicLinear,
     GlobalAverage,
     Linear,
     Lookup,
@@ -23,12 +24,14 @@ from truequant.integer.nodes import (
     Node,
     Sub,
     Table,
+    WeightOnlyLinear,
 )
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import Level, session
 
 KERNELS: dict[type[Node], frozenset[str]] = {
     Conv: frozenset(("QLinearConv", "ConvInteger")),
+    DynamicLinear: frozenset(("MatMulInteger",)),
     Linear: frozenset(("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")),
     MatMul: frozenset(("QLinearMatMul",)),
     Add: frozenset(("QLinearAdd", "GatherElements")),
@@ -71,7 +74,10 @@ def require_integer_kernels(program: IntegerProgram, data: bytes, level: Level =
     for output in writers:
         forms.setdefault(_LAYOUT.sub("", output), []).append(output)
     named = {node.name: node for node in graph.node}
+    blocks = any(isinstance(node, WeightOnlyLinear) for node in program.nodes)
     for kernel in graph.node:
+        if kernel.op_type == "MatMulNBits" and blocks:  # a float kernel for a float product
+            continue
         if kernel.op_type in INEXACT:
             raise ExportError(
                 f"'{kernel.name or kernel.output[0]}' became {kernel.op_type} in onnxruntime, which computes something else",

@@ -10,6 +10,7 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
+from truequant.runtimes import linears
 from truequant.runtimes.islands import write_island
 from truequant.runtimes.onnx_layers import conv, linear, reshape_to
 from truequant.runtimes.onnx_movement import MOVEMENTS
@@ -171,5 +172,6 @@ _WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: conv, Linear: linear,
     program_nodes.MatMul: _matmul, program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary,
     program_nodes.Table: _table, program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average,
-    program_nodes.AveragePool: _average_pool, program_nodes.Island: write_island, **MOVEMENTS,
+    program_nodes.AveragePool: _average_pool, program_nodes.Island: write_island,
+    program_nodes.WeightOnlyLinear: linears.weight_only, program_nodes.DynamicLinear: linears.dynamic, **MOVEMENTS,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from truequant import numerics
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, Conv, Edge, Linear
+from truequant.integer.nodes import Add, Conv, DynamicLinear, Edge, Linear, WeightOnlyLinear
 from truequant.schemes import ONNXRUNTIME, TARGETS
 
 
@@ -31,6 +31,9 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
         lines.append(
             f"x86 without FMA: {pairs} of {65_536 * len(adds):,} pairs of codes add up to another code in {_names(list(adds))}"
         )
+    floats = [node.output for node in program.nodes if isinstance(node, (WeightOnlyLinear, DynamicLinear))]
+    if floats:
+        lines.append(f"wherever it runs: the float sums of {_names(floats)}, which every runtime rounds in its own way")
     if not lines:
         return ("promised: the same codes on every x86 CPU, with VNNI or without, with FMA or without",)
     return ("promised: the same codes on every x86 CPU but", *lines)

@@ -25,6 +25,8 @@ def session(model: bytes | str, *, threads: int = 0, level: Level = "all", optim
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.graph_optimization_level = getattr(onnxruntime().GraphOptimizationLevel, _LEVELS[level])
+    # A product with dequantized weights stays a float32 product: by default onnxruntime rounds its activations to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
         # Constants beside it: reading the graph back then costs little, and no limit of size applies.

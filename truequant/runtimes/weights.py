@@ -47,7 +47,7 @@ def weight_of(writer: Writer, node: Conv | Linear, *, transposed: bool = False, 
     name, count = node.output, len(codes)
     stored = np.ascontiguousarray(codes.T) if transposed else codes
     return Weight(
-        _codes(writer, f"{name}.weight", stored),
+        packed(writer, f"{name}.weight", stored),
         writer.constant(f"{name}.weight_scale", scales(node)),
         writer.constant(f"{name}.weight_zero_point", zero if scalar_zero else np.full(count, zero, zero.dtype)),
     )
@@ -59,7 +59,7 @@ def scales(node: Conv | Linear) -> Any:
     return found if len(found) > 1 else np.repeat(found, len(node.weight))
 
 
-def _codes(writer: Writer, name: str, codes: Any) -> str:
+def packed(writer: Writer, name: str, codes: Any) -> str:
     """A constant, or two codes a byte and a Cast: constant folding undoes it when the file is loaded, so that kernels fuse."""
     if codes.dtype != np.int8 or codes.size < _PACKED_FROM or codes.min() < -8 or codes.max() > 7:
         return writer.constant(name, codes)

@@ -13,11 +13,17 @@ from truequant.schemes.fusions import Fusions
 from truequant.schemes.granularity import PerChannel, PerTensor
 from truequant.schemes.rules import Rule
 from truequant.schemes.scheme import QuantScheme
-from truequant.schemes.strategies import Observation
+from truequant.schemes.strategies import Dynamic, Observation
 from truequant.schemes.targets import ONNXRUNTIME, Target
 
 if TYPE_CHECKING:
     from typing import Self
+
+
+def is_dynamic(scheme: QuantScheme | None) -> bool:
+    """Whether scales come from each token at run time."""
+    return scheme is not None and isinstance(scheme.observer, Dynamic)
+
 
 WEIGHT_8 = QuantScheme(int8, PerChannel(0))
 ACTIVATION_8 = QuantScheme(uint8)
@@ -70,9 +76,10 @@ class QConfig:
     def preset(name: str) -> QConfig:
         """The config of a name.
 
-        w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all.
+        w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all; for the linear layers
+        of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16.
         """
-        from truequant.schemes.presets import preset
+        from truequant.schemes.named import preset
 
         return preset(name)
 
@@ -110,6 +117,8 @@ class QConfig:
             return replace(scheme, dtype=dtype, granularity=granularity)
 
         def activation(scheme: QuantScheme) -> QuantScheme:
+            if is_dynamic(scheme):
+                return scheme
             bits = scheme.dtype.bits if scheme.dtype.bits in chosen.activation_bits else 8
             signed = scheme.dtype.signed if chosen.activations == "any" else chosen.activations != "unsigned"
             symmetric = {"signed and symmetric": None, "signed": False, "unsigned": None}.get(
@@ -122,8 +131,8 @@ class QConfig:
         return changed._map_activations(activation)
 
     def with_observer(self, observer: Observation) -> Self:
-        """A copy whose activations, inputs and outputs are observed in this way."""
-        return self._map_activations(lambda scheme: replace(scheme, observer=observer))
+        """A copy whose activations, inputs and outputs are observed in this way; those scaled at run time stay so."""
+        return self._map_activations(lambda scheme: scheme if is_dynamic(scheme) else replace(scheme, observer=observer))
 
     def _map_activations(self, change: Callable[[QuantScheme], QuantScheme]) -> Self:
         def on(scheme: QuantScheme | None) -> QuantScheme | None:

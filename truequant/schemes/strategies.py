@@ -72,4 +72,12 @@ class Entropy:
         check(256 <= self.bins <= 65536, "Entropy: bins out of range", self.bins, "256 <= bins <= 65536")
 
 
-Observation = MinMax | MovingAverage | Histogram | Percentile | MSE | Entropy
+@dataclass(frozen=True, slots=True)
+class Dynamic:
+    """Nothing is observed: at run time each token has a scale of its own, `max |x| / qmax` over the last axis.
+
+    For the activations that linear layers read, of a signed, symmetric type: `QuantScheme(int8, observer=Dynamic())`.
+    """
+
+
+Observation = MinMax | MovingAverage | Histogram | Percentile | MSE | Entropy | Dynamic

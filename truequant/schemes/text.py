@@ -25,12 +25,12 @@ from truequant.errors import SchemeError
 from truequant.schemes.config import QConfig
 from truequant.schemes.dtypes import integer_type
 from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
-from truequant.schemes.presets import preset
+from truequant.schemes.named import preset
 from truequant.schemes.rounding import EWGS, Freezing, Nearest, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Rule
 from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale
 from truequant.schemes.scheme import QuantScheme
-from truequant.schemes.strategies import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
+from truequant.schemes.strategies import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Percentile
 from truequant.schemes.targets import TARGETS
 
 LARGEST_FILE = 1 << 18
@@ -39,7 +39,7 @@ LONGEST_LINE = 1000
 """Characters of a line: the parser's time grows with the square of the parts of a dotted key."""
 _OBSERVERS: dict[str, type[Any]] = {
     "min-max": MinMax, "moving-average": MovingAverage, "histogram": Histogram, "percentile": Percentile, "mse": MSE,
-    "entropy": Entropy,
+    "entropy": Entropy, "dynamic": Dynamic,
 }  # fmt: skip
 _SCALES: dict[str, type[Any]] = {
     "float": FloatScale, "power-of-two": PowerOfTwoScale, "lsq": LSQ, "lsq+": LSQPlus, "pact": PACT, "tqt": TQT,

@@ -17,6 +17,7 @@ from truequant.integer import nodes as program_nodes
 from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
 from truequant.transform import registered
 from truequant.transform.contraction import contract, operands_of
+from truequant.transform.linears import float_linear
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
 from truequant.transform.resizing import resize
 from truequant.transform.subpixel import sub_pixel, transposed_arguments
@@ -48,6 +49,10 @@ def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         )
     )
     return output
+
+
+def _gridless(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    return float_linear(low, node, site, *_parameters(low, node, site))
 
 
 def _parameters(low: Lowering, node: GraphNode, site: RuntimeSite) -> tuple[Tensor, Tensor | None]:
@@ -263,7 +268,8 @@ def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 
 ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
-    "layer": _layer, "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise,
+    "layer": _layer, "weight_only": _gridless, "dynamic": _gridless,
+    "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise,
     "lookup": _lookup,
     "table": _table, "average": _average, "pool": _pool, "resize": resize,
     "clamp": _clamp,

@@ -98,7 +98,8 @@ def runtime_sites(model: nn.Module) -> dict[str, RuntimeSite]:
 
 def _check(model: nn.Module) -> None:
     """Refuse what cannot be deployed, all of it at once."""
-    unset = [name for name, q in quantizers(model) if not q.is_calibrated]
+    alone = {s.weight for s in runtime_sites(model).values() if s.plan.action in ("weight_only", "dynamic")}
+    unset = [name for name, q in quantizers(model) if not q.is_calibrated and q not in alone]  # their weights say it all
     if unset:
         raise CalibrationError(
             f"{len(unset)} ranges were never observed: {', '.join(repr(n) for n in unset[:5])}"

@@ -22,6 +22,7 @@ from truequant.errors import ConversionError
 from truequant.fake import FakeQuantize, RuntimeSite, local, site_bounds
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
+from truequant.planning import FLOAT
 
 QUANTIZER = ":quantizer"
 _CASTS = (
@@ -156,7 +157,7 @@ class Lowering:
         grid = self.inputs[name] if name in self.inputs else self.sites[name].quantizer
         assert grid is not None
         if isinstance(source, Floats):
-            plain = name in self.inputs or self.sites[name].plan.action != "float"
+            plain = name in self.inputs or self.sites[name].plan.action not in FLOAT
             edge = self.codes(self.unique(name if plain else f"{name}.codes"), grid)
             self.emit(program_nodes.Quantize(source.name, edge.name))
             return edge

@@ -214,4 +214,20 @@ class _Preparation:
         return tuple(result)
 
 
-_ACTIVE = frozenset(("layer", "affine", "product", "resize", "add", "sub", "mul", "table", "lookup", "average", "pool"))
+_ACTIVE = frozenset(
+    (
+        "layer",
+        "weight_only",
+        "dynamic",
+        "affine",
+        "product",
+        "resize",
+        "add",
+        "sub",
+        "mul",
+        "table",
+        "lookup",
+        "average",
+        "pool",
+    )
+)
