@@ -75,11 +75,13 @@ from truequant.schemes import (
     int4,
     int7,
     int8,
+    int16,
     uint1,
     uint2,
     uint3,
     uint4,
     uint8,
+    uint16,
 )
 from truequant.training import (
     Distillation,
@@ -103,8 +105,8 @@ __all__ = [
     "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
     "Sensitivity", "Size", "SmoothQuant", "StatefulSampler", "Statistics", "Stochastic", "TruequantError",
     "Verification", "assert_exact", "calibrate", "codes", "compile", "convert", "evaluate", "export_onnx", "figures",
-    "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "load", "load_checkpoint", "oscillation_dampening",
+    "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "int16", "load", "load_checkpoint", "oscillation_dampening",
     "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "reestimate_batchnorm", "register_op",
     "replace_relu6", "replay", "report", "restore_float", "save_checkpoint", "search", "sensitivity", "statistics",
-    "uint1", "uint2", "uint3", "uint4", "uint8", "unfreeze", "verify",
+    "uint1", "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "verify",
 ]  # fmt: skip

@@ -87,7 +87,7 @@ class Tally:
         self.behind += found.codes_behind_islands
         self.outputs_behind += found.outputs_behind_islands
 
-    def report(self, examples: int, measured: bool) -> RuntimeReport:
+    def report(self, examples: int, measured: bool, floats: tuple[str, ...] = ()) -> RuntimeReport:
         """All of it, as a value."""
         return RuntimeReport(
             codes_compared=self.compared, codes_different=self.different, max_difference=self.largest,
@@ -95,7 +95,7 @@ class Tally:
             origins=self.origins, island_origins=self.islands, codes_behind_islands=self.behind,
             outputs_behind_islands=self.outputs_behind, float_layers=self.float_layers, output_error=self.error,
             metric=self.metric / max(1, examples) if measured else None,
-            case=self.case,
+            case=self.case, float_sums=floats,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ exact. Whether it is shows when the program goes on from the runtime's own codes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,16 +15,22 @@ from truequant.integer import IntegerProgram, execute
 from truequant.integer.nodes import FLOATING, MOVING, inputs_of
 
 
-def island_fed(program: IntegerProgram) -> tuple[frozenset[str], frozenset[str]]:
-    """The edges whose codes a float island's value becomes, and every name that an island reaches."""
+def island_fed(program: IntegerProgram, floats: Collection[str] = ()) -> tuple[frozenset[str], frozenset[str]]:
+    """The edges whose codes a float island's value becomes, and every name that an island reaches.
+
+    floats: names that integer nodes write but the runtime computes in float, as if they were islands.
+    """
     values: set[str] = set()
     fed: set[str] = set()
     behind: set[str] = set()
     for node in program.nodes:
         names = inputs_of(node)
-        if isinstance(node, FLOATING) or behind & set(names):
+        in_float = node.output in floats
+        if isinstance(node, FLOATING) or in_float or behind & set(names):
             behind.add(node.output)
-        if isinstance(node, FLOATING) or (isinstance(node, MOVING) and values & set(names)):
+        if in_float and node.output in program.edges:
+            fed.add(node.output)
+        elif isinstance(node, FLOATING) or in_float or (isinstance(node, MOVING) and values & set(names)):
             values.add(node.output)
         elif values & set(names):
             fed.add(node.output)
@@ -49,9 +55,13 @@ def origins(
     wanted: Mapping[str, Tensor],
     found: Mapping[str, Tensor],
     outputs: Mapping[str, tuple[Tensor, Tensor]],
+    floats: Collection[str] = (),
 ) -> Origins:
-    """What one batch says. wanted, found: the codes expected and a runtime's own; outputs: both, by their names."""
-    fed, behind = island_fed(program)
+    """What one batch says. wanted, found: the codes expected and a runtime's own; outputs: both, by their names.
+
+    floats: what the runtime computes in float although the program does not (see `integer.float_sums`).
+    """
+    fed, behind = island_fed(program, floats)
     reference = execute(program, inputs, program.edges)
     given = {name: found[name].to(reference[name].dtype) for name in program.edges}
     local = execute(program, inputs, {*program.edges, *outputs}, given)

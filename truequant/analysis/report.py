@@ -47,6 +47,9 @@ class RuntimeReport:
 
     float_layers: linear layers of the program that read floats, so that their results are no promise of integers.
     output_error: the largest difference of an output's numbers, as a part of the largest of them.
+    float_sums: what sums over codes of 16 bits write; the runtime computes them in float32, in its own order, and they count
+    among the islands.
+
     metric: the mean of the metric asked for. case: an input that shows the first difference. note: what a grade
     UNVERIFIED means here.
     """
@@ -67,10 +70,12 @@ class RuntimeReport:
     metric: float | None = None
     case: Case | None = None
     note: str = ""
+    float_sums: tuple[str, ...] = ()
 
     @property
     def grade(self) -> Grade:
-        """EXACT: not one code and not one bit of an output differs. WITHIN 1: codes differ by one at most.
+        """EXACT: not one code and not one bit of an output differs. WITHIN 1: codes differ by one at most, or none did but
+        some are sums in float, which other inputs may round otherwise.
 
         DIFFERENT: by more, or an output differs that no code and no float island accounts for. UNVERIFIED: nothing ran.
         A program with linear layers that read floats is never EXACT: CLOSE where codes differ by one at most and outputs by a
@@ -81,7 +86,7 @@ class RuntimeReport:
         if self.codes_compared == 0:
             return "UNVERIFIED"
         if self.codes_different == 0 and self.outputs_different == 0:
-            return "EXACT"
+            return "WITHIN 1" if self.float_sums else "EXACT"
         accounted = self.codes_different > 0 or self.outputs_different == self.outputs_behind_islands
         return "WITHIN 1" if self.max_difference <= 1 and accounted else "DIFFERENT"
 
@@ -107,6 +112,7 @@ class RuntimeReport:
         """Plain numbers and strings, for JSON."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("case", "first_difference")}
         plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
+        plain["float_sums"] = list(self.float_sums)
         first = None if self.first_difference is None else asdict(self.first_difference)
         return plain | {
             "first_difference": first,
@@ -200,10 +206,12 @@ def _remarks(verification: Verification) -> list[str]:
             lines.append(f"{name}: {r.note}")
         if r.float_layers:
             lines.append(f"{name}: {r.float_layers} linear layers read floats, so that EXACT cannot be promised")
+        if r.float_sums:
+            lines.append(f"{name}: never EXACT, since it sums 16-bit codes in float32 at {_named(r.float_sums)}")
         if r.origins:
             lines.append(f"{name}: differs although it read equal codes at {_counts(r.origins)}")
         if r.island_origins:
-            lines.append(f"{name}: float islands give other codes at {_counts(r.island_origins)}")
+            lines.append(f"{name}: float islands and sums give other codes at {_counts(r.island_origins)}")
     if verification.machine is not None:
         lines.append(f"machine: {verification.machine}")
     return [*lines, *verification.promise]
@@ -212,6 +220,10 @@ def _remarks(verification: Verification) -> list[str]:
 def _counts(by_edge: Mapping[str, int]) -> str:
     shown = [f"'{edge}' ({count:,})" for edge, count in list(by_edge.items())[:4]]
     return ", ".join([*shown, *([f"{len(by_edge) - 4} more"] if len(by_edge) > 4 else [])])
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return ", ".join([*(f"'{n}'" for n in names[:4]), *([f"{len(names) - 4} more"] if len(names) > 4 else [])])
 
 
 def _number(value: float | None) -> str:

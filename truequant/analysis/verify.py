@@ -135,7 +135,7 @@ class _Run:
             values = tensors_of(made)
             if tally.codes(self.batches, wanted, found) | tally.values(outputs, values):
                 pairs = dict(zip(self.program.output_names(), zip(outputs, values, strict=True), strict=True))
-                tally.explain(origins(self.program, feeds, wanted, found, pairs))
+                tally.explain(origins(self.program, feeds, wanted, found, pairs, runner.floats))
                 if tally.case is None and tally.first is not None:
                     tally.case = self.case(name, args, kwargs, examples, next(iter(tally.first.position), 0))
             if self.measure is not None:
@@ -185,8 +185,8 @@ class _Run:
         """The report of everything that ran, and of the targets that nothing here runs."""
         measured = self.measure is not None
         reports = {
-            name: self.tallies[name].report(self.examples, measured) if name in self.tallies else _unverified(name)
-            for name in chosen
+            name: self.tallies[name].report(self.examples, measured, runner.floats) if runner else _unverified(name)
+            for name, runner in chosen.items()
         }
         return Verification(
             reports,

@@ -27,7 +27,7 @@ def outermost(model: nn.Module) -> QATModuleWrapper:
 
 
 def codes(model: nn.Module, example: Any) -> dict[str, Tensor]:
-    """The codes of every edge, int16, by the name of the site that computed it, of one forward in evaluation.
+    """The codes of every edge, int32, by the name of the site that computed it, of one forward in evaluation.
 
     example: a tensor, a tuple of positional inputs, or a dict of keyword inputs. The model's mode is put back.
     """
@@ -41,7 +41,7 @@ def evaluated(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     found: dict[str, Tensor] = {}
 
     def record(name: str, values: Tensor) -> None:
-        found[name] = values.to(torch.int16)
+        found[name] = values.to(torch.int32)
 
     modes = {m: m.training for m in model.modules()}
     before = local.recorder

@@ -4,5 +4,9 @@ from truequant.integer.execute import execute
 from truequant.integer.model import Int8Model, load
 from truequant.integer.program import IntegerProgram, ProgramInput
 from truequant.integer.shapes import program_layout, program_shapes
+from truequant.integer.wide import float_sums, is_wide
 
-__all__ = ["Int8Model", "IntegerProgram", "ProgramInput", "execute", "load", "program_layout", "program_shapes"]
+__all__ = [
+    "Int8Model", "IntegerProgram", "ProgramInput", "execute", "float_sums", "is_wide", "load", "program_layout",
+    "program_shapes",
+]  # fmt: skip

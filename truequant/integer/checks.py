@@ -40,7 +40,7 @@ from truequant.integer.nodes import (
     WeightOnlyLinear,
     inputs_of,
 )
-from truequant.integer.storage import storage
+from truequant.integer.storage import storage, table_dtype
 
 LOWEST_CODE, HIGHEST_CODE = -(2**15), 2**16 - 1
 SMALLEST_NORMAL = 2.0**-126
@@ -178,7 +178,7 @@ def _check_conv(node: Conv) -> None:
 
 
 def _check_table(node: Table, source: Edge, target: Edge) -> None:
-    _check_tensor(node, "entries", node.entries, torch.int16, ((source.qmax - source.qmin + 1,),))
+    _check_tensor(node, "entries", node.entries, table_dtype(target), ((source.qmax - source.qmin + 1,),))
     low, high = int(node.entries.min()), int(node.entries.max())
     if not target.qmin <= low <= high <= target.qmax:
         raise ConversionError(

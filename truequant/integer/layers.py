@@ -1,7 +1,8 @@
 """Conv and Linear: exact integer sums, then requantization.
 
-torch has no integer matrix product on CPUs, so a sum is carried by a float that holds every partial sum exactly, whatever
+torch has no fast integer matrix product on CPUs, so a sum is carried by a float that holds every partial sum exactly, whatever
 the order of its terms: float32 where the layer's codes keep all of them below 2^24, else float64, whose 2^53 no layer reaches.
+Accumulators are int32, as in kernels, and int64 where the input has more than 8 bits: 258 such codes can leave int32.
 The factors are below 2^8, so that a product is exact even where float32 products are allowed bfloat16 or TF32 factors.
 Depthwise layers sum int32 products directly, tap by tap.
 """
@@ -118,7 +119,9 @@ def _carrier(node: Conv | Linear, source: Edge) -> torch.dtype:
 
 
 def _accumulators(node: Conv | Linear, source: Edge, sums: Tensor) -> Tensor:
-    """Sums plus bias as int32. ConversionError where one does not fit: kernels would wrap silently."""
+    """Sums plus bias as int32. ConversionError where one does not fit: kernels would wrap silently. int64 of wide codes."""
+    if source.wide:
+        return sums.to(torch.int64) + channel_axis(node.bias.to(sums.device, torch.int64), sums.dim(), 1)
     bound = _bound(node, source, node.bias)
     wide = torch.int32 if bound <= INT32_MAX else torch.int64
     total = sums.to(wide) + channel_axis(node.bias.to(sums.device, wide), sums.dim(), 1)

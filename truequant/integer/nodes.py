@@ -27,6 +27,11 @@ class Edge:
     def signed(self) -> bool:
         return self.qmin < 0
 
+    @property
+    def wide(self) -> bool:
+        """Whether its codes take more than 8 bits."""
+        return self.qmin < -128 or self.qmax > (127 if self.signed else 255)
+
 
 @dataclass(frozen=True, slots=True)
 class Quantize:
@@ -128,7 +133,7 @@ class Sub:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lookup:
-    """`entries[input]`: rows of codes `(rows, *row)`, uint8 or int8, by the integers of the value `input`."""
+    """`entries[input]`: rows of codes `(rows, *row)`, in the storage of the output, by the integers of the value `input`."""
 
     input: str
     output: str
@@ -137,7 +142,9 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """`entries[q - qmin]` for each code of `input`: int16 `(levels,)`. `function` names what was tabulated."""
+    """`entries[q - qmin]` for each code of `input`: `(levels,)`, int16, or int32 where codes of the output do not fit it.
+    `function` names what was tabulated.
+    """
 
     input: str
     output: str

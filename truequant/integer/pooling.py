@@ -19,10 +19,11 @@ def global_average(node: GlobalAverage, program: IntegerProgram, x: Tensor) -> T
     """Integer sums over `axes`, requantized by `float32(sx / float32(sy * n))`."""
     source, target = program.edges[node.input], program.edges[node.output]
     count = math.prod(x.shape[axis] for axis in node.axes)
-    if count * max(source.qmax - source.zero_point, source.zero_point - source.qmin) > INT32_MAX:
+    large = count * max(source.qmax - source.zero_point, source.zero_point - source.qmin) > INT32_MAX
+    if large and not source.wide:
         raise ConversionError(f"{label(node)}: an accumulator may leave int32", got=f"a mean over {count} codes")
-    # The bound above makes int32 exact; torch sums it faster than int64.
-    sums = x.sum(node.axes, keepdim=node.keepdim, dtype=torch.int32) - count * source.zero_point
+    # Where the bound makes int32 exact, torch sums it faster than int64.
+    sums = x.sum(node.axes, keepdim=node.keepdim, dtype=torch.int64 if large else torch.int32) - count * source.zero_point
     factor = global_average_factor(scale_of(source, x), scale_of(target, x), count)
     return requantize(sums, factor, zero_point_of(target, x), node.low, node.high).to(storage(target))
 

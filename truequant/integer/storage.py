@@ -21,6 +21,11 @@ def storage(edge: Edge) -> torch.dtype:
     return torch.int32
 
 
+def table_dtype(edge: Edge) -> torch.dtype:
+    """The dtype in which a table holds codes of an edge."""
+    return torch.int16 if edge.qmax <= torch.iinfo(torch.int16).max else torch.int32
+
+
 def scale_of(edge: Edge, like: Tensor) -> Tensor:
     """The scale as a 0-d float32 tensor on the device of `like`."""
     return torch.tensor(edge.scale, dtype=torch.float32, device=like.device)

@@ -9,7 +9,7 @@ from truequant.numerics.affine import (
     quantize,
     recover,
 )
-from truequant.numerics.bounds import FLOAT32_EXACT, INT16_MAX, INT32_MAX, accumulator_bound, pair_bound
+from truequant.numerics.bounds import FLOAT32_EXACT, FLOAT64_EXACT, INT16_MAX, INT32_MAX, accumulator_bound, pair_bound
 from truequant.numerics.elementwise import Qparams, add, fma, mul, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
 from truequant.numerics.pooling import pooled_length, window_average
@@ -17,9 +17,9 @@ from truequant.numerics.qparams import MAX_SCALE, MIN_SCALE, bounded, power_of_t
 from truequant.numerics.requantize import channel_axis, clamp_codes, global_average_factor, multiplier, requantize
 
 __all__ = [
-    "FLOAT32_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "Normalization", "Qparams",
-    "accumulator_bound", "add", "along_axis", "binarize", "bounded", "channel_axis", "clamp_codes", "dequantize", "expand",
-    "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "pair_bound",
+    "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "Normalization",
+    "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded", "channel_axis", "clamp_codes", "dequantize",
+    "expand", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "pair_bound",
     "parameter_shape", "pooled_length", "power_of_two", "quantize", "range_of", "recover", "requantize",
     "scale_and_zero_point", "sub", "table", "window_average",
 ]  # fmt: skip

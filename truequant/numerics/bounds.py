@@ -7,6 +7,8 @@ from torch import Tensor
 
 FLOAT32_EXACT = 2**24
 """Integers below it, and their sums in any order, are exact in float32."""
+FLOAT64_EXACT = 2**53
+"""The same of float64."""
 INT16_MAX = 32767
 INT32_MAX = 2**31 - 1
 

@@ -197,7 +197,7 @@ def _agreed(wanted: list[tuple[Node, QuantScheme | None]], base: QuantScheme | N
 
 
 def _wide_enough(scheme: QuantScheme, bits: tuple[int, ...], where: str, what: str, config: QConfig) -> None:
-    if scheme.dtype.storage <= 8 and scheme.dtype.bits not in bits:
+    if scheme.dtype.bits not in bits:
         raise SchemeError(
             f"'{where}': target '{config.target}' has no {what} of {scheme.dtype.bits} bits",
             got=str(scheme.dtype),
@@ -234,10 +234,10 @@ def _deployable(scheme: QuantScheme, writers: list[Node], consumers: list[Node],
             f"'{where}': activations have one scale a tensor on target '{config.target}'",
             got=str(scheme.granularity), expected="PerTensor()", fix=f'Rule("{where}", output=QuantScheme({scheme.dtype}))',
         )  # fmt: skip
-    if scheme.dtype.bits > 8 or (scheme.dtype.bits == 1 and scheme.dtype.signed):
+    if scheme.dtype.bits == 1 and scheme.dtype.signed:
         raise SchemeError(
             f"'{where}': {scheme.dtype} activations cannot be deployed to target '{config.target}'",
-            expected="uint1 … uint8, int2 … int8",
+            expected="uint1 … uint8, uint16, int2 … int8, int16",
         )
 
 

@@ -106,7 +106,8 @@ class _Builder:
                 reads = [self.schemes.get(self.graph.grid(v)) for v in node.reads]
                 result = self.schemes.get(self.graph.grid(node.end))
                 bare_layer = node.action == "layer" and not any(link.action in ("clamp", "movement") for link in node.fused)
-                signed = node.action == "product" and any(s is not None and s.dtype.signed for s in (*reads, result))
+                grids = [s.dtype for s in (*reads, result) if s is not None] if node.action == "product" else []
+                signed = any(d.signed for d in grids) and all(d.bits <= 8 for d in grids)
                 if None in reads or (result is None and not bare_layer) or signed:
                     if None in reads:
                         gridless(node, self.tokens.get(self.graph.grid(node.reads[0])))
@@ -317,6 +318,10 @@ class _Builder:
                 and any(True for _ in module.parameters(recurse=False))
             ):
                 notes.append(f"'{name}' stays float: it is called in training only")
+        target = self.config.target
+        for q in self.quantizers.values():
+            if q.scheme.dtype.bits > target.integer_bits:
+                notes.append(f"'{q.name}' has {q.scheme.dtype.bits} bits: {target} sums such codes in float32, never EXACT")
         return tuple(notes)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from truequant.files import dumps, loads
-from truequant.schemes import QConfig, QuantScheme, Target
+from truequant.schemes import ArithmeticRule, QConfig, QuantScheme, Target
 
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
@@ -135,6 +135,13 @@ class Plan:
     def quantizer(self, name: str) -> QuantizerPlan:
         """The quantizer of a name."""
         return next(q for q in self.quantizers if q.name == name)
+
+    def arithmetic(self, site: Site) -> ArithmeticRule:
+        """The named rule of a site: its target's, and "portable" over codes of more than 8 bits, which no target adds."""
+        if site.action not in ("add", "mul", "pool"):
+            return self.target.arithmetic
+        wide = any(self.quantizer(name).scheme.dtype.bits > 8 for name in (*site.reads, site.emits) if name is not None)
+        return "portable" if wide else self.target.arithmetic
 
     def in_float(self) -> tuple[Site, ...]:
         """Sites left in float."""

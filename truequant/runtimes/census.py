@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truequant.errors import ExportError
-from truequant.integer import IntegerProgram
+from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import (
     Add,
     AveragePool,
@@ -87,7 +87,7 @@ def require_integer_kernels(program: IntegerProgram, data: bytes, level: Level =
             )
     for node in program.nodes:
         kernels = KERNELS.get(type(node))
-        if kernels is None:
+        if kernels is None or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
             continue
         names = forms.get(node.output, [])
         # A kernel keeps its name where onnxruntime gives another one to the tensor that it writes.

@@ -37,7 +37,9 @@ def export_onnx(
 
     Before anything is written the runtime compiles the model; for onnxruntime every integer node of the program must have
     become an integer kernel, every add and mul must compute its rule for all pairs of codes, and every table give all its
-    entries. A target that has no runtime here ("tensorrt", "xnnpack", "qnn") gets plain QDQ within its constraints, UNVERIFIED.
+    entries. Sums over codes of 16 bits are the exception: they run in float32 between DequantizeLinear and QuantizeLinear, in
+    every form, and `verify` grades them, never EXACT. A target that has no runtime here ("tensorrt", "xnnpack", "qnn") gets
+    plain QDQ within its constraints, UNVERIFIED.
     Raises `ExportError` where that is not so.
     """
     source = program_of(int8)
@@ -80,7 +82,7 @@ def onnx_bytes(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool 
     outputs = [helper.make_tensor_value_info(n, writer.element(writer.dtypes[n]), _sizes(writer.shapes[n], n)) for n in names]
     if show_edges:
         outputs += [
-            helper.make_tensor_value_info(n, proto.INT8 if e.signed else proto.UINT8, _sizes(writer.shapes[n], n))
+            helper.make_tensor_value_info(n, writer.element_of(e), _sizes(writer.shapes[n], n))
             for n, e in program.edges.items()
         ]
     graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from truequant.errors import ExportError
+from truequant.integer import is_wide
 from truequant.integer.nodes import Conv, Linear
 from truequant.runtimes.weights import scales, weight_of
 from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
@@ -19,6 +20,9 @@ def conv(writer: Writer, node: Conv) -> None:
         "kernel_shape": list(node.weight.shape[2:]), "strides": list(node.stride), "pads": [*begins, *ends],
         "dilations": list(node.dilation), "group": node.groups,
     }  # fmt: skip
+    if is_wide(node, writer.program.edges):
+        _in_float(writer, node, node.input, node.output, "Conv", **attributes)
+        return
     if node.output not in writer.program.edges:
         weight = weight_of(writer, node, scalar_zero=True)
         zero = writer.scale_and_zero(node.input)[1]
@@ -30,18 +34,27 @@ def conv(writer: Writer, node: Conv) -> None:
     if len(set(signs)) == 2:
         raise ExportError(f"'{node.output}': a convolution between signed and unsigned codes", fix="one dtype for activations")
     # QDQ fusion does not reach a convolution of signed activations unless a session option allows it.
-    if writer.form == "qoperator" or (signs[0] and writer.runs_here):
+    if writer.by_name(node) or (signs[0] and writer.runs_here):
         writer.kernel("QLinearConv", _operands(writer, node), node.output, node.low, node.high, **attributes)
         return
-    inputs = [writer.dequantized(node.input, node.output), *_dequantized(writer, node)]
-    value = writer.fresh(f"{node.output}.value")
-    writer.node("Conv", inputs, value, name=node.output, **attributes)
-    writer.quantized(value, node.output, node.low, node.high)
+    _in_float(writer, node, node.input, node.output, "Conv", **attributes)
+
+
+def _in_float(writer: Writer, node: Conv | Linear, source: str, output: str, op: str, **attributes: Any) -> None:
+    """A float op on dequantized codes, weights and biases, quantized again: what runtimes fuse, up to 8 bits."""
+    inputs = [writer.dequantized(source, node.output), *_dequantized(writer, node)]
+    if node.output in writer.program.edges:
+        value = writer.fresh(f"{node.output}.value")
+        writer.node(op, inputs, value, name=node.output, **attributes)
+        writer.quantized(value, output, node.low, node.high)
+    else:
+        writer.node(op, inputs, output, name=node.output, **attributes)
 
 
 def linear(writer: Writer, node: Linear) -> None:
     name, shape = node.output, writer.shapes[node.input]
-    if node.output not in writer.program.edges:
+    coded = name in writer.program.edges
+    if not coded and not is_wide(node, writer.program.edges):
         weight = weight_of(writer, node, transposed=True, scalar_zero=True)
         zero = writer.scale_and_zero(node.input)[1]
         acc = writer.fresh(f"{name}.sum")
@@ -57,10 +70,12 @@ def linear(writer: Writer, node: Linear) -> None:
         )
         output = writer.fresh(f"{name}.flat")
         writer.alias(source, node.input)
-        writer.alias(output, name)
+        if coded:
+            writer.alias(output, name)
     _rows(writer, node, source, output)
     if flat:
-        writer.raw[name] = writer.raw[output]
+        if coded:
+            writer.raw[name] = writer.raw[output]
         features = int(node.weight.shape[0])
         if sum(n is None for n in shape[:-1]) > 1:
             outer = writer.measured(node.input, f"{name}.outer", 0, len(shape) - 1)
@@ -72,16 +87,13 @@ def linear(writer: Writer, node: Linear) -> None:
 
 def _rows(writer: Writer, node: Linear, source: str, output: str) -> None:
     """A linear layer over `(rows, in)`."""
-    if writer.form == "qoperator":
+    if writer.by_name(node):
         weight, y = weight_of(writer, node), writer.scale_and_zero(output)
         x = [source, *writer.scale_and_zero(source)]
         inputs = [*x, weight.codes, weight.scale, weight.zero_point, _bias(writer, node), *y]
         writer.kernel("QGemm", inputs, output, node.low, node.high, domain=MICROSOFT, transB=1)
         return
-    inputs = [writer.dequantized(source, node.output), *_dequantized(writer, node)]
-    value = writer.fresh(f"{node.output}.value")
-    writer.node("Gemm", inputs, value, name=node.output, transB=1)
-    writer.quantized(value, output, node.low, node.high)
+    _in_float(writer, node, source, output, "Gemm", transB=1)
 
 
 def _operands(writer: Writer, node: Conv) -> list[str]:

@@ -12,13 +12,26 @@ from truequant.integer.nodes import Node
 from truequant.runtimes.writer import Writer
 
 
+def _written(writer: Writer, node: Any, op: str, inputs: list[str], **attributes: Any) -> None:
+    """A node that moves codes. Those of 16 bits, for which runtimes have no such kernel, pass as values: quantized again on
+    their own grid they are the same codes.
+    """
+    edge = writer.edge(node.output)
+    if not edge.wide:
+        writer.node(op, inputs, node.output, name=node.output, **attributes)
+        return
+    value = writer.fresh(f"{node.output}.value")
+    writer.node(op, [writer.dequantized(inputs[0], node.output), *inputs[1:]], value, name=node.output, **attributes)
+    writer.quantized(value, node.output, *writer.limits(edge))
+
+
 def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
     source, padding = node.input, node.padding
-    if any(padding) and max(node.dilation) > 1:
+    edge = writer.edge(node.input)
+    if any(padding) and max(node.dilation) > 1 and not edge.wide:
         # onnxruntime refuses padding of a whole kernel, and gives 0 for a dilated window that lies in the padding alone.
         source, rank = writer.fresh(f"{node.output}.padded"), len(writer.shapes[node.input])
         sides = [0] * (rank - len(padding)) + list(padding)
-        edge = writer.edge(node.input)
         lowest = writer.constant(f"{node.output}.lowest", np.array(edge.qmin, writer.dtype(edge)))
         writer.node("Pad", [node.input, writer.integers(f"{source}.pads", sides * 2), lowest], source, name=source)
         padding = (0,) * len(padding)
@@ -26,7 +39,7 @@ def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
         "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*padding, *padding],
         "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
     }  # fmt: skip
-    writer.node("MaxPool", [source], node.output, name=node.output, **attributes)
+    _written(writer, node, "MaxPool", [source], **attributes)
 
 
 def _clamp(writer: Writer, node: program_nodes.Clamp) -> None:
@@ -53,7 +66,9 @@ def _pad(writer: Writer, node: program_nodes.Pad) -> None:
     pairs = [(0, 0)] * before + list(node.padding)
     pads = writer.integers(f"{node.output}.pads", [p[0] for p in pairs] + [p[1] for p in pairs])
     zero = writer.scale_and_zero(node.input)[1]
-    writer.node("Pad", [node.input, pads, zero], node.output, name=node.output)
+    if writer.edge(node.output).wide:
+        zero = writer.constant(f"{node.output}.zero", np.float32(0))
+    _written(writer, node, "Pad", [node.input, pads, zero])
 
 
 def _concat(writer: Writer, node: program_nodes.Concat) -> None:
@@ -69,9 +84,9 @@ def _upsample(writer: Writer, node: program_nodes.Upsample) -> None:
     """Resize by whole factors: the same code for each of the repeated places."""
     kept = len(writer.shapes[node.input]) - len(node.factors)
     scales = writer.constant(f"{node.output}.factors", np.array([1.0] * kept + list(node.factors), np.float32))
-    writer.node(
-        "Resize", [node.input, "", scales], node.output, name=node.output, mode="nearest",
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    _written(
+        writer, node, "Resize", [node.input, "", scales], mode="nearest", coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
     )  # fmt: skip
 
 

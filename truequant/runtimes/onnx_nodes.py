@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from truequant.errors import ExportError
+from truequant.integer import is_wide
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes import linears
@@ -21,6 +22,10 @@ from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
 
 def write(writer: Writer, node: Node) -> None:
     """Append the ONNX nodes of a program node."""
+    if writer.form == "openvino" and is_wide(node, writer.program.edges):
+        raise ExportError(
+            f"'{node.output}': OpenVINO's form has no codes of 16 bits", fix="form='qdq', or activations of 8 bits"
+        )
     writers = _WRITERS | WRITTEN_OUT if writer.form == "openvino" else _WRITERS
     writers[type(node)](writer, node)
 
@@ -35,7 +40,7 @@ def _dequantize(writer: Writer, node: program_nodes.Dequantize) -> None:
 
 
 def _matmul(writer: Writer, node: program_nodes.MatMul) -> None:
-    if writer.form == "qoperator":
+    if writer.by_name(node):
         writer.kernel("QLinearMatMul", _operands(writer, node), node.output, node.low, node.high)
         return
     inputs = [writer.dequantized(node.left, node.output), writer.dequantized(node.right, f"{node.output}.right")]
@@ -56,7 +61,7 @@ def _binary(writer: Writer, node: program_nodes.Add | program_nodes.Sub | progra
     if writer.form == "openvino" or not proven(writer.program, node, writer.form):
         _pair_table(writer, node)
         return
-    if writer.form == "qoperator":
+    if writer.by_name(node):
         op = f"QLinear{type(node).__name__}"
         writer.kernel(op, _operands(writer, node), node.output, node.low, node.high, domain=MICROSOFT)
         return
@@ -113,7 +118,8 @@ def _table(writer: Writer, node: program_nodes.Table) -> None:
 
 
 def _lookup(writer: Writer, node: program_nodes.Lookup) -> None:
-    entries = writer.constant(f"{node.output}.table", numpy_of(node.entries))
+    entries = numpy_of(node.entries).astype(writer.dtype(writer.edge(node.output)))
+    entries = writer.constant(f"{node.output}.table", entries)
     writer.node("Gather", [entries, node.input], node.output, name=node.output)
 
 
@@ -139,7 +145,7 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
         source = folded
     if output != node.output:
         writer.alias(output, node.output)
-    if writer.form == "qoperator":
+    if writer.by_name(node):
         inputs = [source, *writer.scale_and_zero(source), *writer.scale_and_zero(output)]
         writer.kernel("QLinearGlobalAveragePool", inputs, output, node.low, node.high, domain=MICROSOFT, channels_last=0)
     else:
@@ -158,7 +164,7 @@ def _average_pool(writer: Writer, node: program_nodes.AveragePool) -> None:
         "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*node.padding, *node.padding],
         "ceil_mode": int(node.ceil_mode), "count_include_pad": 0,
     }  # fmt: skip
-    if writer.form == "qoperator":
+    if writer.by_name(node):
         inputs = [node.input, *writer.scale_and_zero(node.input), *writer.scale_and_zero(node.output)]
         name = node.output
         writer.kernel("QLinearAveragePool", inputs, name, node.low, node.high, domain=MICROSOFT, channels_last=0, **attributes)

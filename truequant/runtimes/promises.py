@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from truequant import numerics
-from truequant.integer import IntegerProgram
+from truequant.integer import IntegerProgram, float_sums, is_wide
 from truequant.integer.nodes import Add, Conv, DynamicLinear, Edge, Linear, WeightOnlyLinear
 from truequant.schemes import ONNXRUNTIME, TARGETS
 
 
 def promises(program: IntegerProgram) -> tuple[str, ...]:
-    """A sentence for each kind of machine where onnxruntime would not compute the program's codes, or one for all."""
+    """A sentence for each kind of machine where onnxruntime might not compute the program's codes, or one for all."""
     target = TARGETS.get(program.target, ONNXRUNTIME)
     if not target.runs_here:
         return (f"target '{target.name}': no runtime of it runs here, so that its codes are UNVERIFIED",)
@@ -34,6 +34,8 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
     floats = [node.output for node in program.nodes if isinstance(node, (WeightOnlyLinear, DynamicLinear))]
     if floats:
         lines.append(f"wherever it runs: the float sums of {_names(floats)}, which every runtime rounds in its own way")
+    if sums := float_sums(program):
+        lines.append(f"any machine: sums over 16-bit codes run in float32, graded but never EXACT, in {_names(list(sums))}")
     if not lines:
         return ("promised: the same codes on every x86 CPU, with VNNI or without, with FMA or without",)
     return ("promised: the same codes on every x86 CPU but", *lines)
@@ -41,11 +43,8 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
 
 def saturating_layers(program: IntegerProgram) -> list[str]:
     """Layers whose pairs of u8 x s8 products could leave int16, if their weights were shipped signed."""
-    return [
-        node.output
-        for node in program.nodes
-        if isinstance(node, (Conv, Linear)) and layer_bound(program, node) > numerics.INT16_MAX
-    ]
+    layers = [n for n in program.nodes if isinstance(n, (Conv, Linear)) and not is_wide(n, program.edges)]
+    return [node.output for node in layers if layer_bound(program, node) > numerics.INT16_MAX]
 
 
 def layer_bound(program: IntegerProgram, node: Conv | Linear) -> int:

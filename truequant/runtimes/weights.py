@@ -9,6 +9,7 @@ import numpy as np
 
 from truequant import numerics
 from truequant.errors import ExportError
+from truequant.integer import is_wide
 from truequant.integer.nodes import Conv, Linear
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.writer import Writer, numpy_of
@@ -30,7 +31,7 @@ class Weight:
 def saturates(writer: Writer, node: Conv | Linear) -> bool:
     """Whether a CPU without VNNI may saturate this layer in int16, so that its weights ship unsigned."""
     target = TARGETS.get(writer.program.target)
-    if target is None or not target.saturating_pairs:
+    if target is None or not target.saturating_pairs or is_wide(node, writer.program.edges):
         return False
     edge = writer.edge(node.input)
     # Kernels turn signed codes into unsigned ones by adding 128.

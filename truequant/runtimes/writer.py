@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from truequant.errors import ExportError
-from truequant.integer import IntegerProgram, program_layout
-from truequant.integer.nodes import Edge
+from truequant.integer import IntegerProgram, is_wide, program_layout
+from truequant.integer.nodes import Edge, Node
 from truequant.runtimes.packages import onnx
 from truequant.schemes import TARGETS
 
@@ -101,13 +100,19 @@ class Writer:
         self._aliases[name] = self.edge(of)
 
     def dtype(self, edge: Edge) -> Any:
-        if max(abs(edge.qmin), edge.qmax) > 255 or (edge.signed and edge.qmax > 127):
-            raise ExportError("an edge of more than 8 bits", got=f"codes {edge.qmin} … {edge.qmax}", expected="8 bits")
+        """numpy's dtype of the codes of an edge."""
+        if edge.wide:
+            return np.int16 if edge.signed else np.uint16
         return np.int8 if edge.signed else np.uint8
 
     def limits(self, edge: Edge) -> tuple[int, int]:
         """The codes to which QuantizeLinear itself clamps."""
-        return (-128, 127) if edge.signed else (0, 255)
+        whole = np.iinfo(self.dtype(edge))
+        return int(whole.min), int(whole.max)
+
+    def by_name(self, node: Node) -> bool:
+        """Whether a node is written as an integer kernel by name. None has codes of more than 8 bits."""
+        return self.form == "qoperator" and not is_wide(node, self.program.edges)
 
     def scale_and_zero(self, name: str) -> list[str]:
         """Constants with the scale and zero point of an edge."""
@@ -149,10 +154,21 @@ class Writer:
         self.clipped(name, low, high)
 
     def clip(self, source: str, output: str, low: int, high: int) -> None:
-        """`clamp(q, low, high)` on codes."""
-        dtype = self.dtype(self.edge(output))
+        """`clamp(q, low, high)` on codes; those of 16 bits, for which runtimes have no Clip, as int32."""
+        edge = self.edge(output)
+        dtype = np.int32 if edge.wide else self.dtype(edge)
         bounds = [self.constant(f"{output}.low", np.array(low, dtype)), self.constant(f"{output}.high", np.array(high, dtype))]
-        self.node("Clip", [source, *bounds], output, name=f"{output}.clip")
+        if not edge.wide:
+            self.node("Clip", [source, *bounds], output, name=f"{output}.clip")
+            return
+        whole, clipped = self.fresh(f"{output}.whole"), self.fresh(f"{output}.clipped")
+        self.node("Cast", [source], whole, name=whole, to=int(onnx().TensorProto.INT32))
+        self.node("Clip", [whole, *bounds], clipped, name=f"{output}.clip")
+        self.node("Cast", [clipped], output, name=f"{output}.codes", to=self.element_of(edge))
+
+    def element_of(self, edge: Edge) -> int:
+        """ONNX's number of the dtype of an edge's codes."""
+        return int(onnx().helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype(edge))))
 
     @staticmethod
     def numpy(dtype: torch.dtype) -> Any:

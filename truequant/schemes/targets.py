@@ -27,7 +27,9 @@ class Target:
     saturating_pairs: CPUs of this target may sum pairs of u8 x s8 products in int16, so that a layer whose
         static bound exceeds 32767 must ship unsigned weights with zero point 128.
     without_fma: CPUs of this target may lack FMA, so that an add whose rule needs it ships as a table of all pairs.
-    activations: the codes that its integer kernels read. activation_bits, weight_bits: the widths that it has.
+    activations: the codes that its integer kernels read. activation_bits, weight_bits: the widths that it has;
+        integer_bits: the widest activations that it sums in integers. It sums wider ones in float32, in an order of its own:
+        graded, never EXACT.
     per_channel: the ops whose weights may have a scale for each channel, "layer" for all.
     runs_here: whether a runtime of this target can be run and compared here. Where not, plan and export keep its
         constraints, and verification grades it UNVERIFIED.
@@ -38,7 +40,8 @@ class Target:
     saturating_pairs: bool
     without_fma: bool = False
     activations: Activations = "any"
-    activation_bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    activation_bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+    integer_bits: int = 8
     weight_bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     per_channel: tuple[str, ...] = ("layer",)
     runs_here: bool = True
@@ -66,13 +69,16 @@ _ONNXRUNTIME_RULES = (
     OpRule("sub", "u8, s8", "a table of all pairs of dequantize, float32 op, quantize", _ROUNDED_FIRST),
     OpRule("table", "u8, s8", "entries[q], computed once in float64", _ROUNDED_FIRST),
     OpRule("data movement", "any", "codes unchanged", "none"),
+    OpRule("add, sub, mul", "u16, s16", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
+    OpRule("conv, linear, matmul, averages", "u16, s16", "dequantize, float32 sums in its own order, quantize: never EXACT",
+           _ROUNDED_FIRST),
 )  # fmt: skip
 
 _PORTABLE_RULES = (
     *_ONNXRUNTIME_RULES[:3],
     OpRule("add, sub, mul", "any", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
     *_ONNXRUNTIME_RULES[6:7],
-    *_ONNXRUNTIME_RULES[8:],
+    *_ONNXRUNTIME_RULES[8:10],
 )
 RULES: dict[ArithmeticRule, tuple[OpRule, ...]] = {"onnxruntime": _ONNXRUNTIME_RULES, "portable": _PORTABLE_RULES}
 """What each named rule means, op by op."""
@@ -95,10 +101,11 @@ XNNPACK = Target(
 )
 """XNNPACK, also as ExecuTorch's delegate: signed activations with a zero point; signed symmetric weights a channel."""
 QNN = Target(
-    "qnn", "portable", saturating_pairs=False, activations="unsigned", activation_bits=(8,), weight_bits=(8,),
-    per_channel=("conv",), runs_here=False,
+    "qnn", "portable", saturating_pairs=False, activations="unsigned", activation_bits=(8, 16), integer_bits=16,
+    weight_bits=(8,), per_channel=("conv",), runs_here=False,
 )  # fmt: skip
-"""QNN (Hexagon): unsigned activations with a zero point; signed symmetric weights, a scale a channel in convolutions only."""
+"""QNN (Hexagon): unsigned activations of 8 or 16 bits with a zero point; signed symmetric weights, a scale a channel in
+convolutions only."""
 
 TARGETS: dict[str, Target] = {
     t.name: t for t in (ONNXRUNTIME, ONNXRUNTIME_VNNI, ONNXRUNTIME_SSE, PORTABLE, TENSORRT, XNNPACK, QNN)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import ConversionError
 from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, table_of
 from truequant.integer import nodes as program_nodes
+from truequant.integer.storage import storage
 from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
 from truequant.transform import registered
 from truequant.transform.contraction import contract, operands_of
@@ -193,7 +194,7 @@ def _table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     )
     with torch.no_grad():
         entries = table_of(site, target, args, kwargs)
-    low.emit(program_nodes.Table(source.name, output.name, entries.to(torch.int16), site.plan.op))
+    low.table(source, output, entries, site.plan.op)
     return output
 
 
@@ -204,8 +205,8 @@ def _lookup(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     output, lowest, highest = low.result(site)
     with torch.no_grad():
         entries = site.emits.codes(table).clamp(lowest, highest)
-    signed = site.emits.scheme.qmin < 0
-    low.emit(program_nodes.Lookup(rows.name, output.name, entries.to(torch.int8 if signed else torch.uint8).contiguous()))
+    stored = entries.to(storage(low.edges[output.name])).contiguous()
+    low.emit(program_nodes.Lookup(rows.name, output.name, stored))
     return output
 
 

@@ -22,6 +22,7 @@ from truequant.errors import ConversionError
 from truequant.fake import FakeQuantize, RuntimeSite, local, site_bounds
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
+from truequant.integer.storage import table_dtype
 from truequant.planning import FLOAT
 
 QUANTIZER = ":quantizer"
@@ -171,7 +172,7 @@ class Lowering:
         read, written = ((g.effective_scale(), g.zero_point) for g in (source.grid, grid))
         entries = numerics.table(lambda v: v, read, (old.qmin, old.qmax), written, new.qmin, new.qmax)
         edge = self.codes(self.unique(f"{name}@requantized"), grid)
-        self.emit(program_nodes.Table(source.name, edge.name, entries.to(torch.int16), "requantize"))
+        self.table(source, edge, entries, "requantize")
         return edge
 
     def _op(self, node: GraphNode, site: RuntimeSite | None) -> Lowered:
@@ -238,6 +239,11 @@ class Lowering:
         if not any(n.output == name for n in self.nodes):
             self.emit(program_nodes.Dequantize(source.name, name))
         return Floats(name)
+
+    def table(self, source: Codes, output: Codes | Floats, entries: Tensor, function: str) -> None:
+        """Emit a table of all codes of `source`."""
+        dtype = table_dtype(self.edges[output.name])
+        self.emit(program_nodes.Table(source.name, output.name, entries.to(dtype), function))
 
     # -- helpers for actions -------------------------------------------------------------------------------------------
     def input_codes(self, node: GraphNode, site: RuntimeSite, position: int = 0) -> Codes:

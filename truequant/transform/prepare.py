@@ -177,7 +177,7 @@ class _Preparation:
             weight = self._weight(site.weight) if site.weight is not None else None
             self.sites[site.name] = RuntimeSite(
                 site, self.clock, self.modules[site.owner], tuple(self._activation(r) for r in site.reads), weight,
-                self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.target.arithmetic,
+                self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.arithmetic(site),
                 weights={name: self._weight(q) for name, q in site.weights},
             )  # fmt: skip
         for runtime in self.sites.values():

@@ -75,7 +75,7 @@ def table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     output, _, _ = low.result(site)
     with torch.no_grad():
         entries = table_of(site, op.function, args, kwargs)
-    low.emit(program_nodes.Table(source.name, output.name, entries.to(torch.int16), name))
+    low.table(source, output, entries, name)
     return output
 
 
