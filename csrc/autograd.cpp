@@ -55,15 +55,16 @@ struct FakeQuantizeBackward final : torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list result(num_outputs());
-    const at::Tensor& g = grads[0];
+    const at::Tensor g = std::move(grads[0]);
     if (!g.defined()) return result;
     at::Tensor d = g;
     if (masks_) {
       const at::Tensor mask = mask_.unpack();
       const bool again = torch::autograd::compute_requires_grad(g);
+      d.reset();
       {
         const at::AutoDispatchBelowAutograd below;
-        d = masked(g, mask, sizes_, strides_);
+        d = masked(g, mask, sizes_, strides_, !again && is_owned(g));
       }
       if (again) set_node<FakeQuantizeBackward>(d, torch::autograd::collect_next_edges(g), mask, sizes_, strides_);
     }
@@ -96,7 +97,7 @@ struct FakeQuantizedNormBackward final : torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list result(3);
-    at::Tensor g = grads[0];
+    at::Tensor g = std::move(grads[0]);
     if (!g.defined()) return result;
     const at::Tensor x = x_.unpack(), gamma = gamma_.unpack(), mask = mask_.unpack();
     const Moments moments{mean_.unpack(), invstd_.unpack()};
@@ -106,13 +107,13 @@ struct FakeQuantizedNormBackward final : torch::autograd::Node {
     {
       const at::AutoDispatchBelowAutograd below;
       if (g.sizes() != x.sizes() || g.strides() != x.strides()) {
-        const at::Tensor same = at::empty_like(x);
+        at::Tensor same = at::empty_like(x);
         same.copy_(g);
-        g = same;
+        g = std::move(same);
       }
       Runs runs{};
       TORCH_INTERNAL_ASSERT(runs_of(runs, x));
-      const NormGradients found = norm_gradients(g, mask, x, runs, moments, gamma, task_should_compute_output(0));
+      const NormGradients found = norm_gradients(g, mask, x, runs, moments, gamma, task_should_compute_output(0), is_owned(g));
       result[0] = found.x;
       if (task_should_compute_output(1)) result[1] = found.gamma;
       if (task_should_compute_output(2)) result[2] = found.beta;

@@ -16,7 +16,7 @@ struct Kernels {
   // y = (clamp(rint(c / s) + z, qmin, qmax) - z) * s of c = clip(a), or of c = clip(a + b) where b is not null; bit i of
   // `mask` (may be null) says whether the gradient of element i passes; `seen` is widened by c.
   void (*forward[kDtypes][kClips])(const void* a, const void* b, void* y, uint8_t* mask, int64_t n, const Grid&, Seen&);
-  // d = g where the bit is set, else +0, for elements of 4 and of 2 bytes.
+  // d = g where the bit is set, else +0, for elements of 4 and of 2 bytes. Where d is g, runs of set bits are not touched.
   void (*masked[2])(const void* g, const uint8_t* mask, void* d, int64_t n);
   // Widens `seen` by x.
   void (*range[kDtypes])(const void* x, int64_t n, Seen& seen);

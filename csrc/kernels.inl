@@ -152,6 +152,14 @@ void masked(const void* g, const uint8_t* mask, void* d, int64_t n) {
   const U* from = static_cast<const U*>(g);
   U* to = static_cast<U*>(d);
   int64_t i = 0;
+  if (from == to) {
+    for (; i + kAlign <= n; i += kAlign) {
+      uint64_t bits;
+      std::memcpy(&bits, mask + (i >> 3), sizeof bits);
+      if (bits == ~uint64_t{0}) continue;
+      for (int64_t k = i; k < i + kAlign; k += Vector::width) Vector::keep(load_bits(mask, k), from + k, to + k);
+    }
+  }
   for (; i + Vector::width <= n; i += Vector::width) Vector::keep(load_bits(mask, i), from + i, to + i);
   if (i < n) {
     Tail<U> tail(from + i, n - i);

@@ -142,7 +142,7 @@ void normalized(const at::Tensor& x, const Runs& runs, const Moments& moments, c
 }
 
 NormGradients norm_gradients(const at::Tensor& gradient, const at::Tensor& mask, const at::Tensor& x, const Runs& runs,
-                             const Moments& moments, const at::Tensor& gamma, bool wants_x) {
+                             const Moments& moments, const at::Tensor& gamma, bool wants_x, bool spent) {
   NormGradients found{at::Tensor(), channels_like(runs), channels_like(runs)};
   const float* g = gradient.const_data_ptr<float>();
   const float* from = x.const_data_ptr<float>();
@@ -166,7 +166,7 @@ NormGradients norm_gradients(const at::Tensor& gradient, const at::Tensor& mask,
   };
   float* d = nullptr;
   if (wants_x) {
-    found.x = at::empty_like(x);
+    found.x = spent ? gradient : at::empty_like(x);
     d = found.x.mutable_data_ptr<float>();
   }
   const auto run = [&](int64_t r, int64_t c) {

@@ -34,8 +34,9 @@ struct NormGradients {
   at::Tensor x, gamma, beta;
 };
 
-// Gradients of all that from the gradient of its result; `mask` may be undefined: everywhere. x and gradient lie alike.
+// Gradients of all that from the gradient of its result; `mask` may be undefined: everywhere. x and gradient lie alike. That of
+// x takes the memory of `gradient` where that is `spent`.
 NormGradients norm_gradients(const at::Tensor& gradient, const at::Tensor& mask, const at::Tensor& x, const Runs& runs,
-                             const Moments& moments, const at::Tensor& gamma, bool wants_x);
+                             const Moments& moments, const at::Tensor& gamma, bool wants_x, bool spent);
 
 }  // namespace truequant

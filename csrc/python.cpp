@@ -121,14 +121,17 @@ struct Call {
 
 // fake_quantize(x, other, quantizer, observer, scheme, commits, clip, low, high, looks)
 //
+// x: a tensor, or a list of one: its memory is the result's where nothing but the list holds it.
 // quantizer, observer: dictionaries of their buffers; observer is None where nothing is observed. commits: whether what is
 // pending takes effect first. other: None, or what is added to x before the clip. looks: only merge what would be quantized
 // into what is pending; the result is None.
 PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 10, "fake_quantize takes 10 arguments, got ", count);
-  if (!THPVariable_CheckExact(args[0]) || (args[1] != Py_None && !THPVariable_CheckExact(args[1]))) return not_implemented();
-  const at::Tensor& x = THPVariable_Unpack(args[0]);
+  const bool listed = PyList_CheckExact(args[0]) && PyList_GET_SIZE(args[0]) == 1;
+  PyObject* given = listed ? PyList_GET_ITEM(args[0], 0) : args[0];
+  if (!THPVariable_CheckExact(given) || (args[1] != Py_None && !THPVariable_CheckExact(args[1]))) return not_implemented();
+  const at::Tensor& x = THPVariable_Unpack(given);
   const at::Tensor* other = args[1] == Py_None ? nullptr : &THPVariable_Unpack(args[1]);
   if (!is_plain(x) || !is_known(x.scalar_type()) || is_watched()) return not_implemented();
   if (other != nullptr && (!is_plain(*other) || other->scalar_type() != x.scalar_type() || other->sizes() != x.sizes() ||
@@ -141,6 +144,7 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (looks && x.numel() == 0) return not_implemented();
   if (args[5] == Py_True) call.take_commit(args + 2);
   call.set_grid();
+  const bool spent = listed && !looks && other == nullptr && Py_REFCNT(given) == 1 && is_owned(x);
   at::Tensor y;
   {
     const WithoutGil released;
@@ -150,7 +154,7 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Seen seen = kNothing;
     {
       const at::AutoDispatchBelowAutograd below;
-      y = quantized(other == nullptr ? dense(x) : x, other, call.grid, call.clip, masks ? &mask : nullptr, seen);
+      y = quantized(other == nullptr ? dense(x) : x, other, call.grid, call.clip, spent, masks ? &mask : nullptr, seen);
     }
     if (call.observes) merge(call.state, seen);
     if (differentiable) record(y, x, other, mask);

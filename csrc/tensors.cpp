@@ -55,8 +55,13 @@ at::Tensor dense(const at::Tensor& x) {
 
 at::Tensor new_mask(int64_t n) { return at::empty({(n + 7) / 8}, at::TensorOptions().dtype(at::kByte)); }
 
-at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, at::Tensor* mask, Seen& seen) {
-  at::Tensor y = at::empty_like(a);
+bool is_owned(const at::Tensor& x) {
+  return x.use_count() == 1 && x.has_storage() && x.storage().use_count() == 1 && x.is_non_overlapping_and_dense();
+}
+
+at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, bool spent, at::Tensor* mask,
+                     Seen& seen) {
+  at::Tensor y = spent ? a.variable_data() : at::empty_like(a);
   const int64_t n = a.numel();
   if (mask != nullptr) *mask = new_mask(n);
   uint8_t* bits = mask != nullptr ? mask->mutable_data_ptr<uint8_t>() : nullptr;
@@ -70,7 +75,8 @@ at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid,
   return y;
 }
 
-at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides) {
+at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides,
+                  bool spent) {
   if (!is_plain(gradient) || is_watched() || !is_known(gradient.scalar_type()) || gradient.sizes() != sizes) {
     return at::where(bool_mask(mask, sizes, strides), gradient, at::scalar_tensor(0.0, gradient.options()));
   }
@@ -78,8 +84,9 @@ at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArr
   if (g.strides() != strides) {
     g = at::empty_strided(sizes, strides, gradient.options());
     g.copy_(gradient);
+    spent = true;
   }
-  at::Tensor d = at::empty_strided(sizes, strides, gradient.options());
+  at::Tensor d = spent ? g : at::empty_strided(sizes, strides, gradient.options());
   const auto kernel = kernels().masked[gradient.element_size() == 4 ? 0 : 1];
   const uint8_t* bits = mask.const_data_ptr<uint8_t>();
   each_block(g.numel(), [&](int64_t i, int64_t count) { kernel(at_element(g, i), bits + i / 8, at_element(d, i), count); });

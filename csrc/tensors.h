@@ -23,10 +23,15 @@ at::Tensor dense(const at::Tensor& x);
 // A bit for each of n elements.
 at::Tensor new_mask(int64_t n);
 
-// Fake quantization of clip(a), or of clip(a + b); `mask` may be null; `seen` is what was quantized. Tensors are dense.
-at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, at::Tensor* mask, Seen& seen);
+// Whether nobody but the caller could ever read what lies in the memory of `x`: no other tensor, no graph, no Python object.
+bool is_owned(const at::Tensor& x);
 
-// The gradient where the mask of a tensor of these sizes and strides says so.
-at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides);
+// Fake quantization of clip(a), or of clip(a + b); `mask` may be null; `seen` is what was quantized. Tensors are dense. The
+// result takes the memory of `a` where that is `spent`.
+at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, bool spent, at::Tensor* mask,
+                     Seen& seen);
+
+// The gradient where the mask of a tensor of these sizes and strides says so, in its own memory where that is `spent`.
+at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides, bool spent);
 
 }  // namespace truequant

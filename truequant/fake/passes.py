@@ -18,6 +18,7 @@ from truequant.fake.transposed import layer_weight
 from truequant.planning import clamp_bounds
 
 if TYPE_CHECKING:
+    from truequant.fake.quantizers import FakeQuantize
     from truequant.fake.sites import RuntimeSite
 
 CARRIED = "truequant_carried"
@@ -34,6 +35,15 @@ def _clip_of(site: RuntimeSite) -> Clip:
         return _NONE, 0.0, 0.0
     low = -math.inf if plan.minimum is None else plan.minimum
     return _CLIPS[plan.op], low, math.inf if plan.maximum is None else plan.maximum
+
+
+def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
+    """The quantized tensor of a list, in its own memory where nothing but the list holds it."""
+
+    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
+        return kernel.fake_quantize(x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, 0, 0.0, 0.0, looks)
+
+    return quantizer.in_pass(compute)
 
 
 def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:

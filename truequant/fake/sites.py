@@ -74,10 +74,11 @@ class RuntimeSite:
                 y = compute(self, function, args, kwargs)
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
                 y = _straight_through(y, function(*args, **kwargs))
-        else:
+        elif local.recorder is not None and action in ("movement", "concat"):
             y = function(*args, **kwargs)
-            if local.recorder is not None and action in ("movement", "concat"):
-                self._record_movement(y)
+            self._record_movement(y)
+        else:
+            return self._finish_result([function(*args, **kwargs)])
         return self.finish(y)
 
     def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
@@ -111,7 +112,15 @@ class RuntimeSite:
         quantized = self.weight(weight, factor)
         if bias is not None and self.norm is None:
             bias = self._rounded(bias, weight)
-        return self.finish(linear(x, quantized, bias))
+        return self._finish_result([linear(x, quantized, bias)])
+
+    def _finish_result(self, result: list[Any]) -> Any:
+        """As `finish`, for a list that holds what an op has just returned: a quantizer may write into what nothing else holds."""
+        if self.quantizer is not None and isinstance(result[0], Tensor):
+            y = passes.alone(self.quantizer, result)
+            if y is not None:
+                return y
+        return self.finish(result.pop())
 
     def finish(self, y: Any) -> Any:
         """The quantizer behind this site."""
