@@ -15,13 +15,22 @@ void copy_back(T* p, const T* values, int64_t n) {
 }
 
 inline void store_bits(uint8_t* mask, int64_t at, uint32_t bits) {
-  for (int k = 0; k < Vector::width / 8; ++k) mask[(at >> 3) + k] = static_cast<uint8_t>(bits >> 8 * k);
+  if constexpr (Vector::width == 16) {
+    const uint16_t both = static_cast<uint16_t>(bits);  // levels with vectors so wide are little-endian
+    std::memcpy(mask + (at >> 3), &both, sizeof both);
+  } else {
+    mask[at >> 3] = static_cast<uint8_t>(bits);
+  }
 }
 
 inline uint32_t load_bits(const uint8_t* mask, int64_t at) {
-  uint32_t bits = 0;
-  for (int k = 0; k < Vector::width / 8; ++k) bits |= static_cast<uint32_t>(mask[(at >> 3) + k]) << 8 * k;
-  return bits;
+  if constexpr (Vector::width == 16) {
+    uint16_t both;
+    std::memcpy(&both, mask + (at >> 3), sizeof both);
+    return both;
+  } else {
+    return mask[at >> 3];
+  }
 }
 
 inline void store_tail_bits(uint8_t* mask, int64_t at, uint32_t bits, int64_t n) {
@@ -77,21 +86,43 @@ struct Clipping {
   }
 };
 
+// Values in steps of the scale, rounded: rint(v / s), by a product where that gives the same.
+//
+// t = v * (1 / s) differs from the quotient by less than 1.5 * 2^-23 * |v / s|, and rounds to another integer only where half an
+// integer lies between the two: for |v / s| < 1024 never unless t is within 2^-12 of one. Then, and where there are more codes
+// than that, the quotient is taken. Larger values are clipped either way.
+struct Steps {
+  Vector::F scale, reciprocal, near;
+
+  explicit Steps(const Grid& g)
+      : scale(Vector::set(g.scale)), reciprocal(Vector::set(1.0f / g.scale)),
+        near(Vector::set(g.qmax - g.qmin <= kFewCodes ? 0.5f - 0x1p-12f : -1.0f)) {}
+
+  Vector::F operator()(Vector::F v) const {
+    const Vector::F t = Vector::mul(v, reciprocal);
+    const Vector::F rounded = Vector::rint(t);
+    const uint32_t close = Vector::at_most(near, Vector::abs(Vector::sub(t, rounded)));
+    return __builtin_expect(close == 0, 1) ? rounded : Vector::rint(Vector::div(v, scale));
+    return rounded;
+  }
+};
+
 template <int CLIP>
 struct Quantizer {
   Clipping<CLIP> clipping;
+  Steps steps;
   Vector::F scale, zero_point, qmin, qmax;
   uint32_t straight, passed = ~0u;
   Extremes seen;
 
   explicit Quantizer(const Grid& g)
-      : clipping(g), scale(Vector::set(g.scale)), zero_point(Vector::set(g.zero_point)), qmin(Vector::set(g.qmin)),
+      : clipping(g), steps(g), scale(Vector::set(g.scale)), zero_point(Vector::set(g.zero_point)), qmin(Vector::set(g.qmin)),
         qmax(Vector::set(g.qmax)), straight(g.straight) {}
 
   Vector::F operator()(Vector::F before, uint32_t& bits) {
     const Vector::F v = clipping.clip(before);
     seen.widen(v);
-    const Vector::F code = Vector::add(Vector::rint(Vector::div(v, scale)), zero_point);
+    const Vector::F code = Vector::add(steps(v), zero_point);
     const Vector::F inside = Vector::min(qmax, Vector::max(qmin, code));
     bits = (Vector::equal(code, inside) | straight) & clipping.passes(before, v);
     passed &= bits;

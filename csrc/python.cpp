@@ -157,6 +157,7 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
       y = quantized(other == nullptr ? dense(x) : x, other, call.grid, call.clip, spent, masks ? &mask : nullptr, seen);
     }
     if (call.observes) merge(call.state, seen);
+    if (!seen.stopped) mask.reset();  // every gradient passes
     if (differentiable) record(y, x, other, mask);
   }
   if (looks) Py_RETURN_NONE;
@@ -263,6 +264,7 @@ PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count)
       }
     }
     if (call.observes) merge(call.state, seen);
+    if (!seen.stopped) mask.reset();
     if (differentiable) record_norm(y, x, gamma, beta, mask, moments);
   }
   if (looks) Py_RETURN_NONE;

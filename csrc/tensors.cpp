@@ -56,7 +56,10 @@ at::Tensor dense(const at::Tensor& x) {
 at::Tensor new_mask(int64_t n) { return at::empty({(n + 7) / 8}, at::TensorOptions().dtype(at::kByte)); }
 
 bool is_owned(const at::Tensor& x) {
-  return x.use_count() == 1 && x.has_storage() && x.storage().use_count() == 1 && x.is_non_overlapping_and_dense();
+  if (x.use_count() != 1 || !x.has_storage() || !x.is_non_overlapping_and_dense()) return false;
+  const size_t holders = x.storage().use_count();
+  if (holders != 2 || !x.is_view()) return holders == 1;
+  return x._base().use_count() == 1;  // held by the view alone: what a linear layer of three dimensions returns
 }
 
 at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, bool spent, at::Tensor* mask,

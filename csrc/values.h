@@ -18,6 +18,9 @@ enum Clip {
   kClips = 4
 };
 
+// Codes of a grid of at most so many may be found by a product with 1 / scale: see `Quantizer`.
+constexpr float kFewCodes = 1000.0f;
+
 struct Grid {
   float scale, zero_point, qmin, qmax;
   float low, high;    // of the clip

@@ -41,7 +41,9 @@ def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
     """The quantized tensor of a list, in its own memory where nothing but the list holds it."""
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
-        return kernel.fake_quantize(x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, 0, 0.0, 0.0, looks)
+        return kernel.fake_quantize(
+            x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, 0, 0.0, 0.0, looks
+        )
 
     return quantizer.in_pass(compute)
 

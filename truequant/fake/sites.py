@@ -115,7 +115,7 @@ class RuntimeSite:
         return self._finish_result([linear(x, quantized, bias)])
 
     def _finish_result(self, result: list[Any]) -> Any:
-        """As `finish`, for a list that holds what an op has just returned: a quantizer may write into what nothing else holds."""
+        """As `finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
         if self.quantizer is not None and isinstance(result[0], Tensor):
             y = passes.alone(self.quantizer, result)
             if y is not None:
