@@ -5,6 +5,7 @@ from truequant.fake.control import forget, freeze, quantizers, quantizers_off, s
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
+from truequant.fake.limits import Limits
 from truequant.fake.linears import fake_quantize_tokens, integer_weight, ready
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
@@ -23,6 +24,7 @@ __all__ = [
     "FakeQuantize",
     "FakeQuantizeLayer",
     "InputQuantizer",
+    "Limits",
     "QATModuleWrapper",
     "QuantizerStatistics",
     "RuntimeSite",

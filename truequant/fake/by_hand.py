@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from truequant.errors import ArgumentError, StateError
 from truequant.fake.clock import Clock
 from truequant.fake.inputs import InputQuantizer
+from truequant.fake.limits import Limits
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.weights import WeightQuantizer
@@ -81,6 +82,7 @@ def wrap(
     runtime = RuntimeSite(site, clock, module, (reads,), weights, emits, emits)
     binding: Binding = module.binding  # type: ignore[assignment]
     binding.leaf = {(): runtime}
+    binding.limits = Limits([q for q in (reads, weights, emits) if q is not None and q.shift is not None])
     if reads is not None:  # the first input, by position or by torch's own name for it
         binding.inputs = (InputQuantizer(0, 0, "input", reads), InputQuantizer("input", 0, "input", reads))
     if weights is not None and tensor is not None:

@@ -22,6 +22,7 @@ from truequant.errors import PlanError
 from truequant.fake.clock import Clock, local
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
+from truequant.fake.limits import Limits
 from truequant.fake.linears import run_linear
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
@@ -53,6 +54,8 @@ class Binding:
     """Of the outermost module of a prepared model: its plan."""
     inputs: tuple[InputQuantizer, ...] = ()
     """Of the outermost module."""
+    limits: Limits | None = None
+    """Of the outermost module: what keeps learned scales near the ranges that were seen."""
 
 
 class CallSites(TorchFunctionMode):

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +173,10 @@ class QATModuleWrapper(nn.Module):
         counts = (self.training or clock.calibrating) and clock.enabled
         if counts:
             local.committed = set()
+            step = clock.step
             clock.begin()
+            if binding.limits is not None and not in_backward():
+                binding.limits.step(clock.step != step)
         with Frame(()) as frame:
             args, kwargs = self._quantized_inputs(args, kwargs)
             outputs = self._forward(binding, frame, args, kwargs)
@@ -182,6 +185,12 @@ class QATModuleWrapper(nn.Module):
             if self.training and not torch.compiler.is_compiling() and several() and not in_backward():
                 self._merge_ranks()
         return outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """As a module's; `eval()` also takes the last step of learned scales into their limits."""
+        if self.binding.limits is not None and self.training and not mode:
+            self.binding.limits.hold()
+        return super().train(mode)
 
     def _merge_ranks(self) -> None:
         """What this forward observed on any rank is pending on all of them: scales stay equal everywhere."""

@@ -16,6 +16,7 @@ from truequant.fake import (
     Clock,
     FakeQuantize,
     InputQuantizer,
+    Limits,
     QATModuleWrapper,
     RuntimeSite,
     WeightQuantizer,
@@ -92,6 +93,7 @@ class _Preparation:
         root: Any = self.model
         root.binding.outermost, root.binding.plan = True, self.plan
         root.binding.inputs = self._inputs()
+        root.binding.limits = Limits([q for q in self.quantizers.values() if q.shift is not None])
 
     # -- modules -------------------------------------------------------------------------------------------------------
     def _bindings(self) -> dict[str, Binding]:
