@@ -54,8 +54,11 @@ def search(
     budget: `Size(bytes)`, `MultiplyAccumulates(count)`, `Latency(seconds, …)`.
     metric: `metric(outputs, item)`, a loss; left out, the relative squared difference from the float outputs.
     config: what everything else comes from; its own widths of weights and inner activations are replaced.
+    weights, activations: the widths to choose from, 2 to 8 bits, of activations 16 too (graded, never EXACT: their sums are
+        float32 in onnxruntime). All of them are planned before anything is measured.
     path: a JSON file of finished evaluations. A search that was interrupted goes on from it, another's is refused.
-    Raises `ArgumentError` for a budget that the narrowest widths exceed, `FileError` for a file of another search.
+    Raises `ArgumentError` for a budget that the narrowest widths exceed and for widths that no kernel has, `SchemeError` for
+    those that the target or a site cannot hold, `FileError` for a file of another search.
 
     >>> import torch, truequant as tq
     >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
@@ -105,6 +108,12 @@ class Space:
     ) -> None:
         if not weights or not activations:
             raise ArgumentError("search: no widths to choose from", expected="weights=(int2, int4, int8), activations=(uint8,)")
+        wide = [t for t in weights if t.bits > 8]
+        if wide:
+            raise ArgumentError(
+                "search: weights of more than 8 bits have no integer kernel", got=", ".join(map(str, wide)),
+                expected="int2 … int8", fix='activations=(uint8, uint16), or a Rule(…, None) that leaves the layer in float',
+            )  # fmt: skip
         self.model, self.example, self.base = model, example, base
         self.weights = tuple(sorted(set(weights), key=lambda t: t.bits))
         self.activations = tuple(sorted(set(activations), key=lambda t: t.bits))
@@ -116,16 +125,26 @@ class Space:
         kinds = {q.name: q for q in self.plan.quantizers}
         self.layers = [
             _Layer(
-                facts[site.name], weight, read if read in self.writers else None, kinds[read].scheme.dtype.bits if read else 32
-            )
+                facts[site.name],
+                weight,
+                read if read in self.writers else None,
+                kinds[read].scheme.dtype.bits if read else 32 if site.dynamic is None else site.dynamic.dtype.bits,
+            )  # fmt: skip
             for weight, site in self.sites.items()
             for read in site.reads[:1]
         ]
         self.names = [*self.sites, *(self.writers if len(self.activations) > 1 else ())]
+        for picked in self.steps():  # what cannot be had is said before anything is measured
+            plan(model, example, self.config(picked))
 
     def widths(self, name: str) -> tuple[IntegerType, ...]:
         """The types that a quantizer may have, the narrowest first."""
         return self.weights if name in self.sites else self.activations
+
+    def steps(self) -> list[dict[str, int]]:
+        """Choices in which every type of every tensor occurs: all the narrowest, all the next, up to the widest."""
+        count = max(len(self.weights), len(self.activations))
+        return [{name: min(step, len(self.widths(name)) - 1) for name in self.names} for step in range(count)]
 
     def config(self, picked: Mapping[str, int]) -> QConfig:
         """The config of a choice."""
@@ -155,8 +174,7 @@ class Space:
     ) -> dict[tuple[str, IntegerType], float]:
         """What each tensor at each width adds to the loss of the float model, when it alone is quantized."""
         found: dict[tuple[str, IntegerType], float] = {}
-        for step in range(max(len(self.weights), len(self.activations))):
-            picked = {name: min(step, len(self.widths(name)) - 1) for name in self.names}
+        for picked in self.steps():
             wanted = {name: self.widths(name)[index] for name, index in picked.items()}
             keys = {name: f"{name} {dtype.name}" for name, dtype in wanted.items()}
             measurement: Measurement | None = None

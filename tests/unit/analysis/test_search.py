@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 import truequant as tq
 from truequant.analysis.search import Space
-from truequant.errors import ArgumentError, FileError
+from truequant.errors import ArgumentError, FileError, SchemeError
+from truequant.schemes import int16, uint16
 
 TYPES = (tq.int2, tq.int4, tq.int8)
 
@@ -146,3 +148,58 @@ def test_rules_stay_and_impossible_budgets_are_named() -> None:
         tq.search(model, x, [x], tq.Size(100))
     with pytest.raises(ArgumentError, match="no widths"):
         tq.search(model, x, [x], tq.Size(100), weights=())
+
+
+class Small(nn.Module):
+    """Two layers between which an activation lies, and one behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.b(F.relu(self.a(x)))))
+
+
+@pytest.mark.parametrize("part", [0.14, 0.3, 0.6, 1.2, 2.1])
+def test_widths_from_2_to_16_bits_against_all_assignments(part: float, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model, x = Small().eval(), torch.randn(64, 6)
+    weights, activations = (tq.int2, tq.int4, tq.int8), (tq.uint2, tq.uint4, tq.uint8, uint16)
+    macs, reads = {"a": 48, "b": 64, "c": 24}, {"b": "relu_0", "c": "relu_1"}
+    limit = part * sum(macs.values())
+    options: Any = {"weights": weights, "activations": activations, "path": tmp_path / "search.json"}
+    config = tq.search(model, x, [x], tq.MultiplyAccumulates(limit), **options)
+    losses = json.loads((tmp_path / "search.json").read_text())["losses"]
+
+    def cost(w: dict[str, int], a: dict[str, int]) -> float:
+        return sum(n * w[layer] * (a[reads[layer]] if layer in reads else 8) / 64 for layer, n in macs.items())
+
+    def added(w: dict[str, int], a: dict[str, int]) -> float:
+        found = [losses[f"{layer}.weight int{bits}"] for layer, bits in w.items()]
+        return sum(found) + sum(losses[f"{edge} uint{bits}"] for edge, bits in a.items())
+
+    best = min(
+        added(w, a)
+        for one in itertools.product((2, 4, 8), repeat=3)
+        for two in itertools.product((2, 4, 8, 16), repeat=2)
+        if cost(w := dict(zip("abc", one, strict=True)), a := dict(zip(("relu_0", "relu_1"), two, strict=True))) <= limit
+    )
+    plan = tq.plan(model, x, config)
+    w = {layer: plan.quantizer(f"{layer}.weight").scheme.dtype.bits for layer in macs}
+    a = {edge: plan.quantizer(edge).scheme.dtype.bits for edge in ("relu_0", "relu_1")}
+    assert cost(w, a) <= limit
+    assert added(w, a) <= best * 1.02 + 1e-9
+    assert (16 in a.values()) == (part > 1)
+    qat = tq.calibrate(tq.prepare(model, x, config), [x])
+    assert tq.verify(qat, tq.convert(qat), [x], runtimes=["reference"]).codes_different == 0
+
+
+def test_widths_that_cannot_be_had_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    model, x, path = Small().eval(), torch.randn(8, 6), tmp_path / "search.json"
+    with pytest.raises(ArgumentError, match="weights of more than 8 bits have no integer kernel"):
+        tq.search(model, x, [x], tq.Size(500), weights=(tq.int8, int16), path=path)
+    config = tq.QConfig().for_target("xnnpack")
+    with pytest.raises(SchemeError, match="no weights of 4 bits"):
+        tq.search(model, x, [x], tq.Size(500), config=config, weights=(tq.int4, tq.int8), path=path)
+    assert not path.exists()
