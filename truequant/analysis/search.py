@@ -129,7 +129,7 @@ class Space:
                 weight,
                 read if read in self.writers else None,
                 kinds[read].scheme.dtype.bits if read else 32 if site.dynamic is None else site.dynamic.dtype.bits,
-            )  # fmt: skip
+            )
             for weight, site in self.sites.items()
             for read in site.reads[:1]
         ]
