@@ -1,112 +1,30 @@
-"""truequant: quantization-aware training whose Int8 model is, bit for bit, the model you validated."""
+"""truequant: quantization-aware training whose Int8 model is, bit for bit, the model you validated.
 
-from truequant.analysis import (
-    Latency,
-    LayerFacts,
-    MultiplyAccumulates,
-    Sensitivity,
-    Size,
-    Verification,
-    assert_exact,
-    replay,
-    search,
-    sensitivity,
-    verify,
-)
-from truequant.calibration import (
-    GPTQ,
-    AdaRound,
-    BiasCorrection,
-    BlockReconstruction,
-    CrossLayerEqualization,
-    SmoothQuant,
-    calibrate,
-    replace_relu6,
-)
-from truequant.checkpoints import Checkpoint, CheckpointManager, StatefulSampler, load_checkpoint, save_checkpoint
-from truequant.errors import TruequantError
-from truequant.fake import (
-    FakeQuantize,
-    FakeQuantizeLayer,
-    QATModuleWrapper,
-    Statistics,
-    codes,
-    freeze,
-    quantizers,
-    quantizers_off,
-    statistics,
-    unfreeze,
-)
-from truequant.integer import Int8Model, load
-from truequant.observers import ActivationObserver, MovingAverageStatistics
-from truequant.planning import Plan, plan, register_op
-from truequant.reports import report
-from truequant.runtimes import compile, export_onnx
-from truequant.schemes import (
-    EWGS,
-    LSQ,
-    MSE,
-    PACT,
-    TQT,
-    TWN,
-    DoReFa,
-    Dynamic,
-    Entropy,
-    FloatScale,
-    Freezing,
-    Fusions,
-    Histogram,
-    LSQPlus,
-    MinMax,
-    MovingAverage,
-    Nearest,
-    Percentile,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PowerOfTwoScale,
-    QConfig,
-    QuantScheme,
-    Rule,
-    Stochastic,
-    int1,
-    int2,
-    int3,
-    int4,
-    int7,
-    int8,
-    int16,
-    uint1,
-    uint2,
-    uint3,
-    uint4,
-    uint8,
-    uint16,
-)
-from truequant.training import (
-    Distillation,
-    GradientMonitor,
-    History,
-    QATSchedule,
-    evaluate,
-    figures,
-    oscillation_dampening,
-    parameter_groups,
-    reestimate_batchnorm,
-)
-from truequant.transform import QATPreparer, convert, prepare, restore_float
+The public names stand in `truequant/api.py`. They are loaded, and torch with them, when the first of them is used, so that the
+command line completes words and prints its help without.
+"""
 
-__all__ = [
-    "EWGS", "GPTQ", "LSQ", "MSE", "PACT", "TQT", "TWN", "ActivationObserver", "AdaRound", "BiasCorrection",
-    "BlockReconstruction", "Checkpoint", "CheckpointManager", "CrossLayerEqualization", "Distillation", "DoReFa", "Dynamic",
-    "Entropy", "FakeQuantize", "FakeQuantizeLayer", "FloatScale", "Freezing", "Fusions", "GradientMonitor",
-    "Histogram", "History", "Int8Model", "LSQPlus", "Latency", "LayerFacts", "MinMax", "MovingAverage",
-    "MovingAverageStatistics", "MultiplyAccumulates", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile",
-    "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
-    "Sensitivity", "Size", "SmoothQuant", "StatefulSampler", "Statistics", "Stochastic", "TruequantError",
-    "Verification", "assert_exact", "calibrate", "codes", "compile", "convert", "evaluate", "export_onnx", "figures",
-    "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "int16", "load", "load_checkpoint", "oscillation_dampening",
-    "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "reestimate_batchnorm", "register_op",
-    "replace_relu6", "replay", "report", "restore_float", "save_checkpoint", "search", "sensitivity", "statistics",
-    "uint1", "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "verify",
-]  # fmt: skip
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from truequant.api import *  # noqa: F403
+    from truequant.api import __all__ as __all__
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":  # what Python itself asks a package for
+        raise AttributeError(f"module 'truequant' has no attribute '{name}'")
+    if find_spec(f"truequant.{name}") is not None:  # a room
+        return import_module(f"truequant.{name}")
+    api = import_module("truequant.api")
+    globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
+    if name not in globals():
+        raise AttributeError(f"module 'truequant' has no attribute '{name}'", name=name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    __getattr__("__all__")
+    return sorted(globals())

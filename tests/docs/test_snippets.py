@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+import truequant as tq
+from truequant.schemes import IntegerType
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {str(p.relative_to(ROOT)): p for p in sorted((ROOT / "docs").rglob("*.md"))}
@@ -37,6 +41,15 @@ def _menu(entry: Any) -> list[str]:
 def test_every_page_is_in_the_menu() -> None:
     menu = _menu(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(menu) == sorted(name.removeprefix("docs/") for name in PAGES)
+
+
+def test_every_public_name_stands_in_the_reference_once() -> None:
+    paths = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    names = [path.rpartition(".")[2] for path in paths]
+    types = {name for name in tq.__all__ if isinstance(getattr(tq, name), IntegerType)}
+    assert sorted(names) == sorted(set(tq.__all__) - types)
+    for path, name in zip(paths, names, strict=True):
+        assert getattr(importlib.import_module(path.rpartition(".")[0]), name) is getattr(tq, name), path
 
 
 @pytest.mark.parametrize("name", PAGES)

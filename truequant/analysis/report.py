@@ -51,7 +51,8 @@ class RuntimeReport:
     among the islands.
 
     metric: the mean of the metric asked for. case: an input that shows the first difference. note: what a grade
-    UNVERIFIED means here.
+    UNVERIFIED means here. promised: whether the runtime's arithmetic is the program's own; another one's is not EXACT, even
+    where nothing differed.
     """
 
     codes_compared: int = 0
@@ -71,6 +72,7 @@ class RuntimeReport:
     case: Case | None = None
     note: str = ""
     float_sums: tuple[str, ...] = ()
+    promised: bool = True
 
     @property
     def grade(self) -> Grade:
@@ -86,7 +88,7 @@ class RuntimeReport:
         if self.codes_compared == 0:
             return "UNVERIFIED"
         if self.codes_different == 0 and self.outputs_different == 0:
-            return "WITHIN 1" if self.float_sums else "EXACT"
+            return "EXACT" if self.promised and not self.float_sums else "WITHIN 1"
         accounted = self.codes_different > 0 or self.outputs_different == self.outputs_behind_islands
         return "WITHIN 1" if self.max_difference <= 1 and accounted else "DIFFERENT"
 
@@ -96,6 +98,7 @@ class RuntimeReport:
         return (
             self.codes_compared > 0
             and not self.float_layers
+            and self.promised
             and not self.origins
             and self.codes_different == self.codes_behind_islands
             and self.outputs_different == self.outputs_behind_islands

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from truequant.calibration import quantizing, simulated
+from truequant.calibration import Bars, quantizing, simulated
 from truequant.errors import ArgumentError, CalibrationError
 from truequant.fake import FakeQuantize, WeightQuantizer, outermost, quantizers
 from truequant.planning import arguments_of, tensors_of
@@ -63,6 +63,7 @@ def sensitivity(
     metric: Metric | None = None,
     *,
     inputs: Callable[[Any], Any] | None = None,
+    progress: bool | None = None,
 ) -> Sensitivity:
     """Measure each quantizer of a prepared, calibrated model alone, and all others without it. The model stays as it is.
 
@@ -70,6 +71,7 @@ def sensitivity(
 
     batches: items as `calibrate` takes them. metric: `metric(outputs, item)`, a loss, averaged over the items; left out, the
         squared difference from the float model's outputs relative to their squares, which needs no labels.
+    progress: a bar on stderr; by default where that is a terminal.
     Raises `CalibrationError` for a range never observed, `ArgumentError` for no batches or a metric that is no number.
 
     >>> import truequant as tq
@@ -81,11 +83,12 @@ def sensitivity(
     """
     measure = Measurement(model, batches, metric, inputs)
     sites = []
-    for quantizer in measure.quantizers:
-        kind = "weight" if isinstance(quantizer, WeightQuantizer) else "activation"
-        only = measure.loss([quantizer])
-        all_but = measure.loss([q for q in measure.quantizers if q is not quantizer])
-        sites.append(SiteSensitivity(quantizer.name, kind, str(quantizer.scheme), only, all_but))
+    with Bars(progress) as bars:
+        for quantizer in bars.track(measure.quantizers, "sensitivity"):
+            kind = "weight" if isinstance(quantizer, WeightQuantizer) else "activation"
+            only = measure.loss([quantizer])
+            all_but = measure.loss([q for q in measure.quantizers if q is not quantizer])
+            sites.append(SiteSensitivity(quantizer.name, kind, str(quantizer.scheme), only, all_but))
     return Sensitivity(measure.loss([]), measure.loss(measure.quantizers), tuple(sites))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import Tensor, nn
 from truequant.analysis.cases import Case
 from truequant.analysis.compare import Codes, Tally, first_difference
 from truequant.analysis.origins import origins
-from truequant.analysis.progress import bar
 from truequant.analysis.report import REQUIREMENTS, Requirement, RuntimeReport, Verification
 from truequant.analysis.runners import Runner, Subject, runner_of
+from truequant.calibration import Bars
 from truequant.errors import ArgumentError, ArgumentTypeError, VerificationError
 from truequant.fake import evaluated, outermost
 from truequant.integer import Int8Model, IntegerProgram, load
 from truequant.integer.binding import bind
 from truequant.integer.nodes import DynamicLinear, WeightOnlyLinear
 from truequant.planning import arguments_of, tensors_of
+from truequant.runtimes import RUNTIMES as DEPLOYED
 from truequant.runtimes import ShippedFile, digest, machine, promises
 
 Source = Int8Model | IntegerProgram | str | os.PathLike[str]
@@ -63,10 +65,9 @@ def verify(
     names = tuple(runtimes) if runtimes is not None else ("onnxruntime",) if qat is None else ("reference", "onnxruntime")
     runners = {name: runner_of(name, subject) for name in names}
     run = _Run(qat, subject, {name: r for name, r in runners.items() if r is not None}, metric)
-    with bar(batches, progress) as advance:
-        for item in batches:
+    with Bars(progress) as bars:
+        for item in bars.track(batches, "verifying"):
             run.batch(item, *arguments_of(item, len(subject.int8.program.inputs), inputs))
-            advance()
     if run.batches == 0:
         raise ArgumentError(
             "verify: there were no batches", expected="at least one item", fix="pass a list, or a loader that is not used up"
@@ -188,6 +189,9 @@ class _Run:
             name: self.tallies[name].report(self.examples, measured, runner.floats) if runner else _unverified(name)
             for name, runner in chosen.items()
         }
+        for name in reports:
+            if name in DEPLOYED and not DEPLOYED[name].exact:
+                reports[name] = replace(reports[name], promised=False, note="its arithmetic is that of floats")
         return Verification(
             reports,
             expected="reference program" if self.qat is None else "evaluated model",

@@ -5,11 +5,12 @@ from truequant.calibration.bias_correction import BiasCorrection
 from truequant.calibration.calibrate import calibrate
 from truequant.calibration.equalization import CrossLayerEqualization, replace_relu6
 from truequant.calibration.gptq import GPTQ
+from truequant.calibration.progress import Bars, progress_bars
 from truequant.calibration.reconstruction import BlockReconstruction
 from truequant.calibration.simulation import quantizing, simulated
 from truequant.calibration.smoothquant import SmoothQuant
 
 __all__ = [
-    "GPTQ", "AdaRound", "BiasCorrection", "BlockReconstruction", "CrossLayerEqualization", "SmoothQuant", "calibrate",
-    "quantizing", "replace_relu6", "simulated",
+    "GPTQ", "AdaRound", "Bars", "BiasCorrection", "BlockReconstruction", "CrossLayerEqualization", "SmoothQuant", "calibrate",
+    "progress_bars", "quantizing", "replace_relu6", "simulated",
 ]  # fmt: skip

@@ -73,6 +73,7 @@ class AdaRound(Method):
                     loss = loss + self.regularization * rounding.undecided(beta)
                 loss.backward()
             optimizer.step()
+            work.bars.loss(loss.detach())
         chosen = rounding.hard()
         better = self._error(layer, layer.decoded(chosen, scale), x, target) < unit
         layer.write(chosen if better else nearest)

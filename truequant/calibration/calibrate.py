@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, get_args
 
 from torch import nn
@@ -65,7 +65,8 @@ def calibrate(
         )
     with Bars(progress) as bars:
         if not any(isinstance(step, Method) for step in steps):
-            set_ranges(root, itertools.chain([first], items), steps[0], bars)  # type: ignore[arg-type]
+            known = len(batches) if isinstance(batches, Sized) else None
+            set_ranges(root, itertools.chain([first], items), steps[0], bars, known)  # type: ignore[arg-type]
             return model
         work = Work(root, (first, *items), bars)
         for step in steps:

@@ -16,11 +16,14 @@ from truequant.observers import ActivationObserver
 from truequant.schemes import MinMax, MovingAverage, Observation
 
 
-def set_ranges(model: QATModuleWrapper, batches: Iterable[Inputs], strategy: Observation | None, bars: Bars) -> None:
+def set_ranges(
+    model: QATModuleWrapper, batches: Iterable[Inputs], strategy: Observation | None, bars: Bars, count: int | None = None
+) -> None:
     """Observe all batches and let what was observed take effect.
 
     strategy: how each quantizer chooses its range; None leaves it to its scheme. Another one than the scheme's sets the range
     once, and what training observes later follows the scheme, from that range where it keeps a minimum and a maximum.
+    count: of the batches, for the bar.
     """
     activations = [q for _, q in quantizers(model) if isinstance(q, FakeQuantize)]
     others = {} if strategy is None else {q: _observer(q, strategy) for q in activations if q.scheme.observer != strategy}
@@ -31,7 +34,7 @@ def set_ranges(model: QATModuleWrapper, batches: Iterable[Inputs], strategy: Obs
     try:
         clock.state = "calibrating"
         with evaluating(model), torch.no_grad():
-            for args, kwargs in bars.track(batches, "ranges"):
+            for args, kwargs in bars.track(batches, "ranges", count):
                 model(*args, **kwargs)
     finally:
         clock.state = "training"

@@ -93,6 +93,7 @@ class BlockReconstruction(Method):
                 for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                     parameter.grad = gradient
                 optimizer.step()
+                work.bars.loss(loss.detach())
             hard = [rounding.hard() for rounding in roundings]
             chosen = hard if _error(block, decoded(hard), samples) < unit else nearest
         for layer, codes in zip(block.layers, chosen, strict=True):

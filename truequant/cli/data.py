@@ -1,25 +1,18 @@
-"""Data from the words of a command line, and what a run of batches needs: a bound, and progress."""
+"""Data from the words of a command line."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from truequant.cli.naming import made
 from truequant.errors import ArgumentError
 
 _FORMS = 'an iterable of batches, (train, test), or {"train": batches, "test": batches}'
-DataName = Annotated[
-    str, typer.Option("--data", metavar="MODULE:FACTORY", help="What makes the batches, or (train, test); its code is run.")
-]
-Batches = Annotated[int, typer.Option(min=1, help="How many batches to use at most.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +56,19 @@ def first_inputs(batches: Iterable[Any], where: str) -> Any:
     return tuple(item) if isinstance(item, list) else item
 
 
-def shown(batches: Iterable[Any], title: str, limit: int, console: Console) -> Iterator[Any]:
-    """At most `limit` of the batches, under a bar with rate and time left."""
-    length = min(limit, len(batches)) if isinstance(batches, Sized) else limit
-    columns = (TextColumn("{task.description:<12}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(True))
-    with Progress(*columns, console=console, refresh_per_second=4, transient=True) as bars:
-        yield from bars.track(itertools.islice(batches, limit), total=length, description=title)
+class _First:
+    """The first items of something that knows its length, as something that knows its length."""
+
+    def __init__(self, batches: Any, limit: int) -> None:
+        self.batches, self.limit = batches, limit
+
+    def __len__(self) -> int:
+        return min(self.limit, len(self.batches))
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.batches, self.limit)
+
+
+def first(batches: Iterable[Any], limit: int) -> Iterable[Any]:
+    """At most `limit` of the batches."""
+    return _First(batches, limit) if isinstance(batches, Sized) else itertools.islice(batches, limit)

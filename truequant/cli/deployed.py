@@ -12,7 +12,7 @@ from torch import nn
 
 import truequant as tq
 from truequant.analysis import Requirement, Verification
-from truequant.cli.data import shown
+from truequant.cli.data import first
 from truequant.cli.session import DIFFERENT, Session
 from truequant.cli.tables import table
 from truequant.errors import ArgumentError
@@ -40,7 +40,7 @@ def deploy(
     checked = None
     if batches is not None:
         runtimes = ("reference",) if onnx is None else ("reference", "onnxruntime")
-        checked = tq.verify(qat, int8, shown(batches, "verifying", limit, run.console), runtimes, progress=False)
+        checked = tq.verify(qat, int8, first(batches, limit), runtimes)
         found["verification"] = checked.to_dict()
     show_files(run, found["files"])
     conclude(run, checked, found)
@@ -57,8 +57,8 @@ def conclude(
         run.show(verification_table(checked, "Every code of every edge"))
     run.result(found)
     if checked is not None and not all(report.meets(require) for report in checked.runtimes.values()):
-        first = checked.first_difference
-        where = f" First at {first}." if first is not None else ""
+        place = checked.first_difference
+        where = f" First at {place}." if place is not None else ""
         Console(stderr=True).print(f"The deployed model is not the validated one.{where}", style="bold red", highlight=False)
         raise typer.Exit(DIFFERENT)
 

@@ -5,21 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
-from truequant.checkpoints import load_checkpoint
+from truequant.checkpoints import Checkpoint, CheckpointManager, load_checkpoint
 from truequant.cli.naming import made
 from truequant.errors import ArgumentError
 
-ModelName = Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the float model; its code is run.")]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option("--input", metavar="SHAPE", help="Example input: 8x3x224x224, ids=8x128:int64<30000; once for each."),
-]
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
 _LARGEST = 1 << 28
 """Elements of an example input: more is a slip of the keyboard."""
@@ -50,6 +44,25 @@ def float_model(name: str, weights: Path | None = None, arguments: Mapping[str, 
                 f"'{weights}' holds no float weights", got=f"a {found.kind} checkpoint", fix="truequant convert"
             )
     return model, inputs
+
+
+def trained_model(checkpoint: Path, model: str) -> tuple[nn.Module, Checkpoint]:
+    """The prepared model of a training's checkpoint, in evaluation, and the checkpoint; of a folder's newest intact one."""
+    made, _ = float_model(model)
+    if checkpoint.is_dir():
+        found = CheckpointManager(checkpoint).restore(model=made, restore_random=False)
+        if found is None:
+            raise ArgumentError(
+                f"'{checkpoint}' holds no checkpoints", expected="the folder that truequant train wrote them to"
+            )
+    else:
+        found = load_checkpoint(checkpoint, model=made, restore_random=False)
+    if found.kind != "qat":
+        raise ArgumentError(
+            f"'{checkpoint}' is no checkpoint of quantization-aware training", got=f"a {found.kind} checkpoint",
+            fix="truequant quantize MODULE:FACTORY --weights FILE quantizes a float model",
+        )  # fmt: skip
+    return made.eval(), found
 
 
 def example_inputs(shapes: Sequence[str]) -> Any:

@@ -36,6 +36,16 @@ def loss_named(name: str, device: str, more: Callable[..., Tensor] | None = None
 
 
 @torch.no_grad()
+def test_loss(model: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
+    """The mean of the loss over the batches, in evaluation."""
+    model.eval()
+    losses = [float(loss(model, item)) for item in batches]
+    if not losses:
+        raise ArgumentError("data.factory: there were no test batches", expected="at least one")
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[Any], device: str) -> float:
     """The share of items whose largest output is at the target's index."""
     right = count = 0

@@ -78,10 +78,14 @@ class DistillationSection(Section):
 
 
 class OutputSection(Section):
-    """Where to. folder: gets last.ckpt, model.tq, model.onnx, result.json."""
+    """Where to. folder: gets checkpoints/, model.tq, model.onnx. keep: so many newest checkpoints, and the best one, by the
+    mean loss of training since the last checkpoint, or by the loss on the test batches.
+    """
 
     folder: str = "run"
     checkpoint_every: int = Field(default=500, ge=1)
+    keep: int = Field(default=3, ge=1)
+    best: Literal["loss", "test-loss", "none"] = "loss"
     onnx: bool = True
     verify_batches: int = Field(default=8, ge=1)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -28,7 +28,6 @@ EXIT_CODES = (
     "Exit codes: 0 done · 1 the deployed model is not the validated one · 2 wrong arguments, files or data · "
     "3 unexpected error in your code or in truequant · 130 or 143 interrupted."
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import truequant as tq
 from truequant.analysis import median_seconds
+from truequant.calibration import progress_bars
 from truequant.demo.mnist import Mnist, load_mnist
 from truequant.demo.models import MODELS
 from truequant.demo.progress import train_visibly
@@ -27,7 +28,6 @@ from truequant.demo.training import Recipe, accuracy, logits
 from truequant.errors import ArgumentError
 from truequant.files import atomic_write
 from truequant.reports import Branch, Stage, cpu, plot_curves, versions
-from truequant.reports.progress import training_progress
 from truequant.schemes import MSE, MinMax, Observation, Percentile
 
 _FLOAT_LEARNING_RATE = 0.05
@@ -115,7 +115,7 @@ def _train(options: DemoOptions, config: tq.QConfig, data: Mnist, console: Conso
     job["images"] = len(data.train_images)
     with (
         job_saving(options.checkpoint_dir, options.checkpoint_every, options.resume, job) as saved,
-        training_progress(console) as progress,
+        progress_bars(console) as progress,
     ):
         trunk = train_visibly("float", common, data, first, 0, progress, saved[0])
         float_model = copy.deepcopy(common)

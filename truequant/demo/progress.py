@@ -18,7 +18,7 @@ def train_visibly(
 
     `start`: the steps that led to `model`; where there are some, its accuracy at the start is recorded too.
     """
-    task = progress.add_task(name, total=recipe.steps(len(data.train_images)), loss=float("nan"))
+    task = progress.add_task(name, total=recipe.steps(len(data.train_images)))
     losses: list[float] = []
     accuracies: dict[int, float] = {}
 
@@ -35,5 +35,5 @@ def train_visibly(
     if saving is not None:
         saving.losses, saving.accuracies = losses, accuracies
     fit(model, data.train_images, data.train_labels, recipe, on_step, on_epoch, saving)
-    progress.update(task, completed=len(losses), loss=losses[-1] if losses else float("nan"))
+    progress.update(task, completed=len(losses), loss=losses[-1] if losses else None)
     return Branch(name, start, tuple(losses), accuracies)

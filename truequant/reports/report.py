@@ -19,6 +19,7 @@ from truequant.errors import FileError
 from truequant.fake import outermost
 from truequant.files import atomic_write
 from truequant.integer import Int8Model
+from truequant.reports.pictures import picture_files
 from truequant.reports.sites import site_pages
 from truequant.reports.system import cpu, versions
 from truequant.reports.table import Stage
@@ -33,7 +34,7 @@ def report(
     path: str | os.PathLike[str], model: nn.Module, batches: Iterable[Any] | None = None, *,
     title: str = "", stages: Sequence[Stage] = (), verification: Verification | None = None, int8: Int8Model | None = None,
     history: Any = None, sensitivity: Any = None, before: str | os.PathLike[str] | None = None,
-    inputs: Callable[[Any], Any] | None = None,
+    inputs: Callable[[Any], Any] | None = None, pictures: str | os.PathLike[str] | None = None,
 ) -> int:  # fmt: skip
     """Write an HTML page about a prepared model, and return its size in bytes.
 
@@ -42,7 +43,8 @@ def report(
 
     batches: items as `calibrate` takes them, to measure activations; without them only weights are drawn.
     stages: accuracy, size and latency of the model's forms. verification: what `verify` found. int8: for the program's census.
-    history: a `History` of training. sensitivity: what `sensitivity` found. before: an earlier report to compare with.
+    history: a `History` of training, or its `to_dict()`. sensitivity: what `sensitivity` found. before: an earlier report to
+    compare with. pictures: a folder for the plots as PNG files too, as `picture_files` draws them; needs matplotlib.
 
     Raises `StateError` for a float model, `FileError` for a `before` that is no report.
 
@@ -61,6 +63,8 @@ def report(
         data["before"] = _comparable(read_report(before))
     content = render(data).encode()
     atomic_write(path, content)
+    if pictures is not None:
+        picture_files(pictures, data)
     return len(content)
 
 
@@ -84,7 +88,7 @@ def report_data(
         "program": None if int8 is None else {"ops": int8.ops(), "bytes": int8.size_bytes},
         "sites": site_pages(model, batches, inputs),
         "order": [] if plan is None else [_site(s) for s in plan.sites if s.action != "identity"],
-        "history": None if history is None else history.to_dict(),
+        "history": history if history is None or isinstance(history, Mapping) else history.to_dict(),
         "sensitivity": None if sensitivity is None else sensitivity.to_dict(),
     }
 

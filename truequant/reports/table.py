@@ -14,10 +14,12 @@ if TYPE_CHECKING:  # tables alone need rich, and importing truequant imports wha
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One form of the model. top1: percent; size: bytes of its file, None without one; latency: seconds by batch size."""
+    """One form of the model. top1: percent, None where it has no meaning; size: bytes of its file, None without one; latency:
+    seconds by batch size.
+    """
 
     name: str
-    top1: float
+    top1: float | None
     size: int | None
     latency: dict[int, float]
 
@@ -30,7 +32,7 @@ def stage_table(stages: Sequence[Stage], title: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in stages:
         latencies = (_milliseconds(stage.latency.get(batch)) for batch in _batches(stages))
-        table.add_row(stage.name, f"{stage.top1:.2f} %", _kilobytes(stage.size), *latencies)
+        table.add_row(stage.name, "–" if stage.top1 is None else f"{stage.top1:.2f} %", _kilobytes(stage.size), *latencies)
     return table
 
 

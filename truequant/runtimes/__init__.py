@@ -8,9 +8,10 @@ from truequant.runtimes.metadata import with_program
 from truequant.runtimes.promises import adds_that_need_fma, promises, saturating_layers
 from truequant.runtimes.registry import RUNTIMES, Runtime, compile, runtime_of
 from truequant.runtimes.shipped import ShippedFile
+from truequant.runtimes.torch_program import export_program
 
 __all__ = [
     "RUNTIMES", "CompiledModel", "EdgeReader", "Machine", "Runtime", "ShippedFile", "adds_that_need_fma", "census",
-    "compile", "digest", "export_onnx", "machine", "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels",
-    "runtime_of", "saturating_layers", "with_program",
+    "compile", "digest", "export_onnx", "export_program", "machine", "onnx_bytes", "promises", "read_cpuinfo",
+    "require_integer_kernels", "runtime_of", "saturating_layers", "with_program",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from truequant.integer import Int8Model, IntegerProgram
 from truequant.runtimes.compiled import CompiledModel, EdgeReader
 from truequant.runtimes.export import program_of
 from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
+from truequant.runtimes.torch_program import ExportedEdges, ExportedModel
 
 
 class Edges(Protocol):
@@ -23,15 +24,20 @@ class Edges(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """compiled(program, threads=…): a callable like the model. edges(program, threads=…): a reader of its inner codes."""
+    """compiled(program, threads=…): a callable like the model. edges(program, threads=…): a reader of its inner codes.
+
+    exact: whether its arithmetic is the program's own; of another, verification grades WITHIN 1 at best.
+    """
 
     name: str
     compiled: Callable[..., Callable[..., Any]]
     edges: Callable[..., Edges]
+    exact: bool = True
 
 
 RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
     Runtime("onnxruntime", CompiledModel, EdgeReader), Runtime("openvino", OpenvinoModel, OpenvinoEdges),
+    Runtime("torch.export", ExportedModel, ExportedEdges, exact=False),
 )}  # fmt: skip
 
 
@@ -47,8 +53,8 @@ def compile(
 ) -> Callable[..., Any]:
     """The model in a runtime: a callable with torch tensors in and out.
 
-    runtime: "onnxruntime" or "openvino". threads: 0 for torch's own number. options: of that runtime, `form` and `level` for
-        onnxruntime.
+    runtime: "onnxruntime", "openvino", or "torch.export", whose float ops follow the integers up to rounding.
+    threads: 0 for torch's own number. options: of that runtime, `form` and `level` for onnxruntime.
     Raises `ArgumentError` for another runtime, `ExportError` where it does not run the program's integer kernels.
     """
     return runtime_of(runtime).compiled(program_of(int8), threads=threads, **options)

@@ -6,13 +6,13 @@ from truequant.training.distillation import Distillation
 from truequant.training.evaluation import Metric, evaluate
 from truequant.training.figures import figures
 from truequant.training.groups import parameter_groups
-from truequant.training.history import History
-from truequant.training.loop import Loss, Position, seed_random, training_steps
+from truequant.training.history import History, Watch
+from truequant.training.loop import Loss, Position, random_state_kept, seed_random, training_steps
 from truequant.training.monitor import GradientMonitor, ParameterReport, weight_codes
 from truequant.training.schedule import QATSchedule
 
 __all__ = [
-    "Distillation", "GradientMonitor", "History", "Loss", "Metric", "ParameterReport", "Position", "QATSchedule", "evaluate",
-    "figures", "oscillation_dampening", "parameter_groups", "reestimate_batchnorm", "seed_random", "training_steps",
-    "weight_codes",
+    "Distillation", "GradientMonitor", "History", "Loss", "Metric", "ParameterReport", "Position", "QATSchedule", "Watch",
+    "evaluate", "figures", "oscillation_dampening", "parameter_groups", "random_state_kept", "reestimate_batchnorm",
+    "seed_random", "training_steps", "weight_codes",
 ]  # fmt: skip

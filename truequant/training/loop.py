@@ -92,7 +92,7 @@ def seed_random(number: int) -> None:
 def _epoch(data: Iterable[Any], seed: int, position: Position) -> Iterator[Any]:
     """The items of an epoch from `position.item` on."""
     resumed = position.item > 0
-    with _random_state_kept() if resumed else _nothing_kept():
+    with random_state_kept() if resumed else _nothing_kept():
         _seed(data, seed, position.epoch)
         items = iter(data)
         for _ in range(position.item):
@@ -114,7 +114,8 @@ def _seed(data: Iterable[Any], seed: int, epoch: int) -> None:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
+    """Random generators of Python, NumPy and torch are afterwards as they were before."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         yield

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-import truequant.cli.commands.demo as command
+import truequant.demo
 from truequant.analysis import RuntimeReport, Verification
 from truequant.cli import app as cli
-from truequant.demo import DemoOptions, DemoResult
+from truequant.cli.commands.demo import Model
+from truequant.demo import MODELS, DemoOptions, DemoResult
 from truequant.errors import DataError
 from truequant.reports import Cpu, Stage
 
@@ -59,7 +60,7 @@ def test_options_reach_the_demo_and_its_tables_are_printed(monkeypatch: pytest.M
         seen.append(options)
         return RESULT
 
-    monkeypatch.setattr(command, "run_demo", run_demo)
+    monkeypatch.setattr(truequant.demo, "run_demo", run_demo)
     trained = ["--data", "d", "--model", "mlp", "--preset", "w4a4", "--float-epochs", "7", "--qat-epochs", "0"]
     result = invoke("demo", *trained, "--seed", "3", "--out", "o")
     assert seen == [DemoOptions(Path("d"), "mlp", "w4a4", 7, 0, 3, Path("o"))]
@@ -71,11 +72,12 @@ def test_options_reach_the_demo_and_its_tables_are_printed(monkeypatch: pytest.M
     seen.clear()
     invoke("demo")
     assert seen == [DemoOptions()]
+    assert [model.value for model in Model] == list(MODELS)
 
 
 def test_a_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     different = replace(RESULT, verification=Verification({"onnxruntime": RuntimeReport(10, 1, 1)}))
-    monkeypatch.setattr(command, "run_demo", lambda options, console: different)
+    monkeypatch.setattr(truequant.demo, "run_demo", lambda options, console: different)
     result = invoke("demo")
     assert result.exit_code == 1
     assert "The deployed model is not the validated one" in result.stderr
@@ -86,7 +88,7 @@ def fail(options: DemoOptions, console: Console) -> DemoResult:
 
 
 def test_an_error_is_one_block_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "run_demo", fail)
+    monkeypatch.setattr(truequant.demo, "run_demo", fail)
     result = invoke("demo")
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -96,7 +98,7 @@ def test_an_error_is_one_block_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "run_demo", fail)
+    monkeypatch.setattr(truequant.demo, "run_demo", fail)
     assert isinstance(invoke("--debug", "demo").exception, DataError)
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
+import truequant as tq
+from truequant.analysis.report import REQUIREMENTS
+from truequant.cli import options
 from truequant.cli.app import COMMANDS, app
+from truequant.cli.methods import methods
+from truequant.runtimes import RUNTIMES
 
 NAMES = [command.__name__ for command in COMMANDS]
 
@@ -45,3 +54,39 @@ def test_shells_can_complete_commands_and_options() -> None:
 
     assert completed("truequant ins", 1) == ["inspect"]
     assert "--preset" in completed("truequant inspect --p", 2)
+    assert completed("truequant inspect m:f --preset w8a8-p", 4) == ["w8a8-per-tensor", "w8a8-pow2"]
+    assert completed("truequant quantize m:f --method ada", 4) == ["ada-round"]
+    assert completed("truequant verify m.tq --require EX", 4) == ["EXACT", "EXACT", "BETWEEN", "ISLANDS"]
+
+
+def test_completing_and_helping_import_no_torch() -> None:
+    code = (
+        "import os, sys; from truequant.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    )
+
+    def run(*arguments: str, **environment: str) -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout, done.stderr
+
+    words = {"_TRUEQUANT_COMPLETE": "complete_bash", "COMP_WORDS": "truequant inspect --preset w4a8", "COMP_CWORD": "3"}
+    assert run(**words) == ("w4a8\nw4a8-all\n", "False False\n")
+    for name in ("", *NAMES):
+        printed, modules = run(*([name] if name else []), "--help")
+        assert ("Usage: truequant" in printed, modules) == (True, "False False\n"), name
+
+
+def test_the_words_of_options_are_those_of_the_rooms() -> None:
+    assert set(options.METHODS) == set(methods())
+    assert set(options.RUNTIMES) == {"reference", *RUNTIMES}
+    assert set(options.GRADES) < set(REQUIREMENTS)
+    form = inspect.signature(tq.export_onnx, eval_str=True).parameters["form"]
+    assert set(options.FORMS) - {"torch.export"} == set(get_args(form.annotation))

@@ -68,6 +68,10 @@ def test_from_weights_to_a_verified_file(folder: Path) -> None:
     exported = invoke("export", "m.tq", "--out", "again.onnx", "--json")
     assert json.loads(exported.stdout)["kernels"]["QLinearConv"] == 1
     assert (folder / "again.onnx").read_bytes() == (folder / "m.onnx").read_bytes()
+    programmed = invoke("export", "m.tq", "--form", "torch.export", "--out", "m.pt2", "--json")
+    assert json.loads(programmed.stdout)["ops"]["quantized_decomposed.dequantize_per_channel.default"] == 2
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.allclose(torch.export.load("m.pt2").module()(x), tq.load("m.tq")(x), atol=0.1)
     verified = invoke("verify", "m.tq", "--data", "jobs.py:pair", "--batches", "3", "--json")
     assert json.loads(verified.stdout)["verification"]["onnxruntime"]["codes_compared"] > 0
     assert verified.exit_code == 0

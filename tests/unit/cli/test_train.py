@@ -12,6 +12,7 @@ import truequant as tq
 from truequant.cli.app import app
 from truequant.cli.recipe import read_recipe
 from truequant.errors import ArgumentError, SchemeError
+from truequant.reports import read_report
 
 FILE = """
 import os, random, signal
@@ -31,7 +32,7 @@ class Noisy(Dataset):
         return 32
     def __getitem__(self, index):
         self.served += 1
-        if self.served == self.stop_at and not os.path.exists("stopped/last.ckpt"):
+        if self.served == self.stop_at and not os.path.exists("stopped/checkpoints/step-0000000006.ckpt"):
             os.kill(os.getpid(), signal.SIGINT)
         return self.images[index] + random.random() * torch.rand(1, 8, 8), index % 3
 
@@ -90,12 +91,11 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(folder: Path) -> N
     assert stopped.exit_code == 130, stopped.output
     report = json.loads(stopped.stdout)
     assert report == {
-        "interrupted": True, "step": 6, "checkpoint": "stopped/last.ckpt", "resume": "truequant train stopped.toml --resume",
+        "interrupted": True, "step": 6, "checkpoint": "stopped/checkpoints/step-0000000006.ckpt",
+        "resume": "truequant train stopped.toml --resume",
     }  # fmt: skip
-    assert (
-        "stopped behind step 6 of 12; saved stopped/last.ckpt\nto go on: truequant train stopped.toml --resume"
-        in stopped.stderr
-    )
+    saved = "stopped/checkpoints/step-0000000006.ckpt"
+    assert f"stopped behind step 6 of 12; saved {saved}\nto go on: truequant train stopped.toml --resume" in stopped.stderr
     assert not (folder / "stopped" / "model.tq").exists()
 
     again = invoke("train", "stopped.toml", "--resume", "--json")
@@ -108,13 +108,44 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(folder: Path) -> N
 def test_what_may_not_change_before_a_resumption(folder: Path) -> None:
     assert invoke("train", write("r.toml", "r"), "--steps", "1").exit_code == 0
     anew = invoke("train", "r.toml", "--steps", "1")
-    assert (anew.exit_code, "--resume goes on from it" in anew.stderr) == (2, True)
+    assert (anew.exit_code, "--resume goes on from the newest" in anew.stderr) == (2, True)
     write("r.toml", "r", ("0.02", "0.03"))
     changed = invoke("train", "r.toml", "--resume")
     assert changed.exit_code == 2
     assert "r.toml changed since the checkpoint: training.steps, training.learning_rate" in " ".join(changed.stderr.split())
     nothing = invoke("train", write("n.toml", "n"), "--resume")
-    assert (nothing.exit_code, "there is no 'n/last.ckpt' to resume from" in nothing.stderr) == (2, True)
+    assert (nothing.exit_code, "'n/checkpoints' holds nothing to resume from" in nothing.stderr) == (2, True)
+
+
+def test_the_newest_and_the_best_checkpoints_stay_and_a_damaged_one_is_passed_over(folder: Path) -> None:
+    options = ("checkpoint_every = 50", 'checkpoint_every = 2, keep = 2, best = "test-loss"')
+    whole = invoke("train", write("w.toml", "w", options), "--json")
+    assert whole.exit_code == 0, whole.output
+    assert json.loads(whole.stdout)["checkpoint"] == "w/checkpoints/step-0000000012.ckpt"
+    names = sorted(path.name for path in (folder / "w" / "checkpoints").glob("*.ckpt"))
+    assert names[-2:] == ["step-0000000010.ckpt", "step-0000000012.ckpt"]
+    assert len(names) <= 3
+
+    model = (folder / "w" / "model.tq").read_bytes()
+    newest = folder / "w" / "checkpoints" / names[-1]
+    newest.write_bytes(newest.read_bytes()[:-9])
+    again = invoke("train", "w.toml", "--resume")
+    assert again.exit_code == 0, again.output
+    assert "It is passed over for 'step-0000000010.ckpt'" in " ".join(again.stdout.split())
+    assert "resumed at step 10 of 12" in again.stdout
+    assert (folder / "w" / "model.tq").read_bytes() == model
+
+    reported = ["--model", "people_train.py:make", "--data", "people_train.py:data", "--out", "r.html", "--png", "r"]
+    done = invoke("report", "w/checkpoints", *reported, "--sensitivity", "--json")
+    assert done.exit_code == 0, done.output
+    data = read_report(folder / "r.html")
+    assert data["history"]["steps"] == list(range(1, 13))
+    assert [stage["name"] for stage in data["stages"]][-1] == "onnxruntime"
+    assert data["stages"][1]["top1"] == data["stages"][2]["top1"] == data["stages"][3]["top1"]
+    pictures = {path.name: path.read_bytes() for path in (folder / "r").iterdir()}
+    assert {"map.png", "training.png", "sensitivity.png", "site-0.weight.png"} <= set(pictures)
+    assert all(picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in pictures.values())
+    assert set(json.loads(done.stdout)["files"]) == {"r.html", *(f"r/{name}" for name in pictures)}
 
 
 def test_losses_of_the_users_own(folder: Path) -> None:

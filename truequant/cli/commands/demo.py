@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from truequant.cli.session import DIFFERENT, AsJson, session
-from truequant.demo import MODELS, DemoOptions, run_demo
-from truequant.reports import stage_table, verification_table
+from truequant.cli.options import AsJson, one_of
+from truequant.cli.session import DIFFERENT, session
+from truequant.schemes import PRESETS
 
-Model = Enum("Model", {name: name for name in MODELS}, type=str)  # type: ignore[misc]  # the names live in one place
-_DEFAULTS = DemoOptions()
-_DEFAULT_MODEL = Model(_DEFAULTS.model)
+Model = Enum("Model", {name: name for name in ("mlp", "lenet", "resnet", "mobilenet")}, type=str)  # type: ignore[misc]
+"""Names and defaults are those of `truequant.demo`, which a test holds them to."""
+_LENET = Model("lenet")
 _PRESET = "w8a8, w7a8, w4a4, w8a8-pow2 …: bits of weights and activations."
 
 
@@ -24,20 +24,18 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder of MNIST's four idx files, gzipped or not.", show_default="the repository's")
     ] = None,
-    model: Annotated[Model, typer.Option(help="Architecture.")] = _DEFAULT_MODEL,
-    preset: Annotated[str, typer.Option(help=_PRESET)] = _DEFAULTS.preset,
-    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = _DEFAULTS.float_epochs,
+    model: Annotated[Model, typer.Option(help="Architecture.")] = _LENET,
+    preset: Annotated[str, typer.Option(help=_PRESET, autocompletion=one_of(PRESETS))] = "w8a8",
+    float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 3,
     qat_epochs: Annotated[
         int, typer.Option(min=0, help="Epochs of QAT, and extra epochs of the float model that it is compared with.")
-    ] = _DEFAULTS.qat_epochs,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and shuffling.")] = _DEFAULTS.seed,
-    out: Annotated[Path, typer.Option(help="Folder for model.tq, model.onnx, result.json, curves.png.")] = _DEFAULTS.out,
+    ] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and shuffling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for model.tq, model.onnx, result.json, curves.png.")] = Path("out"),
     checkpoint_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of checkpoints, from which --resume goes on.")
     ] = None,
-    checkpoint_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Steps from one checkpoint to the next.")] = (
-        _DEFAULTS.checkpoint_every
-    ),
+    checkpoint_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Steps from one checkpoint to the next.")] = 100,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoints, to the same bits; fresh where there are none.")
     ] = False,
@@ -45,6 +43,9 @@ def demo(
 ) -> None:
     """Train on MNIST, quantize, convert, export, and verify that nothing changed on the way."""
     with session(context, as_json) as run:
+        from truequant.demo import DemoOptions, run_demo
+        from truequant.reports import stage_table, verification_table
+
         options = DemoOptions(
             data, model.value, preset, float_epochs, qat_epochs, seed, out, checkpoint_dir, checkpoint_every, resume
         )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 from rich.table import Table
 
-from truequant.cli.session import AsJson, session
+from truequant.cli.options import AsJson
+from truequant.cli.session import session
 from truequant.cli.tables import table
-from truequant.reports import Machine, examine
+
+if TYPE_CHECKING:
+    from truequant.reports import Machine
 
 
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     """Show versions, CPU, kernels and runtimes, what would be faster, what exported files promise here."""
     with session(context, as_json) as run:
+        from truequant.reports import examine
+
         machine = examine()
         run.show(_facts(machine), _promises(machine))
         run.show(*(f"• {line}" for line in machine.advice))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from truequant.cli.configs import DEFAULT_PRESET, Preset
-from truequant.cli.deployed import writable
-from truequant.cli.inputs import ModelName, Shapes, model_and_inputs
-from truequant.cli.recipe import read_recipe
-from truequant.cli.session import AsJson, session
+from truequant.cli.options import DEFAULT_PRESET, AsJson, ModelName, Preset, Shapes
+from truequant.cli.session import session
 from truequant.errors import ArgumentError
-from truequant.files import atomic_write
-from truequant.planning import Plan, plan
+
+if TYPE_CHECKING:
+    from truequant.planning import Plan
 
 _TEXT = """\
 # Quantization-aware training with truequant:  truequant train {name}
@@ -64,8 +62,10 @@ observe = 0                      # activation ranges follow the data from here o
 # temperature = 1.0
 
 [output]
-folder = "run"                   # last.ckpt, model.tq, model.onnx
+folder = "run"                   # gets checkpoints/, model.tq, model.onnx
 checkpoint_every = 500           # steps
+keep = 3                         # so many newest checkpoints, and the best one
+best = "loss"                    # of training since the last checkpoint; "test-loss", "none"
 onnx = true
 verify_batches = 8
 """
@@ -83,6 +83,12 @@ def init(
 ) -> None:
     """Write a commented TOML file for truequant train, with the layers of your model in it."""
     with session(context, as_json) as run:
+        from truequant.cli.deployed import writable
+        from truequant.cli.inputs import model_and_inputs
+        from truequant.cli.recipe import read_recipe
+        from truequant.files import atomic_write
+        from truequant.planning import plan
+
         writable(out)
         if out.exists() and not force:
             raise ArgumentError(f"'{out}' is there already", fix="--force writes over it, --out FILE names another")

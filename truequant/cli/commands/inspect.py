@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
-from truequant.cli.configs import DEFAULT_PRESET, ConfigFile, Preset, config_of
-from truequant.cli.inputs import ModelName, Shapes, model_and_inputs
-from truequant.cli.session import AsJson, session
+from truequant.cli.options import DEFAULT_PRESET, AsJson, ConfigFile, ModelName, Preset, Shapes, config_of
+from truequant.cli.session import session
 from truequant.cli.tables import table
-from truequant.planning import Plan, plan, plan_to_json
+
+if TYPE_CHECKING:
+    from truequant.planning import Plan
 
 
 def inspect(
@@ -25,6 +26,9 @@ def inspect(
 ) -> None:
     """Show how a model would be quantized: each site, its scheme, what stays float and why."""
     with session(context, as_json) as run:
+        from truequant.cli.inputs import model_and_inputs
+        from truequant.planning import plan, plan_to_json
+
         made, inputs = model_and_inputs(model, shapes)
         decided = plan(made, inputs, config_of(preset, config))
         run.show(_sites(decided, model), *_in_float(decided), *(f"note: {note}" for note in decided.notes), _summary(decided))

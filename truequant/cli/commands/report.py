@@ -1,28 +1,30 @@
-"""`truequant report`: one HTML page about a trained or calibrated model."""
+"""`truequant report`: one HTML page about a trained or calibrated model, and its plots as pictures."""
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import truequant as tq
-from truequant.cli.commands.verify import trained_model
-from truequant.cli.data import Batches, DataName, data_of
-from truequant.cli.session import AsJson, session
+from truequant.cli.options import AsJson, Batches, CheckpointFile, DataName, ModelOption
+from truequant.cli.session import session
 
 
 def report(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The training's checkpoint.")],
-    model: Annotated[
-        str, typer.Option(metavar="MODULE:FACTORY", help="What makes the checkpoint's float model; its code is run.")
-    ],
+    checkpoint: CheckpointFile,
+    model: ModelOption,
     data: DataName,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write.")] = Path("report.html"),
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write its plots there too, as pictures for terminals and papers.")
+    ] = None,
     before: Annotated[Path | None, typer.Option(metavar="FILE", help="An earlier page to compare with.")] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Rank the quantizers by what each alone costs: two passes for each.")
+    ] = False,
     title: Annotated[str, typer.Option(help="What stands at its head.")] = "",
     batches: Batches = 8,
     as_json: AsJson = False,
@@ -32,10 +34,23 @@ def report(
     It needs no network, and a browser is all that opens it.
     """
     with session(context, as_json) as run:
-        qat = trained_model(checkpoint, model)
-        items = list(islice(data_of(data, "--data").test, batches))
+        from truequant.cli.data import data_of, first
+        from truequant.cli.deployed import writable
+        from truequant.cli.inputs import trained_model
+        from truequant.cli.stages import stages_of
+        from truequant.reports import picture_files, read_report
+
+        writable(out)
+        qat, found = trained_model(checkpoint, model)
+        items = list(first(data_of(data, "--data").test, batches))
         int8 = tq.convert(qat)
-        found = tq.verify(qat, int8, items)
-        size = tq.report(out, qat, items, title=title, verification=found, int8=int8, before=before)
-        run.show(f"wrote {out}, {size / 1e6:.2f} MB")
-        run.result({"files": {str(out): size}, "verification": found.to_dict()})
+        checked = tq.verify(qat, int8, items)
+        history = found.extra.get("history") if isinstance(found.extra, dict) else None
+        size = tq.report(
+            out, qat, items, title=title, stages=stages_of(qat, int8, items), verification=checked, int8=int8, history=history,
+            sensitivity=tq.sensitivity(qat, items) if sensitivity else None, before=before,
+        )  # fmt: skip
+        files = {str(out): size} | ({} if png is None else picture_files(png, read_report(out)))
+        for name, written in files.items():
+            run.show(f"wrote {name}, {written / 1e6:.2f} MB" if written >= 1e5 else f"wrote {name}, {written / 1e3:.0f} kB")
+        run.result({"files": files, "verification": checked.to_dict()})

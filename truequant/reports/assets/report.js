@@ -7,6 +7,7 @@
   const whole = (n) => n.toLocaleString("en-US");
   const short = (x) => (x === null || x === undefined ? "–" : Math.abs(x) >= 1e5 || (x && Math.abs(x) < 1e-3) ? x.toExponential(2) : String(+x.toPrecision(4)));
   const percent = (x) => (x === null || x === undefined ? "–" : x > 0 && x < 1e-4 ? "< 0.01 %" : (100 * x).toFixed(2) + " %");
+  const accuracy = (x) => (x === null || x === undefined ? "–" : x.toFixed(2) + " %");
   const decibels = (x) => (x === null || x === undefined ? "–" : x.toFixed(1) + " dB");
   const bytes = (n) => (n === null || n === undefined ? "–" : n >= 1e6 ? (n / 1e6).toFixed(2) + " MB" : (n / 1e3).toFixed(1) + " kB");
 
@@ -85,7 +86,7 @@
     const grades = (data.verification || []).map((v) => v.grade);
     if (grades.length) card(grades.every((g) => g === "EXACT") ? "EXACT" : grades.find((g) => g !== "EXACT"), "verification", grades.every((g) => g === "EXACT") ? "good" : "bad");
     const last = data.stages[data.stages.length - 1];
-    if (last) card(last.top1.toFixed(2) + " %", "top-1 as deployed");
+    if (last && last.top1 !== null) card(accuracy(last.top1), "top-1 as deployed");
     if (data.program) card(bytes(data.program.bytes), "Int8 program");
     const measured = data.sites.filter((s) => s.sqnr !== null);
     card(whole(data.sites.length), "quantizers");
@@ -95,7 +96,7 @@
     if (data.stages.length) {
       const batches = [...new Set(data.stages.flatMap((s) => Object.keys(s.latency)))].sort((a, b) => a - b);
       host.append(table("Forms of the model", ["form", "top-1", "file", ...batches.map((b) => "batch " + b)],
-        data.stages.map((s) => [s.name, s.top1.toFixed(2) + " %", bytes(s.size), ...batches.map((b) => (s.latency[b] === undefined ? "–" : (1000 * s.latency[b]).toFixed(2) + " ms"))]), [1, 2, ...batches.map((_, i) => i + 3)]));
+        data.stages.map((s) => [s.name, accuracy(s.top1), bytes(s.size), ...batches.map((b) => (s.latency[b] === undefined ? "–" : (1000 * s.latency[b]).toFixed(2) + " ms"))]), [1, 2, ...batches.map((_, i) => i + 3)]));
     }
     if (data.verification) host.append(table("Every code of every edge, against the evaluated model", ["runtime", "compared", "different", "largest", "changed predictions", "grade"],
       data.verification.map((v) => [v.runtime, whole(v.compared), whole(v.different), v.largest, whole(v.changed), v.grade]), [1, 2, 3, 4]));
@@ -193,7 +194,7 @@
     host.append(el("p", {}, "Against “" + data.before.title + "”."));
     if (data.before.stages.length && data.stages.length) {
       const was = new Map(data.before.stages.map((s) => [s.name, s]));
-      host.append(table("Accuracy", ["form", "before", "now"], data.stages.map((s) => [s.name, was.has(s.name) ? was.get(s.name).top1.toFixed(2) + " %" : "–", s.top1.toFixed(2) + " %"]), [1, 2]));
+      host.append(table("Accuracy", ["form", "before", "now"], data.stages.map((s) => [s.name, accuracy(was.get(s.name)?.top1), accuracy(s.top1)]), [1, 2]));
     }
     const rows = data.sites.filter((s) => old.has(s.name)).map((s) => ({ s, o: old.get(s.name) })).filter(({ s, o }) => o.scheme !== s.scheme || (s.sqnr !== null && o.sqnr !== null && Math.abs(s.sqnr - o.sqnr) >= 0.05));
     rows.sort((a, b) => (a.s.sqnr ?? 0) - (a.o.sqnr ?? 0) - ((b.s.sqnr ?? 0) - (b.o.sqnr ?? 0)));

@@ -1,0 +1,99 @@
+"""One function for each kind of program node: float ops of torch, from values to a value, between the quantizing ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from truequant.integer import islands
+from truequant.integer import nodes as program_nodes
+from truequant.integer.nodes import Node
+
+_POOLS: dict[str, tuple[Callable[..., Tensor], ...]] = {
+    "max": (F.max_pool1d, F.max_pool2d, F.max_pool3d), "average": (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+}  # fmt: skip
+_CONVS: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def conv(node: program_nodes.Conv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Padding that is the same on both sides goes into the convolution, where runtimes look for it."""
+    padding: Any = [begin for begin, _ in node.padding]
+    if any(begin != end for begin, end in node.padding):
+        x, padding = _padded(x, node.padding), 0
+    return _CONVS[len(node.stride) - 1](x, weight, bias, list(node.stride), padding, list(node.dilation), node.groups)
+
+
+def linear(node: program_nodes.Linear, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _max_pool(node: program_nodes.MaxPool, x: Tensor) -> Tensor:
+    windows = list(node.kernel), list(node.stride), list(node.padding), list(node.dilation)
+    return _POOLS["max"][len(node.kernel) - 1](x, *windows, ceil_mode=node.ceil_mode)
+
+
+def _average_pool(node: program_nodes.AveragePool, x: Tensor) -> Tensor:
+    windows = list(node.kernel), list(node.stride), list(node.padding)
+    return _POOLS["average"][len(node.kernel) - 1](x, *windows, ceil_mode=node.ceil_mode, count_include_pad=False)
+
+
+def _reshape(node: program_nodes.Reshape, x: Tensor) -> Tensor:
+    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(node.shape)])
+
+
+def _slice(node: program_nodes.Slice, x: Tensor) -> Tensor:
+    end = 2**63 - 1 if node.end is None else node.end
+    return torch.ops.aten.slice.Tensor(x, node.axis, node.begin, end, node.step)  # type: ignore[no-any-return]
+
+
+def _take(node: program_nodes.Take, x: Tensor) -> Tensor:
+    return x.index_select(node.axis, torch.tensor(node.indices, device=x.device))
+
+
+def _upsample(node: program_nodes.Upsample, x: Tensor) -> Tensor:
+    if x.dim() == len(node.factors) + 2 and x.dim() <= 5:
+        return F.interpolate(x, scale_factor=[float(factor) for factor in node.factors], mode="nearest")
+    for axis, factor in enumerate(reversed(node.factors), start=1):
+        x = x.repeat_interleave(factor, dim=-axis)
+    return x
+
+
+def _depth_to_space(node: program_nodes.DepthToSpace, x: Tensor) -> Tensor:
+    rank, (batch, channels, *space) = len(node.block), x.shape
+    x = x.reshape(batch, channels // math.prod(node.block), *node.block, *space)
+    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
+    x = x.permute(0, 1, *pairs)
+    return x.reshape(
+        batch, channels // math.prod(node.block), *(n * b for n, b in zip(space, node.block, strict=True))
+    )  # fmt: skip
+
+
+def _padded(x: Tensor, padding: tuple[tuple[int, int], ...]) -> Tensor:
+    return F.pad(x, [side for pair in reversed(padding) for side in pair])
+
+
+VALUES: dict[type[Node], Callable[..., Tensor]] = {
+    program_nodes.MatMul: lambda node, a, b: a @ b,
+    program_nodes.Add: lambda node, a, b: a + b,
+    program_nodes.Sub: lambda node, a, b: a - b,
+    program_nodes.Mul: lambda node, a, b: a * b,
+    program_nodes.GlobalAverage: lambda node, x: x.mean(node.axes, node.keepdim),
+    program_nodes.AveragePool: _average_pool,
+    program_nodes.MaxPool: _max_pool,
+    program_nodes.Clamp: lambda node, x: x,  # by what quantizes its result
+    program_nodes.Reshape: _reshape,
+    program_nodes.Transpose: lambda node, x: x.permute(node.permutation),
+    program_nodes.Slice: _slice,
+    program_nodes.Take: _take,
+    program_nodes.Upsample: _upsample,
+    program_nodes.DepthToSpace: _depth_to_space,
+    program_nodes.Pad: lambda node, x: _padded(x, node.padding),
+    program_nodes.Concat: lambda node, *parts: torch.cat(parts, node.axis),
+    program_nodes.Island: lambda node, *inputs: islands.run(node, None, *inputs),
+}
+"""`value(node, *values)`. Layers with weights, tables and rows by number are `torch_program`'s."""
