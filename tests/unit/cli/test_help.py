@@ -77,8 +77,8 @@ def test_completing_and_helping_import_no_torch() -> None:
         )
         return done.stdout, done.stderr
 
-    words = {"_TRUEQUANT_COMPLETE": "complete_bash", "COMP_WORDS": "truequant inspect --preset w4a8", "COMP_CWORD": "3"}
-    assert run(**words) == ("w4a8\nw4a8-all\n", "False False\n")
+    words = {"_TRUEQUANT_COMPLETE": "complete_bash", "COMP_WORDS": "truequant inspect --preset w3", "COMP_CWORD": "3"}
+    assert run(**words) == ("w3a3\nw3a3-all\n", "False False\n")
     for name in ("", *NAMES):
         printed, modules = run(*([name] if name else []), "--help")
         assert ("Usage: truequant" in printed, modules) == (True, "False False\n"), name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ from torch import Tensor, nn
 import truequant as tq
 from truequant.errors import FileError, StateError
 from truequant.reports import Stage, read_report
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 class Net(nn.Module):
@@ -111,52 +107,3 @@ def test_what_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_float_model_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="is not prepared"):
         tq.report(tmp_path / "report.html", Net())
-
-
-def shown(path: Path) -> tuple[str, str]:
-    """The page as Chromium has built it, and what it logged."""
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-        "--window-size=1200,900", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    return done.stdout, done.stderr
-
-
-browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; .ci/run installs it")
-
-
-@browser
-@pytest.mark.slow
-def test_a_browser_shows_it(tmp_path: Path) -> None:
-    data, _ = written(tmp_path / "report.html", title="Net")
-    page, log = shown(tmp_path / "report.html")
-    assert not re.search(r"CONSOLE.*(error|Uncaught|Refused)", log, re.IGNORECASE), log
-    assert re.search(r'data-ready="\d+"', page)
-    assert page.count('class="tile"') == len(data["sites"])
-    assert page.count("<canvas") >= 2  # the first quantizer's plots, and the loss
-    assert "EXACT" in page
-    assert "layer_norm" in page
-
-
-@browser
-@pytest.mark.slow
-def test_five_hundred_layers_open_quickly(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(8, 8)
-    model = nn.Sequential(*(m for _ in range(250) for m in (nn.Linear(8, 8), nn.Tanh())))
-    qat = tq.prepare(model, x)
-    tq.calibrate(qat, [x])
-    size = tq.report(tmp_path / "report.html", qat, [x])
-    assert size < 10_000_000
-    times = []
-    for _ in range(3):  # what else the machine does makes it slower, and nothing makes it faster
-        page, _ = shown(tmp_path / "report.html")
-        assert page.count('class="tile"') == len(list(tq.quantizers(qat))) == 751
-        ready = re.search(r'data-ready="(\d+)"', page)
-        assert ready is not None
-        times.append(int(ready[1]))
-        if times[-1] < 3000:
-            break
-    assert min(times) < 3000, "milliseconds until the page stood"

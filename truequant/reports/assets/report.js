@@ -74,7 +74,8 @@
 
   function lines(host, heading, x, columns, xLabel) {
     const strokes = ["--accent", "--warn", "--good", "--soft"].map(css);
-    plot(host, heading, { scales: { x: { time: false } },
+    const wholes = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, i) => n * 10 ** i)).sort((a, b) => a - b); // steps and channels
+    plot(host, heading, { scales: { x: { time: false } }, axes: [{ incrs: wholes }],
       series: [{ label: xLabel, value: (_, v) => short(v) }, ...Object.keys(columns).map((label, i) => ({ label, stroke: strokes[i % 4], width: 2, spanGaps: true, points: { show: x.length < 40 }, value: (_, v) => short(v) }))] },
       [x, ...Object.values(columns)]);
   }
@@ -131,7 +132,7 @@
       if (order.value === "worst first") list.sort((a, b) => (a.site?.sqnr ?? 1e9) - (b.site?.sqnr ?? 1e9));
       grid.replaceChildren(...list.map((e) => e.tile));
     };
-    [search, kind, order].forEach((i) => i.addEventListener("input", show));
+    for (const i of [search, kind, order]) for (const event of ["input", "change"]) i.addEventListener(event, show);
     show();
   }
 
