@@ -55,20 +55,25 @@ _LAYOUT = re.compile(r"_token_\d+$")
 _MOVES = frozenset(("Transpose", "Clip", "Reshape", "Cast", "Add", "Mul", "Identity", "Squeeze", "Unsqueeze"))
 
 
-def optimized(data: bytes, level: Level = "all") -> Any:
-    """The graph that onnxruntime runs at an optimization level on this machine, without its constants."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        session(data, optimized_path=str(path), level=level)
+def optimized(data: bytes, level: Level = "all", folder: str | None = None) -> Any:
+    """The graph that onnxruntime runs at an optimization level on this machine, without its constants.
+
+    folder: where constants beside the model lie.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "optimized.onnx"
+        session(data, optimized_path=str(path), level=level, folder=folder)
         return onnx().load(str(path), load_external_data=False).graph
 
 
-def require_integer_kernels(program: IntegerProgram, data: bytes, level: Level = "all") -> dict[str, int]:
+def require_integer_kernels(
+    program: IntegerProgram, data: bytes, level: Level = "all", folder: str | None = None
+) -> dict[str, int]:
     """The census of the optimized graph, which is compared with the program node by node, by name.
 
     `ExportError` naming the first node that did not become an integer kernel, or that became one of `INEXACT`.
     """
-    graph = optimized(data, level)
+    graph = optimized(data, level, folder)
     writers = {output: node for node in graph.node for output in node.output}
     forms: dict[str, list[str]] = {}
     for output in writers:
@@ -118,6 +123,6 @@ def _kernel_behind(name: str, writers: dict[str, Any], kernels: frozenset[str]) 
     return None
 
 
-def census(data: bytes, level: Level = "all") -> dict[str, int]:
+def census(data: bytes, level: Level = "all", folder: str | None = None) -> dict[str, int]:
     """How many kernels of each kind onnxruntime runs."""
-    return dict(sorted(Counter(node.op_type for node in optimized(data, level).node).items()))
+    return dict(sorted(Counter(node.op_type for node in optimized(data, level, folder).node).items()))

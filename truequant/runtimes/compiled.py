@@ -11,7 +11,7 @@ from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
 from truequant.runtimes.census import census, require_integer_kernels
-from truequant.runtimes.export import onnx_bytes
+from truequant.runtimes.export import placed
 from truequant.runtimes.session import Level, run, session
 from truequant.runtimes.writer import Form
 
@@ -21,9 +21,9 @@ class CompiledModel:
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
         self.program = program
-        data = onnx_bytes(program, form=form)
-        require_integer_kernels(program, data, level)
-        self._session = session(data, threads=threads, level=level)
+        with placed(program, form=form) as (data, folder):
+            require_integer_kernels(program, data, level, folder)
+            self._session = session(data, threads=threads, level=level, folder=folder)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         feeds = bind(self.program, args, kwargs)
@@ -38,9 +38,11 @@ class EdgeReader:
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
         self.program = program
-        shown = onnx_bytes(program, form=form, show_edges=True)
-        same_kernels(census(onnx_bytes(program, form=form), level), census(shown, level))
-        self._session = session(shown, threads=threads, level=level)
+        with placed(program, form=form) as (shipped, folder):
+            kernels = census(shipped, level, folder)
+        with placed(program, form=form, show_edges=True) as (shown, folder):
+            same_kernels(kernels, census(shown, level, folder))
+            self._session = session(shown, threads=threads, level=level, folder=folder)
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The codes of every edge for these inputs, by name."""

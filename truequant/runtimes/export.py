@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import get_args
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
 
-from truequant.errors import ArgumentError, ArgumentTypeError
+from truequant.errors import ArgumentError, ArgumentTypeError, ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
+from truequant.runtimes import external
 from truequant.runtimes.census import require_integer_kernels
 from truequant.runtimes.metadata import with_program
 from truequant.runtimes.onnx_nodes import write
@@ -29,11 +34,14 @@ def export_onnx(
 ) -> int:
     """Write the model as ONNX (opset 21, dynamic sizes kept) and return its size in bytes.
 
+    Constants that do not fit one file of 2 GiB lie beside it, in `NAME.onnx.DIGEST.data`; both belong together.
+
     form: "qdq" has float ops between DequantizeLinear and QuantizeLinear, which onnxruntime fuses into integer kernels at its
         highest optimization level, and which other runtimes read; "qoperator" names the integer kernels themselves
         (QLinearConv, QGemm, QLinearAdd …) and is exact at every optimization level; "openvino" writes sums and requantization
         out, so that OpenVINO, which must be installed, computes the program's integers.
-    program: the file carries the integer program too, about as many bytes again, so that `verify` needs nothing else.
+    program: the file carries the integer program too, about as many bytes again, so that `verify` needs nothing else; where
+        constants lie beside the file, so does the program, as a `.tq` file.
 
     Before anything is written the runtime compiles the model; for onnxruntime every integer node of the program must have
     become an integer kernel, every add and mul must compute its rule for all pairs of codes, and every table give all its
@@ -43,16 +51,44 @@ def export_onnx(
     Raises `ExportError` where that is not so.
     """
     source = program_of(int8)
-    data = onnx_bytes(source, form=form)
-    target = TARGETS.get(source.target)
-    if form == "openvino":
-        compiled(data)
-    elif target is None or target.runs_here:
-        require_integer_kernels(source, data)
-        require_exact_tables(source, lambda tables: onnx_bytes(tables, form=form, show_edges=True))
+    model = onnx_model(source, form=form)
+    if external.too_large(model):
+        return _in_parts(source, model, Path(path), form, program)
+    data = _serialized(model)
+    _prove(source, data, form)
     data = with_program(data, source) if program else data
     atomic_write(path, data)
+    external.forget_others(Path(path), None)
     return len(data)
+
+
+def _in_parts(source: IntegerProgram, model: Any, path: Path, form: Form, program: bool) -> int:
+    """Constants beside the file first, under a name of their own, then the file itself: a reader finds a whole model."""
+    path = Path(os.path.realpath(path))
+    constants = external.beside(model, path)
+    there = constants.exists()
+    size = external.split(model, constants)
+    try:
+        data = _serialized(model)
+        _prove(source, data, form, str(path.parent))
+    except BaseException:
+        if not there:
+            constants.unlink(missing_ok=True)
+        raise
+    if program:
+        size += Int8Model(source).save(path.with_suffix(".tq"))
+    atomic_write(path, data)
+    external.forget_others(path, constants)
+    return size + len(data)
+
+
+def _prove(program: IntegerProgram, data: bytes, form: Form, folder: str | None = None) -> None:
+    target = TARGETS.get(program.target)
+    if form == "openvino":
+        compiled(data, folder=folder)
+    elif target is None or target.runs_here:
+        require_integer_kernels(program, data, folder=folder)
+        require_exact_tables(program, lambda tables: onnx_bytes(tables, form=form, show_edges=True))
 
 
 def program_of(int8: Int8Model | IntegerProgram) -> IntegerProgram:
@@ -64,8 +100,37 @@ def program_of(int8: Int8Model | IntegerProgram) -> IntegerProgram:
     raise ArgumentTypeError("not an Int8 model", got=type(int8).__name__, expected="Int8Model", fix="tq.convert(qat)")
 
 
+@contextmanager
+def placed(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool = False) -> Iterator[tuple[bytes, str | None]]:
+    """The serialized model, and a folder that holds its constants where they are too large for it."""
+    model = onnx_model(program, form=form, show_edges=show_edges)
+    if not external.too_large(model):
+        yield _serialized(model), None
+        return
+    # A runtime that keeps the constants mapped has them still when the folder is gone.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        external.split(model, Path(folder) / "constants.data")
+        yield _serialized(model), folder
+
+
 def onnx_bytes(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool = False) -> bytes:
-    """The serialized model. show_edges: its outputs are the codes of every edge as well, for comparison."""
+    """The serialized model. `ExportError` for one that is too large for one message (see `placed`)."""
+    model = onnx_model(program, form=form, show_edges=show_edges)
+    if external.too_large(model):
+        raise ExportError(
+            "the model is too large for one message", expected=f"constants of at most {external.INLINE_LIMIT} bytes",
+            fix="tq.export_onnx(int8, path) writes its constants beside the file",
+        )  # fmt: skip
+    return _serialized(model)
+
+
+def _serialized(model: Any) -> bytes:
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def onnx_model(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool = False) -> Any:
+    """The model of a program. show_edges: its outputs are the codes of every edge as well, for comparison."""
     helper, proto = onnx().helper, onnx().TensorProto
     if form not in get_args(Form):
         raise ArgumentError(
@@ -96,9 +161,9 @@ def onnx_bytes(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool 
             "truequant.program": digest(program),
         },
     )
-    onnx().checker.check_model(model, full_check=False)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    if not external.too_large(model):  # the checker reads a serialized model
+        onnx().checker.check_model(model, full_check=False)
+    return model
 
 
 def digest(program: IntegerProgram) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
-from truequant.runtimes.export import onnx_bytes
+from truequant.runtimes.export import placed
 from truequant.runtimes.openvino_session import compiled, kernels, run
 from truequant.runtimes.writer import Form
 
@@ -18,7 +18,8 @@ class OpenvinoModel:
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0, form: Form = "openvino") -> None:
         self.program = program
-        self._model = compiled(onnx_bytes(program, form=form), threads)
+        with placed(program, form=form) as (data, folder):
+            self._model = compiled(data, threads, folder)
         self._request = self._model.create_infer_request()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -37,7 +38,8 @@ class OpenvinoEdges:
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0, form: Form = "openvino") -> None:
         self.program = program
-        self._request = compiled(onnx_bytes(program, form=form, show_edges=True), threads).create_infer_request()
+        with placed(program, form=form, show_edges=True) as (data, folder):
+            self._request = compiled(data, threads, folder).create_infer_request()
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The codes of every edge for these inputs, by name."""

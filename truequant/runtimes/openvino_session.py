@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from torch import Tensor
 from truequant.runtimes.packages import openvino
 
 
-def compiled(data: bytes, threads: int = 0) -> Any:
-    """OpenVINO's compiled model: float32 where it is float, no quantization but the program's own."""
+def compiled(data: bytes, threads: int = 0, folder: str | None = None) -> Any:
+    """OpenVINO's compiled model: float32 where it is float, no quantization but the program's own.
+
+    folder: where constants beside the model lie.
+    """
     core = openvino().Core()
     options = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -23,7 +28,14 @@ def compiled(data: bytes, threads: int = 0) -> Any:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
     }
-    return core.compile_model(core.read_model(data), "CPU", options)
+    if folder is None:
+        return core.compile_model(core.read_model(data), "CPU", options)
+    path = Path(folder) / f".{secrets.token_hex(8)}.onnx"  # OpenVINO looks for constants beside the file that it reads
+    try:
+        path.write_bytes(data)
+        return core.compile_model(core.read_model(path), "CPU", options)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def kernels(model: Any) -> dict[str, int]:

@@ -17,8 +17,10 @@ Level = Literal["none", "basic", "extended", "all"]
 _LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 
 
-def session(model: bytes | str, *, threads: int = 0, level: Level = "all", optimized_path: str | None = None) -> Any:
-    """An `InferenceSession` on the CPU. threads: 0 for torch's own number."""
+def session(
+    model: bytes | str, *, threads: int = 0, level: Level = "all", optimized_path: str | None = None, folder: str | None = None
+) -> Any:
+    """An `InferenceSession` on the CPU. threads: 0 for torch's own number. folder: where constants beside a model lie."""
     if level not in _LEVELS:
         raise ArgumentError(f"no optimization level {level!r}", got=level, expected=", ".join(_LEVELS))
     options = onnxruntime().SessionOptions()
@@ -27,6 +29,8 @@ def session(model: bytes | str, *, threads: int = 0, level: Level = "all", optim
     options.graph_optimization_level = getattr(onnxruntime().GraphOptimizationLevel, _LEVELS[level])
     # A product with dequantized weights stays a float32 product: by default onnxruntime rounds its activations to 8 bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
         # Constants beside it: reading the graph back then costs little, and no limit of size applies.

@@ -26,6 +26,7 @@ from truequant.integer.serialize import from_container
 from truequant.runtimes.census import census
 from truequant.runtimes.compiled import same_kernels
 from truequant.runtimes.export import digest
+from truequant.runtimes.external import require_inside
 from truequant.runtimes.metadata import CONTAINER, PROGRAM
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import Level, run, session
@@ -39,13 +40,13 @@ class ShippedFile:
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, level: Level = "all") -> None:
         self.path = Path(path)
-        model = _read(self.path)
+        model, folder = _read(self.path)
         self.program = program_beside(model, self.path)
         shown = _shown(model, self.program, self.path)
         with _named(self.path):
             self._outputs = session(str(self.path), threads=threads, level=level)
-            self._edges = session(shown, threads=threads, level=level)
-            same_kernels(census(model.SerializeToString()), census(shown))
+            self._edges = session(shown, threads=threads, level=level, folder=folder)
+            same_kernels(census(model.SerializeToString(), folder=folder), census(shown, folder=folder))
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The codes of every edge for these inputs, by name."""
@@ -87,7 +88,8 @@ def program_beside(model: Any, path: Path) -> IntegerProgram:
     return program
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, str | None]:
+    """The model, and the folder of the constants that lie beside it."""
     try:
         size = path.stat().st_size
         if size > MAX_ONNX_BYTES:
@@ -101,12 +103,7 @@ def _read(path: Path) -> Any:
         model = onnx().load_model_from_string(data)
     except Exception as error:  # protobuf's own errors differ from version to version
         raise FileError(f"'{path}': not an ONNX file", got=str(error)[:200]) from error
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            inside = (path.parent / entry.value).resolve().is_relative_to(path.parent.resolve())
-            if entry.key == "location" and (os.path.isabs(entry.value) or not inside):
-                raise FileError(f"'{path}': constant '{tensor.name[:80]}' lies outside the file's folder", got=entry.value[:80])
-    return model
+    return model, str(path.parent) if require_inside(model, path) else None
 
 
 def _shown(model: Any, program: IntegerProgram, path: Path) -> bytes:
