@@ -22,6 +22,7 @@ from truequant.calibration import (
     SmoothQuant,
     calibrate,
     replace_relu6,
+    update_ewgs,
 )
 from truequant.checkpoints import Checkpoint, CheckpointManager, StatefulSampler, load_checkpoint, save_checkpoint
 from truequant.errors import TruequantError
@@ -109,5 +110,5 @@ __all__ = [
     "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "reestimate_batchnorm",
     "register_op",
     "replace_relu6", "replay", "report", "restore_float", "save_checkpoint", "search", "sensitivity", "statistics",
-    "uint1", "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "verify",
+    "uint1", "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "update_ewgs", "verify",
 ]  # fmt: skip

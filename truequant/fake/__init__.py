@@ -3,6 +3,7 @@
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
+from truequant.fake.ewgs import has_delta, keep_delta, set_delta
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.limits import Limits
@@ -38,9 +39,11 @@ __all__ = [
     "fake_quantize_tokens",
     "forget",
     "freeze",
+    "has_delta",
     "integer_weight",
     "integers",
     "interpolation_weights",
+    "keep_delta",
     "layer_weight",
     "local",
     "outermost",
@@ -50,6 +53,7 @@ __all__ = [
     "quantizers_off",
     "ready",
     "set_bits",
+    "set_delta",
     "site_bounds",
     "statistics",
     "swap",

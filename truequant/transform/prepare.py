@@ -20,6 +20,7 @@ from truequant.fake import (
     QATModuleWrapper,
     RuntimeSite,
     WeightQuantizer,
+    keep_delta,
     outermost,
     swap,
     unswap,
@@ -154,6 +155,7 @@ class _Preparation:
                 quantizer = FakeQuantize(q.scheme, q.channels)
                 quantizer.owns_clock = False
             quantizer.name, quantizer.clock = q.name, self.clock
+            keep_delta(quantizer)
             quantizer.train(self.modules[q.owner].training)
             if device is not None:
                 quantizer.to(device)
