@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import truequant as tq
 from benchmarks import accuracy, accuracy_table, recipes
+from truequant.calibration import AdaRound
 from truequant.demo.models import MODELS
 
 
@@ -53,6 +56,29 @@ def test_the_page_tells_means_worst_seeds_stale_cells_and_what_gained() -> None:
     assert "in 5; of 50 codes compared, 0 differed" in page
     results["lenet/lsq/w4a4/0"]["onnxruntime"] = 99.29
     assert "in 4; of 50" in accuracy_table.document(results, {})
+
+
+@pytest.mark.parametrize("widths", ["w2a2", "w1a1"])
+def test_the_best_of_post_training_methods_is_the_best_on_training_images(widths: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    made, real = [], recipes._observed
+
+    def observed(job: recipes.Job, observer: Any, steps: Any = ()) -> torch.nn.Module:
+        found = real(job, observer, [replace(s, iterations=40) if isinstance(s, AdaRound) else s for s in steps])
+        made.append((found, steps))
+        return found
+
+    monkeypatch.setattr(recipes, "_observed", observed)
+    images, labels = torch.rand(256, 1, 28, 28), torch.randint(0, 10, (256,))
+    chosen = recipes.ptq_best(recipes.Job(MODELS["lenet"]().eval(), images, labels, widths, 0))
+    assert [[type(s).__name__ for s in steps] for _, steps in made] == [
+        [], [], [], ["CrossLayerEqualization"], ["AdaRound"], ["CrossLayerEqualization", "AdaRound"],
+    ]  # fmt: skip
+    with torch.no_grad():
+        losses = [float(F.cross_entropy(m(images), labels)) for m, _ in made]
+        assert float(F.cross_entropy(chosen(images), labels)) == pytest.approx(min(losses), rel=1e-4)
+    report = tq.verify(chosen, tq.convert(chosen), [images[:4]], runtimes=("reference",))
+    assert report.codes_different == 0
 
 
 @pytest.mark.parametrize(
