@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import truequant as tq
 from tests.training_runs import Net, Run, fresh, random_states, seed, started
 from truequant.checkpoints import load_checkpoint, save_checkpoint
-from truequant.checkpoints.stored import digest
+from truequant.checkpoints.stored import VERSION, digest
 from truequant.errors import ArgumentError, FileError, PlanError, TruequantError
 from truequant.files import read_container, write_container
 
@@ -204,7 +204,7 @@ PLAN = ("model", "plans", 0, "plan")
 WEIGHT, ACTIVATION = "model/depthwise.quantizers.weight", "model/depthwise.quantizers.output"
 LIES: dict[str, tuple[Forgery, type[TruequantError], str]] = {
     "another format": (put("bread", "format"), FileError, "neither a checkpoint nor an Int8 model"),
-    "a later version": (put(2, "version"), FileError, "fix:      load it with the truequant that wrote it"),
+    "a later version": (put(VERSION + 1, "version"), FileError, "fix:      load it with the truequant that wrote it"),
     "no version": (lambda h, t: h.pop("version") and None, FileError, "'version' is missing"),
     "a part too many": (put(1, "payload"), FileError, "parts that no checkpoint has\n  got:      payload"),
     "another kind": (put("float", "kind"), FileError, "it says of itself what it is not"),
@@ -223,6 +223,8 @@ LIES: dict[str, tuple[Forgery, type[TruequantError], str]] = {
     "a clock of a wrong state": (put([{"state": "asleep", "enabled": True, "step": 1}], "model", "clocks"), FileError,
                                  "a clock cannot be"),
     "switches of nobody": (put({}, "model", "quantizers"), FileError, "the switches of other quantizers"),
+    "a version that is none": (put({"head": 1}, "model", "versions"), FileError, "'versions' of 'head' has a wrong type"),
+    "a version of words": (put({"norm": {"version": "2"}}, "model", "versions"), FileError, "'version' has a wrong type"),
     "a name for a mode": (put([3], "model", "others"), FileError, "'others'[0] has a wrong type"),
     "a NaN scale": (tensor(f"{WEIGHT}.scale", filled(float("nan"))), FileError,
                     "'depthwise.quantizers.weight' has a scale that cannot be\n  got:      scale nan"),

@@ -124,7 +124,7 @@ def module_from_json(value: Json, reader: TreeReader, part: str) -> ModuleRecord
     state = typed(reader.decode(record.get("state"), part), dict, f"{where}: 'state'")
     for name in state:
         typed(name, str, f"{where}: a name")
-    versions = typed(reader.decode(record.get("versions"), part), dict, f"{where}: 'versions'")
+    versions = _versions(reader.decode(record.get("versions"), part), where)
     clocks = [_clock(reader.decode(item, part), f"{where}: a clock") for item in field(record, "clocks", list, where)]
     plans: dict[str, tuple[Plan, int]] = {}
     for item in field(record, "plans", list, where):
@@ -144,6 +144,17 @@ def module_from_json(value: Json, reader: TreeReader, part: str) -> ModuleRecord
         frozenset(strings(record.get("others"), f"{where}: 'others'")),
         frozenset(strings(record.get("held"), f"{where}: 'held'")),
     )  # fmt: skip
+
+
+def _versions(value: Any, where: str) -> dict[str, Any]:
+    """The metadata of a state dict, which modules read while they are written to: a number or None by module."""
+    versions = typed(value, dict, f"{where}: 'versions'")
+    for name, metadata in versions.items():
+        at = f"{where}: 'versions' of '{str(name)[:200]}'"
+        version = typed(metadata, dict, at).get("version")
+        if version is not None:
+            typed(version, int, f"{at}: 'version'")
+    return versions
 
 
 def _clock(value: Any, where: str) -> dict[str, Any]:

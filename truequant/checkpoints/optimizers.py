@@ -16,7 +16,7 @@ from truequant.errors import ArgumentError, FileError
 from truequant.fake import FakeQuantize, WeightQuantizer
 from truequant.files import Json
 
-_LIKE_PARAMETER = frozenset(
+LIKE_PARAMETER = frozenset(
     ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "sum", "square_avg", "grad_avg", "acc_delta",
      "prev", "step_size", "mu", "eta", "ax")
 )  # fmt: skip
@@ -138,7 +138,7 @@ def _check_state(parameter: Tensor, state: Any, where: str) -> None:
         return
     for name, value in typed(state, dict, where).items():
         single = name in ("eta", "mu") and isinstance(value, Tensor) and value.dim() == 0
-        if name in _LIKE_PARAMETER and isinstance(value, Tensor) and value.shape != parameter.shape and not single:
+        if name in LIKE_PARAMETER and isinstance(value, Tensor) and value.shape != parameter.shape and not single:
             raise FileError(f"{where} has another shape in '{name}'", got=tuple(value.shape), expected=tuple(parameter.shape))
 
 

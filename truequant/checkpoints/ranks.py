@@ -21,6 +21,7 @@ from truequant.checkpoints.stateful import StatefulRecord, stateful_from_json, s
 from truequant.checkpoints.tree import TreeReader, TreeWriter
 from truequant.errors import FileError, TruequantError
 from truequant.files import Json
+from truequant.observers import is_sharded
 
 if TYPE_CHECKING:
     from truequant.checkpoints.snapshot import Snapshot
@@ -41,11 +42,6 @@ def world() -> tuple[int, int]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
-
-
-def is_sharded(tensor: object) -> bool:
-    """Whether a tensor is one of FSDP2's: each rank holds a part of it."""
-    return isinstance(tensor, Tensor) and type(tensor).__name__ == "DTensor"  # importing its class takes a second
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from truequant.checkpoints import fields
 from truequant.checkpoints.foreign import format_of, read_safetensors, read_torch
+from truequant.checkpoints.migrations import MIGRATIONS, migrated
 from truequant.checkpoints.modules import ModuleRecord, module_from_json
 from truequant.checkpoints.optimizers import OptimizerRecord, optimizer_from_json
 from truequant.checkpoints.randomness import RandomStates, random_from_json
@@ -24,9 +25,7 @@ from truequant.integer import Int8Model
 from truequant.integer.serialize import FORMAT as PROGRAM_FORMAT
 from truequant.integer.serialize import from_container
 
-FORMAT, VERSION = "truequant checkpoint", 1
-MIGRATIONS: dict[int, Callable[[dict[str, Json]], dict[str, Json]]] = {}
-"""By version, what turns its header into that of the next one. Every version ever released stays readable by this."""
+FORMAT, VERSION = "truequant checkpoint", 2
 Kind = Literal["float", "qat", "int8"]
 STATEFUL = ("scheduler", "scaler", "loader")
 _SECTIONS = frozenset(
@@ -80,15 +79,7 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
     if header.get("format") == PROGRAM_FORMAT:
         return Stored("int8", int8=Int8Model(from_container(header, tensors, where)))
     _check_header(header, tensors, where)
-    return _read(migrated(header), tensors, where)
-
-
-def migrated(header: dict[str, Json]) -> dict[str, Json]:
-    """The header of an older version as the present one writes it."""
-    while (version := header["version"]) != VERSION:
-        assert isinstance(version, int)
-        header = {**MIGRATIONS[version](header), "version": version + 1}
-    return header
+    return _read(*migrated(header, tensors, VERSION), where)
 
 
 def _check_header(header: Mapping[str, Json], tensors: Mapping[str, Tensor], where: str) -> None:

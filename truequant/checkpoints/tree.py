@@ -21,6 +21,7 @@ from torch import Tensor
 from truequant.errors import ArgumentTypeError, FileError
 from truequant.files import Json
 from truequant.files.limits import MAX_NAME_LENGTH
+from truequant.observers import whole
 
 MAX_DEPTH = 20
 """Levels of nesting: each may take three of the JSON's."""
@@ -77,9 +78,7 @@ class TreeWriter:
         return {"$counter" if isinstance(value, Counter) else "$dict": pairs}
 
     def _store(self, tensor: Tensor, where: str) -> str:
-        if type(tensor).__name__ == "DTensor":  # spread over ranks, all of which are here; importing its class takes a second
-            tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-        tensor = tensor.detach()
+        tensor = whole(tensor).detach()  # where it is spread over ranks, all of them are here
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
             raise ArgumentTypeError(
                 f"save_checkpoint: {where[:200]} cannot be stored",

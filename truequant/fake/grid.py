@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from truequant import numerics
 from truequant.errors import ArgumentError
 from truequant.fake.algorithms import algorithm_of, lsq_plus
-from truequant.observers import Float32State
+from truequant.observers import Float32State, whole
 from truequant.schemes import TQT, TWN, FloatScale, PerTensor, QuantScheme, integer_type
 
 Shape = tuple[int, ...]
@@ -53,21 +53,26 @@ class Grid(Float32State):
         self.register_buffer("bits", torch.zeros((), dtype=torch.int64))
         self._calibrated = False
         self.algorithm = algorithm_of(scheme)
-        self.shift = nn.Parameter(torch.zeros(shape)) if scheme.learned else None
+        learned = shape or (1,)  # FSDP2 shards no parameter without an axis
+        self.shift = nn.Parameter(torch.zeros(learned)) if scheme.learned else None
         if scheme.learns_offset:
-            self.offset = nn.Parameter(torch.zeros(shape))
+            self.offset = nn.Parameter(torch.zeros(learned))
         self.quantizing = True
 
     def effective_scale(self) -> Tensor:
         """The scale in force, float32."""
-        return self.scale if self.shift is None else self.algorithm.force(self.scale, self.shift)
+        return self.scale if self.shift is None else self.algorithm.force(self.scale, self._like_scale(self.shift))
+
+    def _like_scale(self, learned: Tensor) -> Tensor:
+        """A learned parameter in the shape of the scale; whole, where FSDP2 has spread it and its layer is not running."""
+        return whole(learned).reshape(self.scale.shape)
 
     @property
     def zero_point(self) -> Tensor:
         """The zero point in force, an integer carried by float32: the buffer of this name, moved by a learned offset."""
         if not self.scheme.learns_offset:
             return self.initial_zero_point
-        beta = lsq_plus.offset_in_force(self.scale, self.initial_zero_point, self.offset.detach())
+        beta = lsq_plus.offset_in_force(self.scale, self.initial_zero_point, self._like_scale(self.offset.detach()))
         return lsq_plus.zero_point_of(beta, self.effective_scale().detach(), self.scheme)
 
     @property
@@ -119,7 +124,7 @@ class Grid(Float32State):
         """The scale in force, with the gradient that its algorithm gives it; `elements` share a scale."""
         assert self.shift is not None
         assert self.algorithm.trainable is not None
-        return self.algorithm.trainable(self.scheme, self.scale, self.shift, elements)
+        return self.algorithm.trainable(self.scheme, self.scale, self._like_scale(self.shift), elements)
 
     def reset(self) -> None:
         """As constructed: no range."""

@@ -158,7 +158,8 @@ class FakeQuantize(Grid):
         elements = features // max(1, self.scale.numel())
         scale, zero_point = self.grid(x, self._trainable_scale(elements))
         if self.scheme.learns_offset:
-            beta = lsq_plus.trainable_offset(self.scheme, self.scale, self.initial_zero_point, self.offset, elements)
+            offset = self._like_scale(self.offset)
+            beta = lsq_plus.trainable_offset(self.scheme, self.scale, self.initial_zero_point, offset, elements)
             beta = numerics.expand(beta, self.scheme.granularity, tuple(x.shape))
             return lsq_plus.fake_with_offset(x, scale, beta, self.scheme)
         return fake_of(self.scheme, self.training)(x, scale, zero_point, self.scheme)

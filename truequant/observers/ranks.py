@@ -17,6 +17,16 @@ def several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def is_sharded(tensor: object) -> bool:
+    """Whether a tensor is one of FSDP2's: each rank holds a part of it."""
+    return isinstance(tensor, Tensor) and type(tensor).__name__ == "DTensor"  # importing its class takes a second
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all ranks; itself where it is not spread over them. All ranks must call it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def widest(minima: Sequence[Tensor], maxima: Sequence[Tensor]) -> None:
     """Replace each minimum and maximum by the least and greatest of all ranks, in one collective call."""
