@@ -13,6 +13,7 @@ from truequant.fake.algorithms.freezing import Oscillation
 from truequant.fake.clock import Clock, in_backward
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
+from truequant.fake.idle import beside
 from truequant.observers import weight_range
 from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
 
@@ -148,7 +149,7 @@ class WeightQuantizer(Grid):
         if not self._calibrated:  # the weight of a function call, which is seen for the first time here
             self.initialize(weight, factor)
         if not self.quantizing or self.clock.calibrating:
-            return weight
+            return beside(weight, self.learned_parameters())
         if (y := self._compiled(weight)) is not None:
             return y
         scheme = self.scheme

@@ -187,10 +187,27 @@ class QATModuleWrapper(nn.Module):
         return outputs
 
     def train(self, mode: bool = True) -> Self:
-        """As a module's; `eval()` also takes the last step of learned scales into their limits."""
+        """As a module's; `eval()` also takes the last step of learned scales into their limits.
+
+        Raises `StateError` where a BatchNorm that belongs to a layer is not the model's any more.
+        """
+        if self.binding.outermost:
+            self._check_norms()
         if self.binding.limits is not None and self.training and not mode:
             self.binding.limits.hold()
         return super().train(mode)
+
+    def _check_norms(self) -> None:
+        """What replaces BatchNorm behind our back would be trained, and the one that is gone evaluated and converted."""
+        modules = {id(m) for m in self.modules()}
+        bindings = [m.binding for m in self.modules() if isinstance(m, QATModuleWrapper)]
+        for site in (site for binding in bindings for site in (binding.leaf or {}).values()):
+            if site.norm is not None and id(site.norm) not in modules:
+                raise StateError(
+                    f"'{site.plan.name}': the BatchNorm behind it was replaced after the model was prepared",
+                    got="another module in its place", expected="the one that the plan folds into the layer",
+                    fix="convert first, then prepare: nn.SyncBatchNorm.convert_sync_batchnorm(model), tq.prepare(model, …)",
+                )  # fmt: skip
 
     def _merge_ranks(self) -> None:
         """What this forward observed on any rank is pending on all of them: scales stay equal everywhere."""
