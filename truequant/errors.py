@@ -8,6 +8,7 @@
     ├── ConversionError(ValueError)     an op or a value that the integer program cannot hold
     ├── ExportError(RuntimeError)       a runtime that would not compute what the program computes
     ├── VerificationError(RuntimeError) codes that differ
+    ├── AnomalyError(RuntimeError)      activations that are not finite, where they were asked for
     ├── FileError(ValueError)           a file that is damaged, foreign or lies about itself
     ├── DataError(ValueError)           training data that is damaged or missing
     └── ArgumentError(ValueError)       any other wrong argument
@@ -24,18 +25,28 @@ A message says what is wrong and where on its first line, then what was got, wha
 
 from __future__ import annotations
 
+LONGEST = 1000
+"""Characters of a line that a message shows of what was got."""
+
 
 class TruequantError(Exception):
     """Base of all errors. `got`, `expected` and `fix` are kept as attributes for programs that read them."""
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, fix: str | None = None) -> None:
         self.what, self.got, self.expected, self.fix = what, got, expected, fix
-        rows = (("got", got), ("expected", expected), ("fix", fix))
+        rows = (("got", None if got is None else _short(str(got))), ("expected", expected), ("fix", fix))
         lines = [f"  {label + ':':<10}{value}" for label, value in rows if value is not None]
         super().__init__("\n".join([what, *lines]))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.got, self.expected, self.fix)
+
+
+def _short(got: str) -> str:
+    """What was got may come from a file that anybody has written: lines are cut to a length that can be read."""
+    return "\n".join(
+        line if len(line) <= LONGEST else f"{line[:LONGEST]} … ({len(line)} characters)" for line in got.split("\n")
+    )
 
 
 def _rebuild(kind: type[TruequantError], what: str, got: object, expected: object, fix: str | None) -> TruequantError:
@@ -70,6 +81,10 @@ class VerificationError(TruequantError, RuntimeError):
     """Codes that differ. `verification`: the report, where `verify` raised it."""
 
     verification: object = None
+
+
+class AnomalyError(TruequantError, RuntimeError):
+    """NaN or infinity reached a quantizer in training."""
 
 
 class FileError(TruequantError, ValueError):

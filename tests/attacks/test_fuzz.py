@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import truequant as tq
 from tests.attacks.readers import Reader
 from tests.attacks.readers import readers as all_readers
 from truequant.errors import TruequantError
@@ -85,3 +88,12 @@ def test_configs_that_once_escaped(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(TruequantError, match=r"q\.toml|no integer type|no preset"):
         QConfig.from_file(path)
+
+
+def test_a_number_of_many_digits_makes_no_long_message(tmp_path: Path) -> None:
+    """Found by coverage: a plan whose integer type reaches from 111… on, in a message of 4082 characters."""
+    plan = tq.plan(nn.Linear(4, 3), torch.zeros(2, 4))
+    text = plan.to_json().replace('"qmin":0', f'"qmin":{"1" * 4000}')
+    with pytest.raises(TruequantError, match=r"no integer type of truequant\n  got: .* … \(4\d+ characters\)\n") as caught:
+        tq.Plan.from_json(text)
+    assert len(str(caught.value)) < 1500

@@ -67,6 +67,25 @@ def idle(rank: int, world: int, folder: Path) -> Found:
     return found
 
 
+def limits(rank: int, world: int, folder: Path) -> Found:
+    """Learned scales under an absurd learning rate: how far they have moved at most when evaluation begins, and in training."""
+    found = {}
+    for name in ("root", "layers"):
+        qat = tq.prepare(Net(), torch.zeros(2, 3, 8, 8), CONFIGS["learned"])
+        model = shared("fsdp", qat, world, name)
+        optimizer = torch.optim.SGD(model.parameters(), 100.0)
+        reach = []
+        for step in range(3):
+            optimizer.zero_grad()
+            model.train()(data(rank, step)).square().mean().backward()
+            optimizer.step()
+            reach.append(max(float(whole(p).detach().abs().max()) for n, p in qat.named_parameters() if n.endswith(".shift")))
+            model.eval()
+            reach.append(max(float(whole(p).detach().abs().max()) for n, p in qat.named_parameters() if n.endswith(".shift")))
+        found[name] = reach
+    return found
+
+
 def _normalized_over_ranks(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     """What SyncBatchNorm computes, where torch itself has it: on GPUs only."""
     if not self.training:
@@ -99,7 +118,7 @@ def sync_batchnorm(rank: int, world: int, folder: Path) -> Found:
     return {"state": state(qat), "scales": scales(qat)}
 
 
-SCENARIOS = {"accumulated": accumulated, "units": units, "idle": idle, "sync_batchnorm": sync_batchnorm}
+SCENARIOS = {"accumulated": accumulated, "units": units, "idle": idle, "limits": limits, "sync_batchnorm": sync_batchnorm}
 
 
 def everything(rank: int, world: int, folder: Path) -> Found:

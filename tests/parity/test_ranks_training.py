@@ -53,6 +53,15 @@ def test_learned_scales_that_are_off_for_a_while(ranks: tuple[Rank, Rank]) -> No
 
 
 @pytest.mark.slow
+def test_learned_scales_that_are_sharded_stay_within_their_limits(ranks: tuple[Rank, Rank]) -> None:
+    first, second = (rank["limits"] for rank in ranks)
+    assert first == second
+    for reach in first.values():
+        assert reach[0] > 7.0  # before and behind `eval()`
+        assert max(reach[1::2]) <= 7.0
+
+
+@pytest.mark.slow
 def test_batchnorm_over_all_ranks(ranks: tuple[Rank, Rank]) -> None:
     """Its running statistics are equal then, so that the whole evaluated model is."""
     first, second = (rank["sync_batchnorm"] for rank in ranks)

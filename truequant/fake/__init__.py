@@ -1,5 +1,6 @@
 """The trained voice of the arithmetic: fake quantization in training, integer codes in evaluation."""
 
+from truequant.fake.anomaly import detect_anomaly
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
@@ -35,6 +36,7 @@ __all__ = [
     "as_layer",
     "base_class",
     "codes",
+    "detect_anomaly",
     "evaluated",
     "fake_quantize_tokens",
     "forget",

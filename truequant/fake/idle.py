@@ -25,4 +25,4 @@ class _Beside(torch.autograd.Function):
 def beside(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """`x`. Where several processes train together, `parameters` get gradients of zero: DDP waits for one of each."""
     together = parameters and torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized()
-    return _Beside.apply(x, *parameters) if together else x  # type: ignore[no-any-return, no-untyped-call]
+    return _Beside.apply(x, *parameters) if together else x  # type: ignore[no-untyped-call]

@@ -11,8 +11,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
+from truequant.fake.clock import in_backward
 from truequant.fake.grid import Grid
+from truequant.observers import is_sharded, of_this_rank
 from truequant.schemes import TQT
 
 REACH = 8.0
@@ -29,11 +32,17 @@ class Limits:
     def __init__(self, grids: Sequence[Grid]) -> None:
         self.grids = tuple(grids)
         self._versions = -1
+        self._spread: dict[Grid, torch.Tensor] = {}
+        """Shifts that FSDP2 shards: while a unit of it runs, its modules hold gathered copies instead."""
+        self._early = False
 
-    def step(self, begins: bool) -> None:
+    def step(self, root: nn.Module, begins: bool) -> None:
         """A forward in training: `begins` a step, or belongs to one. What an optimizer changed meanwhile is put back too."""
         if not self.grids:
             return
+        if not self._early and not torch.compiler.is_compiling() and type(root).__name__.startswith("FSDP"):
+            self._early = True
+            root.register_forward_pre_hook(self._before, prepend=True)
         if torch.compiler.is_compiling() or begins or self._count() != self._versions:
             self.hold()
 
@@ -41,14 +50,28 @@ class Limits:
     def hold(self) -> None:
         """Put all shifts back into their limits. NaN stays, so that a broken loss shows."""
         for binary, (low, high) in ((False, _LINEAR), (True, _BINARY)):
-            shifts: list[torch.Tensor] = [
-                g.shift for g in self.grids if g.shift is not None and isinstance(g.scheme.scale, TQT) == binary
-            ]
+            shifts: list[torch.Tensor] = []
+            for grid in self.grids:
+                if grid.shift is not None and isinstance(grid.scheme.scale, TQT) == binary:
+                    shifts += self._held(grid, grid.shift)
             if shifts:
                 torch._foreach_clamp_min_(shifts, low)
                 torch._foreach_clamp_max_(shifts, high)
         if not torch.compiler.is_compiling():
             self._versions = self._count()
+
+    def _before(self, root: nn.Module, _: object) -> None:
+        """Ahead of the hook in which FSDP2 gathers what the model itself, as a unit, holds of the shifts."""
+        if root.training and not in_backward():
+            self.hold()
+
+    def _held(self, grid: Grid, shift: torch.Tensor) -> list[torch.Tensor]:
+        """Where a shift is held on this rank."""
+        if is_sharded(shift):
+            self._spread[grid] = shift
+        elif (spread := self._spread.get(grid)) is not None:
+            return [shift, of_this_rank(spread)]
+        return [of_this_rank(shift)]
 
     def _count(self) -> int:
         """How often the shifts were written."""

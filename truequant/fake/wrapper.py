@@ -176,7 +176,7 @@ class QATModuleWrapper(nn.Module):
             step = clock.step
             clock.begin()
             if binding.limits is not None and not in_backward():
-                binding.limits.step(clock.step != step)
+                binding.limits.step(self, clock.step != step)
         with Frame(()) as frame:
             args, kwargs = self._quantized_inputs(args, kwargs)
             outputs = self._forward(binding, frame, args, kwargs)

@@ -27,6 +27,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def of_this_rank(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, to be written to without gradients: all of it where it is not spread."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def widest(minima: Sequence[Tensor], maxima: Sequence[Tensor]) -> None:
     """Replace each minimum and maximum by the least and greatest of all ranks, in one collective call."""
