@@ -43,7 +43,7 @@ DataName = Annotated[
 ]
 Shapes = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="SHAPE", help="Example input: 8x3x224x224, ids=8x128:int64<30000; once for each."),
+    typer.Option("--input", metavar="SHAPE", help="Example input: 8x3x224x224, 'ids=8x128:int64<30000'; once for each."),
 ]
 Batches = Annotated[int, typer.Option(min=1, help="How many batches to use at most.")]
 Weights = Annotated[

@@ -91,6 +91,8 @@ class Training:
     def _calibrated(self) -> Position:
         self.saving.begin()
         tq.calibrate(self.model, first(self.data.train, self.recipe.data.calibration_batches))
+        with random_state_kept():  # what cannot be converted says so now, and not behind hours of training
+            tq.convert(copy.deepcopy(self.model).cpu().eval())
         return Position()
 
     def _resumed(self) -> Position:

@@ -1,7 +1,8 @@
 """Modules whose own forward hides what they compute, written out in ops that can be seen.
 
 `nn.MultiheadAttention` hands all its weights to one function, and in evaluation it and the Transformer layers may take a fused
-path that calls no submodule. The forms here compute the same function.
+path that calls no submodule; `nn.EmbeddingBag` makes offsets of bags that have one size. The forms here
+compute the same function.
 """
 
 from __future__ import annotations
@@ -93,7 +94,23 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
 
 
-DECOMPOSED: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multi_head_attention}
+def embedding_bag(
+    self: nn.EmbeddingBag, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+) -> Tensor:
+    """`nn.EmbeddingBag.forward` of bags of one size: rows of the table, then their mean, sum or largest.
+
+    Bags told by offsets, weights of samples and a padding row stay torch's own op, which no integer program has.
+    """
+    special = offsets is not None or per_sample_weights is not None or self.padding_idx is not None
+    if special or input.dim() != 2 or self.max_norm is not None or self.scale_grad_by_freq:
+        return nn.EmbeddingBag.forward(self, input, offsets, per_sample_weights)
+    rows = F.embedding(input, self.weight, sparse=self.sparse)
+    return rows.mean(-2) if self.mode == "mean" else rows.sum(-2) if self.mode == "sum" else rows.amax(-2)
+
+
+DECOMPOSED: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.MultiheadAttention: multi_head_attention, nn.EmbeddingBag: embedding_bag,
+}  # fmt: skip
 UNROLLED: dict[type[nn.Module], Callable[..., Any]] = {nn.LSTM: unrolled, nn.GRU: unrolled, nn.RNN: unrolled}
 FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 """Modules that skip their submodules in evaluation unless somebody watches their calls."""

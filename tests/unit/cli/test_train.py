@@ -44,6 +44,13 @@ def odd_loss(outputs, targets):
 
 def no_loss(outputs, targets):
     return outputs
+
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(9, 4, padding_idx=0), nn.Linear(4, 3)
+    def forward(self, x):
+        return self.out(self.bag((x[:, 0, 0] > 0).long()))
 """
 RECIPE = """
 model = { factory = "people_train.py:make", inputs = ["8x1x8x8"] }
@@ -148,6 +155,13 @@ def test_the_newest_and_the_best_checkpoints_stay_and_a_damaged_one_is_passed_ov
     assert set(json.loads(done.stdout)["files"]) == {"r.html", *(f"r/{name}" for name in pictures)}
 
 
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_be_converted_says_so_before_training() -> None:
+    refused = invoke("train", write("bags.toml", "bags", ("people_train.py:make", "people_train.py:Bags")))
+    assert (refused.exit_code, "has no place in an integer program" in refused.stderr) == (2, True), refused.output
+    assert not list(Path("bags/checkpoints").glob("*.ckpt"))
+
+
 def test_losses_of_the_users_own(folder: Path) -> None:
     own = write("own.toml", "own", ("epochs = 3", 'loss = "people_train.py:odd_loss", optimizer = "adamw", steps = 1'))
     result = invoke("train", own, "--json")
@@ -204,6 +218,8 @@ def test_init_writes_a_recipe_that_trains(folder: Path) -> None:
     assert max(map(len, text.splitlines())) <= 110
     assert invoke("train", "mine.toml", "--steps", "1").exit_code == 0
     assert tq.load("run/model.tq").ops()["Conv"] == 1
+    assert invoke("init", "people_train.py:make", "--data", "people_train.py:data", "--out", "batch.toml").exit_code == 0
+    assert '# inputs = ["8x3x32x32"]' in (folder / "batch.toml").read_text()  # they are the first batch's
     twice = invoke("init", "people_train.py:make", *options)
     assert (twice.exit_code, "--force writes over it" in twice.stderr) == (2, True)
     assert invoke("init", "people_train.py:make", *options, "--force").exit_code == 0

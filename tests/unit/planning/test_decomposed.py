@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import truequant as tq
+from truequant.errors import ConversionError
 from truequant.planning import decomposed
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -104,3 +105,29 @@ def test_off_is_the_original() -> None:
     qat = tq.prepare(model, (x, mask)).eval()
     with tq.quantizers_off(qat), torch.no_grad():
         assert torch.equal(qat(x, mask), model(x, mask))
+
+
+@pytest.mark.parametrize(
+    ("mode", "ops"), [("mean", {"Lookup": 1, "GlobalAverage": 1}), ("sum", {"Island": 1}), ("max", {"Island": 1})]
+)
+def test_bags_of_one_size_are_rows_and_their_mean_sum_or_largest(mode: str, ops: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(50, 16, mode=mode), nn.Linear(16, 3))
+    x = torch.randint(0, 50, (9, 12))
+    qat = tq.prepare(model, x)
+    tq.calibrate(qat, [x])
+    with tq.quantizers_off(qat):
+        assert torch.allclose(qat(x), model(x), atol=1e-6)
+    qat.train()(x).sum().backward()
+    assert qat[0].weight.grad is not None
+    int8 = tq.convert(qat.eval())
+    assert {kind: int8.ops().get(kind) for kind in ops} == ops
+    assert tq.verify(qat, int8, [x, torch.randint(0, 50, (3, 12))]).codes_different == 0
+
+
+def test_bags_told_by_offsets_still_train() -> None:
+    x = (torch.randint(0, 50, (20,)), torch.tensor([0, 5, 9]))
+    qat = tq.prepare(nn.EmbeddingBag(50, 16), x)
+    assert qat(*x).shape == (3, 16)
+    with pytest.raises(ConversionError, match="embedding_bag"):
+        tq.convert(tq.calibrate(qat, [x]).eval())

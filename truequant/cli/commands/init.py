@@ -83,8 +83,9 @@ def init(
 ) -> None:
     """Write a commented TOML file for truequant train, with the layers of your model in it."""
     with session(context, as_json) as run:
+        from truequant.cli.data import data_of, first_inputs
         from truequant.cli.deployed import writable
-        from truequant.cli.inputs import model_and_inputs
+        from truequant.cli.inputs import example_inputs, float_model
         from truequant.cli.recipe import read_recipe
         from truequant.files import atomic_write
         from truequant.planning import plan
@@ -92,7 +93,11 @@ def init(
         writable(out)
         if out.exists() and not force:
             raise ArgumentError(f"'{out}' is there already", fix="--force writes over it, --out FILE names another")
-        made, inputs = model_and_inputs(model, shapes)
+        made, inputs = float_model(model)
+        if shapes:
+            inputs = example_inputs(shapes)
+        elif inputs is None:
+            inputs = first_inputs(data_of(data, "--data, for example inputs without --input").train, "--data")
         text = recipe_text(model, data, preset, shapes, plan(made, inputs, preset), out.name)
         atomic_write(out, text.encode())
         read_recipe(out)
@@ -104,7 +109,11 @@ def recipe_text(model: str, data: str, preset: str, shapes: list[str] | None, de
     """The file's text. TOML's strings are JSON's."""
     layers = [site.name for site in decided.sites if site.weight is not None]
     listed = "\n".join(f"#   {layer}" for layer in layers)
-    inputs = f"inputs = {json.dumps(shapes)}   # example inputs\n" if shapes else '# inputs = ["8x3x32x32"]\n'
+    inputs = (
+        f"inputs = {json.dumps(shapes)}   # example inputs\n"
+        if shapes
+        else '# inputs = ["8x3x32x32"]        # else those of the first batch\n'
+    )
     last = json.dumps(layers[-1] if layers else "name")
     return _TEXT.format(
         name=name, factory=json.dumps(model), data=json.dumps(data), preset=json.dumps(preset), inputs=inputs,
