@@ -1,11 +1,10 @@
 #include "autograd.h"
 
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <ATen/ops/empty_like.h>
 
+#include "node.h"
 #include "tensors.h"
 
 namespace truequant {
@@ -14,31 +13,6 @@ namespace {
 using torch::autograd::edge_list;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
-
-// torch's nodes are held by an intrusive pointer, before torch 2.13 by a shared one.
-using Pointer = std::decay_t<decltype(std::declval<const at::TensorBase&>().grad_fn())>;
-
-template <class P>
-struct Maker;
-template <class N>
-struct Maker<std::shared_ptr<N>> {
-  template <class T, class... Args>
-  static std::shared_ptr<T> make(Args&&... args) {
-    return std::make_shared<T>(std::forward<Args>(args)...);
-  }
-};
-template <class N, class Null>
-struct Maker<c10::intrusive_ptr<N, Null>> {
-  template <class T, class... Args>
-  static c10::intrusive_ptr<T> make(Args&&... args) {
-    return c10::make_intrusive<T>(std::forward<Args>(args)...);
-  }
-};
-
-template <class T, class... Args>
-void set_node(const at::Tensor& y, Args&&... args) {
-  torch::autograd::set_history(y, Maker<Pointer>::make<T>(std::forward<Args>(args)...));
-}
 
 // Differentiable again: its own gradient is the same masking.
 struct FakeQuantizeBackward final : torch::autograd::Node {

@@ -9,7 +9,6 @@
 
 namespace truequant {
 
-constexpr int64_t kBlock = 2048;         // elements, a multiple of kAlign
 constexpr int64_t kBlocksPerThread = 8;  // at least
 
 inline Dtype dtype_of(at::ScalarType dtype) {

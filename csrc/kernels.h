@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels_learned.h"
 #include "kernels_norm.h"
 #include "values.h"
 
@@ -21,6 +22,7 @@ struct Kernels {
   // Widens `seen` by x.
   void (*range[kDtypes])(const void* x, int64_t n, Seen& seen);
   NormKernels norm;
+  LearnedKernels learned;
 };
 
 const Kernels* portable_kernels();

@@ -1,7 +1,6 @@
 // BatchNorm in training with a quantizer behind it. Sums run over sixteen lanes in double precision, element i of a run in lane
 // i % 16, so that every level adds in the same order.
 
-constexpr int kLanes = 16;
 constexpr int kParts = kLanes / Vector::width;
 
 inline uint32_t load_lane_bits(const uint8_t* mask, int64_t at) {

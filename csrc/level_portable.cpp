@@ -1,8 +1,10 @@
 // The kernels for the baseline of whatever CPU this is compiled for.
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -17,6 +19,7 @@ namespace {
 #include "vector_portable.h"
 
 #include "kernels.inl"
+#include "kernels_learned.inl"
 #include "kernels_norm.inl"
 
 }  // namespace

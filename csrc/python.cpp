@@ -2,11 +2,7 @@
 //
 // Functions return NotImplemented where a call is not for them: another device or dtype, a subclass, a transform that wants to
 // see torch's own ops. They change nothing then, and the caller takes the reference.
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <ATen/ops/empty.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <cmath>
 
@@ -14,18 +10,12 @@
 #include "dispatch.h"
 #include "folding.h"
 #include "norm.h"
+#include "python_calls.h"
 #include "tensors.h"
 #include "weights.h"
 
 namespace truequant {
 namespace {
-
-PyObject* not_implemented() { return Py_NewRef(Py_NotImplemented); }
-
-struct WithoutGil {
-  PyThreadState* state = PyEval_SaveThread();
-  ~WithoutGil() { PyEval_RestoreThread(state); }
-};
 
 // The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1).
 Scheme scheme_of(PyObject* tuple) {
@@ -76,13 +66,6 @@ bool read_state(State& state, PyObject* quantizer, PyObject* observer) {
   state.pending_maximum = number_of<float>(observer, n.pending_maximum, at::kFloat);
   state.updates = number_of<int64_t>(observer, n.updates, at::kLong);
   return state.minimum && state.maximum && state.pending_minimum && state.pending_maximum && state.updates;
-}
-
-float in_dtype(double v, at::ScalarType dtype) {
-  const float f = static_cast<float>(v);
-  if (dtype == at::kBFloat16) return static_cast<float>(c10::BFloat16(f));
-  if (dtype == at::kHalf) return static_cast<float>(c10::Half(f));
-  return f;
 }
 
 // What fake quantization takes from Python: the state, scheme, clip and grid of a call, and the commit that comes first.
@@ -331,13 +314,19 @@ PyObject* choose_level(PyObject*, PyObject* name) {
   return PyBool_FromLong(choose(text));
 }
 
+template <class F>
+PyCFunction fast(F* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 PyMethodDef methods[] = {
-    {"fake_quantize", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fake_quantize)), METH_FASTCALL, nullptr},
-    {"fake_quantize_weight", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fake_quantize_weight)), METH_FASTCALL,
-     nullptr},
-    {"fake_quantize_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fake_quantize_norm)), METH_FASTCALL,
-     nullptr},
-    {"rounded_bias", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rounded_bias)), METH_FASTCALL, nullptr},
+    {"fake_quantize", fast(fake_quantize), METH_FASTCALL, nullptr},
+    {"fake_quantize_weight", fast(fake_quantize_weight), METH_FASTCALL, nullptr},
+    {"fake_quantize_norm", fast(fake_quantize_norm), METH_FASTCALL, nullptr},
+    {"rounded_bias", fast(rounded_bias), METH_FASTCALL, nullptr},
+    {"fake_quantize_channels", fast(fake_quantize_channels), METH_FASTCALL, nullptr},
+    {"fake_quantize_learned", fast(fake_quantize_learned), METH_FASTCALL, nullptr},
+    {"fake_binarize", fast(fake_binarize), METH_FASTCALL, nullptr},
     {"levels", level_names, METH_NOARGS, nullptr},
     {"level", level_in_use, METH_NOARGS, nullptr},
     {"choose", choose_level, METH_O, nullptr},

@@ -6,6 +6,8 @@
 namespace truequant {
 
 constexpr int64_t kAlign = 64;
+constexpr int64_t kBlock = 2048;  // elements that one thread takes at once, a multiple of kAlign
+constexpr int64_t kLanes = 16;    // of sums
 
 enum Dtype { kFloat = 0, kBFloat16 = 1, kHalf = 2, kDtypes = 3 };
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as module_hooks
 
+from truequant import kernels
 from truequant.fake.transposed import layer_weight
 from truequant.planning import clamp_bounds
 
@@ -23,16 +24,14 @@ if TYPE_CHECKING:
 
 CARRIED = "truequant_carried"
 """Attribute of a tensor that went through the clip and the quantizer of a later site already: that site."""
-_NONE, _RELU, _HARDTANH, _CLAMP = 0, 1, 2, 3
-_CLIPS = {"relu": _RELU, "relu6": _HARDTANH, "hardtanh": _HARDTANH, "clamp": _CLAMP}
-Clip = tuple[int, float, float]
+_CLIPS = {"relu": kernels.RELU, "relu6": kernels.HARDTANH, "hardtanh": kernels.HARDTANH, "clamp": kernels.CLAMP}
 
 
-def _clip_of(site: RuntimeSite) -> Clip:
+def _clip_of(site: RuntimeSite) -> kernels.Clip:
     """How the kernels clip at a site."""
     plan = site.plan
     if plan.action != "clamp":
-        return _NONE, 0.0, 0.0
+        return kernels.NO_CLIP
     low = -math.inf if plan.minimum is None else plan.minimum
     return _CLIPS[plan.op], low, math.inf if plan.maximum is None else plan.maximum
 
@@ -56,6 +55,8 @@ def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
     if not plan.leaf and plan.op != "relu" and clamp_bounds(plan.op, tuple(args), kwargs) != (plan.minimum, plan.maximum):
         return None
     quantizer, clip = site.quantizer, _clip_of(site)
+    if quantizer.shift is not None:
+        return quantizer.learned_pass(x, clip)
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
         return kernel.fake_quantize(x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)

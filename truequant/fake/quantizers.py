@@ -11,13 +11,13 @@ from torch import Tensor
 
 from truequant import kernels, numerics
 from truequant.errors import CalibrationError
-from truequant.fake.algorithms import fake_of, lsq_plus
+from truequant.fake.algorithms import fake_of, lsq, lsq_plus
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.fake.idle import beside
 from truequant.observers import ActivationObserver
-from truequant.schemes import QuantScheme
+from truequant.schemes import LSQ, LSQPlus, Nearest, PerChannel, QuantScheme
 
 
 class FakeQuantize(Grid):
@@ -31,7 +31,7 @@ class FakeQuantize(Grid):
     Raises `CalibrationError` when it must quantize with a range that was never observed.
 
     >>> import torch
-    >>> from truequant.schemes import QuantScheme, uint8
+    >>> from truequant.schemes import LSQ, LSQPlus, Nearest, PerChannel, QuantScheme, uint8
     >>> quantizer = FakeQuantize(QuantScheme(uint8))
     >>> quantizer(torch.tensor([0.0, 0.3, 2.55])).tolist()
     [0.0, 0.29999998211860657, 2.549999952316284]
@@ -40,7 +40,9 @@ class FakeQuantize(Grid):
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
         self.observer = ActivationObserver(scheme, channels)
-        self.compiled_scheme = compiled_scheme(scheme) if self.observer.minmax_only and self.scale.dim() == 0 else None
+        known = compiled_scheme(scheme) if self.observer.minmax_only else None
+        self.compiled_scheme = known if self.scale.dim() == 0 else None
+        self.by_channel = known is not None and isinstance(scheme.granularity, PerChannel)
         self.observing = True
         self.clock = Clock()
         self.owns_clock = True
@@ -78,8 +80,10 @@ class FakeQuantize(Grid):
 
     def _compiled(self, x: Tensor, observes: bool, commits: bool) -> Tensor | None:
         """Commit, quantize and observe by a compiled kernel; None, and nothing done, where there is none for `x`."""
-        if self.compiled_scheme is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return None
+        if self.compiled_scheme is None:
+            return self._by_channel(x, commits) if observes and self.by_channel else None
         if observes and kernels.on_device(x, self.scale) is not None:
             return self._on_device(x, commits)
         if (kernel := kernels.compiled()) is None:
@@ -88,11 +92,26 @@ class FakeQuantize(Grid):
         y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0, False)
         return None if y is NotImplemented else y
 
+    def _by_channel(self, x: Tensor, commits: bool) -> Tensor | None:
+        """Commit, quantize and observe with a scale a channel."""
+        if not x.is_cpu or kernels.compiled() is None:
+            return None
+        if commits:
+            self.commit()
+        scheme, observer = self.scheme, self.observer
+        return kernels.fake_quantize_channels(
+            x, *self.grid(x), scheme.qmin, scheme.qmax, observer.pending_minimum, observer.pending_maximum,
+            identity=scheme.gradient == "identity",
+        )  # fmt: skip
+
     def can_pass(self) -> bool:
-        """Whether a kernel may compute what is quantized as well: nobody wants to see it."""
+        """Whether a kernel may compute what is quantized as well: there is one, and nobody wants to see it."""
+        return self.compiled_scheme is not None and self._unseen()
+
+    def _unseen(self) -> bool:
         clock = self.clock
         return (
-            self.training and self.quantizing and self.compiled_scheme is not None and clock.enabled
+            self.training and self.quantizing and clock.enabled
             and not (clock.calibrating or self.owns_clock or local.marking or local.recorder is not None)
             and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
             and not torch.compiler.is_compiling() and kernels.compiled() is not None
@@ -153,7 +172,15 @@ class FakeQuantize(Grid):
         y = fake(x.float(), scale, zero_point, scheme)
         return torch.where(torch.isnan(x), numerics.dequantize(self.codes(x), scale, zero_point), y)
 
-    def _learned(self, x: Tensor) -> Tensor:
+    def learned_pass(self, x: Tensor, clip: kernels.Clip) -> Tensor | None:
+        """What a clip and `forward` do in training with a learned scale, in one pass; None where they must run apart."""
+        rule = self.scheme.scale
+        fits = isinstance(rule, (LSQ, LSQPlus)) and isinstance(self.scheme.rounding, Nearest) and self.scheme.dtype.bits > 1
+        if not fits or not self._calibrated or not self._unseen() or not torch.is_grad_enabled() or self.scale.dim() > 0:
+            return None
+        return self._learned(x, clip)
+
+    def _learned(self, x: Tensor, clip: kernels.Clip = kernels.NO_CLIP) -> Tensor:
         """Fake-quantize with gradients to the scale, and to the offset where there is one."""
         features = x.numel() // max(1, x.shape[0] if x.dim() else 1)
         elements = features // max(1, self.scale.numel())
@@ -162,7 +189,9 @@ class FakeQuantize(Grid):
             offset = self._like_scale(self.offset)
             beta = lsq_plus.trainable_offset(self.scheme, self.scale, self.initial_zero_point, offset, elements)
             beta = numerics.expand(beta, self.scheme.granularity, tuple(x.shape))
-            return lsq_plus.fake_with_offset(x, scale, beta, self.scheme)
+            return lsq_plus.fake_with_offset(x, scale, beta, self.scheme, clip)
+        if clip != kernels.NO_CLIP:
+            return lsq.fake(x, scale, zero_point, self.scheme, clip)
         return fake_of(self.scheme, self.training)(x, scale, zero_point, self.scheme)
 
     def codes(self, x: Tensor) -> Tensor:

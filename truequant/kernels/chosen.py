@@ -6,9 +6,26 @@ import functools
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from truequant.kernels import reference
+from truequant.kernels.levels import compiled
+
+Clip = tuple[int, float, float]
+"""What happens to a value before it is quantized: a kind, and the bounds of the last two."""
+NONE, RELU, HARDTANH, CLAMP = 0, 1, 2, 3
+NO_CLIP: Clip = (NONE, 0.0, 0.0)
+
+
+def clipped(x: Tensor, clip: Clip) -> Tensor:
+    """The clip by ops of torch's."""
+    kind, low, high = clip
+    if kind == NONE:
+        return x
+    if kind == RELU:
+        return F.relu(x)
+    return F.hardtanh(x, low, high) if kind == HARDTANH else torch.clamp(x, low, high)
 
 
 @functools.cache
@@ -29,18 +46,65 @@ def on_device(x: Tensor, scale: Tensor) -> ModuleType | None:
     return found if found is not None and found.takes(x, scale) else None
 
 
+def _native(x: Tensor) -> ModuleType | None:
+    """The compiled kernels where they may know `x`."""
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return None
+    return compiled()
+
+
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, identity: bool = False) -> Tensor:
     """Fake quantization with the straight-through gradient. NaN passes through."""
+    if (native := _native(x)) is not None and not scale.requires_grad:
+        y = native.fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity, None, None)
+        if y is not NotImplemented:
+            return y  # type: ignore[no-any-return]
     kernels = on_device(x, scale) or reference
     result: Tensor = kernels.fake_quantize(x, scale, zero_point, qmin, qmax, identity=identity)
     return result
 
 
-def fake_quantize_learned(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, factor: float) -> Tensor:
-    """Fake quantization whose scale receives the LSQ gradient times `factor`."""
+def fake_quantize_learned(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, factor: float = 1.0, clip: Clip = NO_CLIP
+) -> Tensor:
+    """Fake quantization of `x`, or of what a clip makes of it, whose scale receives the LSQ gradient times `factor`."""
+    if (native := _native(x)) is not None:
+        y = native.fake_quantize_learned(x, scale, zero_point, None, qmin, qmax, factor, *clip)
+        if y is not NotImplemented:
+            return y  # type: ignore[no-any-return]
     kernels = on_device(x, scale) or reference
-    result: Tensor = kernels.fake_quantize_learned(x, scale, zero_point, qmin, qmax, factor=factor)
+    result: Tensor = kernels.fake_quantize_learned(clipped(x, clip), scale, zero_point, qmin, qmax, factor=factor)
     return result
+
+
+def fake_quantize_offset(x: Tensor, scale: Tensor, beta: Tensor, qmin: int, qmax: int, *, clip: Clip = NO_CLIP) -> Tensor:
+    """Fake quantization of `x`, or of what a clip makes of it, whose scale and offset are trained (LSQ+)."""
+    if (native := _native(x)) is not None:
+        y = native.fake_quantize_learned(x, scale, None, beta, qmin, qmax, 1.0, *clip)
+        if y is not NotImplemented:
+            return y  # type: ignore[no-any-return]
+    return reference.fake_quantize_offset(clipped(x, clip), scale, beta, qmin, qmax)
+
+
+def fake_binarize(x: Tensor, scale: Tensor, *, factor: float = 1.0, identity: bool = False) -> Tensor:
+    """Binary weights `{-s, +s}`."""
+    if (native := _native(x)) is not None:
+        y = native.fake_binarize(x, scale, factor, identity)
+        if y is not NotImplemented:
+            return y  # type: ignore[no-any-return]
+    return reference.fake_binarize(x, scale, factor=factor, identity=identity)
+
+
+def fake_quantize_channels(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, minimum: Tensor, maximum: Tensor, *, identity: bool
+) -> Tensor | None:
+    """`fake_quantize` of a scale for each index of an axis, which widens the ranges `minimum` and `maximum` of the channels
+    by what it sees; None, and nothing done, where no kernel knows `x`.
+    """
+    if (native := _native(x)) is None:
+        return None
+    y = native.fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity, minimum, maximum)
+    return None if y is NotImplemented else y
 
 
 def fake_quantize_observed(

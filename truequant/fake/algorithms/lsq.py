@@ -11,11 +11,11 @@ from truequant.fake.algorithms.algorithm import Algorithm, positive, with_gain
 from truequant.schemes import QuantScheme
 
 
-def fake(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantScheme) -> Tensor:
+def fake(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantScheme, clip: kernels.Clip = kernels.NO_CLIP) -> Tensor:
     """Equations 1 and 2, with the gradients of equations 3 (scale) and 5 (x: inside the range before rounding)."""
     if scheme.dtype.bits == 1 and scheme.dtype.signed:  # Qp = 1: codes -1 and +1
         return kernels.fake_binarize(x, scale, identity=scheme.gradient == "identity")
-    return kernels.fake_quantize_learned(x, scale, zero_point, scheme.qmin, scheme.qmax, factor=1.0)
+    return kernels.fake_quantize_learned(x, scale, zero_point, scheme.qmin, scheme.qmax, clip=clip)
 
 
 def gradient_scale(scheme: QuantScheme, elements: int) -> float:

@@ -6,13 +6,10 @@ So `z = clamp(rint(-beta / s), qmin, qmax)`; the gradients are the paper's. Wher
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from truequant import numerics
+from truequant import kernels, numerics
 from truequant.fake.algorithms import lsq
 from truequant.fake.algorithms.algorithm import Algorithm, with_gain
 from truequant.observers import grouped
@@ -35,41 +32,11 @@ def trainable_offset(scheme: QuantScheme, initial: Tensor, zero_point: Tensor, o
     return with_gain(offset_in_force(initial, zero_point, offset), gain)
 
 
-class _Offset(torch.autograd.Function):
-    """Equations 3 and 4, gradients 5 and 6.
-
-    ds = sum g * {rint(u) - u inside; qmin below; qmax above}, dbeta = sum g * {0 inside; 1 outside}, dx = g inside, else 0;
-    u = x / s + z, inside: qmin < u < qmax.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, beta: Tensor, qmin: int, qmax: int) -> Tensor:
-        zero_point = torch.clamp(torch.round(-beta / scale), qmin, qmax)
-        ctx.save_for_backward(x, scale, beta, zero_point)
-        ctx.range = (qmin, qmax)
-        codes = torch.clamp(torch.round(x.float() / scale) + zero_point, qmin, qmax)
-        return ((codes - zero_point) * scale).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, beta, zero_point = ctx.saved_tensors
-        qmin, qmax = ctx.range
-        position = x.float() / scale + zero_point
-        inside = (position > qmin) & (position < qmax)
-        codes = torch.clamp(torch.round(x.float() / scale) + zero_point, qmin, qmax)
-        g = grad.float()
-        d_scale = (g * torch.where(inside, codes - position, codes)).sum_to_size(scale.shape)
-        d_beta = torch.where(inside, 0.0, g).sum_to_size(beta.shape)
-        # 0 has a code at any time: an offset at the end of its range moves back, never on.
-        outward = ((-beta / scale > qmax) & (d_beta > 0)) | ((-beta / scale < qmin) & (d_beta < 0))
-        return torch.where(inside, grad, 0.0), d_scale, torch.where(outward, 0.0, d_beta), None, None
-
-
-def fake_with_offset(x: Tensor, scale: Tensor, beta: Tensor, scheme: QuantScheme) -> Tensor:
+def fake_with_offset(
+    x: Tensor, scale: Tensor, beta: Tensor, scheme: QuantScheme, clip: kernels.Clip = kernels.NO_CLIP
+) -> Tensor:
     """Fake quantization whose scale and offset are trained."""
-    result: Tensor = _Offset.apply(x, scale, beta, scheme.qmin, scheme.qmax)  # type: ignore[no-untyped-call]
-    return result
+    return kernels.fake_quantize_offset(x, scale, beta, scheme.qmin, scheme.qmax, clip=clip)
 
 
 def weight_scale(weight: Tensor, scheme: QuantScheme) -> Tensor | None:

@@ -1,0 +1,30 @@
+// What the functions of `truequant.kernels._native` share.
+#pragma once
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+namespace truequant {
+
+inline PyObject* not_implemented() { return Py_NewRef(Py_NotImplemented); }
+
+struct WithoutGil {
+  PyThreadState* state = PyEval_SaveThread();
+  ~WithoutGil() { PyEval_RestoreThread(state); }
+};
+
+// A bound of a clip as an op of this dtype compares with it.
+inline float in_dtype(double v, at::ScalarType dtype) {
+  const float f = static_cast<float>(v);
+  if (dtype == at::kBFloat16) return static_cast<float>(c10::BFloat16(f));
+  if (dtype == at::kHalf) return static_cast<float>(c10::Half(f));
+  return f;
+}
+
+PyObject* fake_quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* fake_quantize_learned(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* fake_binarize(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace truequant
