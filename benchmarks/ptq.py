@@ -37,6 +37,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {"separable": Separable, "lenet": MOD
 BLOCKS = {"separable": ("features",), "lenet": ("",), "mlp": ("",)}
 WIDTHS = {"w4a8": (tq.int4, tq.uint8), "w4a4": (tq.int4, tq.uint4), "w3a8": (tq.int3, tq.uint8)}
 Steps = Sequence[Any]
+KEEPING = tq.CrossLayerEqualization(absorb_bias=False, keep_sizes=True)
+TRAINED = [f"{a}{b}{c}" for c in ("", ", rate 0.05") for a in ("CLE, ", "CLE that keeps sizes, ") for b in ("float", "QAT")]
 
 
 def per_tensor_methods() -> dict[str, Steps]:
@@ -97,7 +99,7 @@ class Bench:
     def __init__(self, data: Mnist, results: Results, seed: int) -> None:
         self.data, self.results, self.seed = data, results, seed
 
-    def model(self, net: str, continued: bool) -> nn.Module:
+    def model(self, net: str, continued: bool, spread: bool = True) -> nn.Module:
         """With the extra epochs or without; the separable net's channels are spread behind training, which sees none of it."""
         path = Path("out/ptq") / f"{net}-{self.seed}-{'continued' if continued else 'common'}.pt"
         torch.manual_seed(self.seed)
@@ -108,7 +110,7 @@ class Bench:
             model = self._trained(net, model, continued)
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), path)
-        if isinstance(model, Separable):
+        if spread and isinstance(model, Separable):
             model.spread()
         return model
 
@@ -129,10 +131,18 @@ class Bench:
         qat = tq.prepare(self.model(net, True), self.data.train_images[:8], config)
         return self.top1(tq.calibrate(qat, self.calibration(), list(steps)))
 
-    def qat(self, net: str, config: tq.QConfig, steps: Steps) -> float:
+    def qat(self, net: str, config: tq.QConfig, steps: Steps, rate: float = 0.01) -> float:
         qat = tq.prepare(self.model(net, False), self.data.train_images[:8], config)
         tq.calibrate(qat, self.calibration(), list(steps))
-        return self.top1(train(qat, self.data, EXTRA, 0.01, self.seed + 1))
+        return self.top1(train(qat, self.data, EXTRA, rate, self.seed + 1))
+
+    def float_from_there(self, steps: Steps, rate: float, spread: bool = True) -> float:
+        """The float model trained on from where QAT starts: with its channels spread, equalized or not; or from before that."""
+        model = self.model("separable", False, spread)
+        if steps:
+            qat = tq.prepare(model, self.data.train_images[:8], tq.QConfig.preset("w8a8-per-tensor"))
+            model = tq.restore_float(tq.calibrate(qat, self.calibration(), list(steps)))
+        return self.top1(train(model, self.data, EXTRA, rate, self.seed + 1))
 
     def per_tensor(self) -> None:
         """The depthwise-separable net with channels of very different ranges, one scale for each weight, 8 bits."""
@@ -141,6 +151,13 @@ class Bench:
         self.results.cell(f"{name}/float", lambda: self.top1(self.model("separable", True)))
         self.results.cell(f"{name}/CLE, QAT", lambda: self.qat("separable", config, [tq.CrossLayerEqualization()]))
         self.results.cell(f"{name}/QAT", lambda: self.qat("separable", config, []))
+        for cell, steps in {"CLE, ": [tq.CrossLayerEqualization()], "CLE that keeps sizes, ": [KEEPING]}.items():
+            for rate in (0.01, 0.05):
+                at = "" if rate == 0.01 else f", rate {rate}"
+                if (cell, rate) != ("CLE, ", 0.01):
+                    self.results.cell(f"{name}/{cell}QAT{at}", lambda s=steps, r=rate: self.qat("separable", config, s, r))  # type: ignore[misc]
+                self.results.cell(f"{name}/{cell}float{at}", lambda s=steps, r=rate: self.float_from_there(s, r))  # type: ignore[misc]
+        self.results.cell(f"{name}/float, rate 0.05", lambda: self.float_from_there([], 0.05, spread=False))
         for method, steps in per_tensor_methods().items():
             self.results.cell(f"{name}/{method}", lambda steps=steps: self.ptq("separable", config, steps))  # type: ignore[misc]
 
@@ -176,7 +193,7 @@ def shown(values: Sequence[float]) -> str:
 
 
 def tables(cells: dict[str, dict[str, Any]]) -> str:
-    names = ["float", *per_tensor_methods(), "QAT", "CLE, QAT"]
+    names = ["float", *per_tensor_methods(), "QAT", *TRAINED[:4], "float, rate 0.05", *TRAINED[4:]]
     first = ["| method | top-1 |", "|---|---|", *(f"| {n} | {shown(figures(cells, 'per-tensor', n))} |" for n in names)]
     heads = [f"{net} {width}" for net in NETS for width in WIDTHS]
     second = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]

@@ -32,9 +32,13 @@ class CrossLayerEqualization(Method):
 
     absorb_bias: move what is always above 0 in front of a ReLU, c_i = max(0, beta_i - 3 |gamma_i|), into the next bias
         (equations 12 to 15); no more than what was positive throughout the batches, so that their results stay.
+    keep_sizes: divide the gains of a pair by their geometric mean. What is left equals channel with channel as well, because a
+        scale takes up a common factor, and layers keep the size that the learning rate was chosen for. Before QAT use
+        `CrossLayerEqualization(absorb_bias=False, keep_sizes=True)`: what training will find by itself need not be absorbed.
     """
 
     absorb_bias: bool = True
+    keep_sizes: bool = False
     stage: ClassVar[Stage] = Stage.EQUALIZE
 
     def apply(self, work: Work) -> None:
@@ -44,6 +48,8 @@ class CrossLayerEqualization(Method):
             "CrossLayerEqualization", [(n, "an upper clamp follows it; tq.replace_relu6(model) comes first") for n in clamped]
         )
         gains = equalizing_gains(chain)
+        if self.keep_sizes:
+            gains = [gain / gain.log().mean().exp() for gain in gains]
         for pair, gain in zip(chain, gains, strict=True):
             divide_outputs(pair.first, gain)
             multiply_inputs(pair.second, gain)

@@ -209,3 +209,30 @@ def test_nothing_is_absorbed_in_front_of_padding() -> None:
     tq.calibrate(first, [x], tq.CrossLayerEqualization())
     tq.calibrate(second, [x], tq.CrossLayerEqualization(absorb_bias=False))
     assert torch.equal(first[0].bias, second[0].bias)
+
+
+def mean_log(size: Tensor) -> float:
+    """Of the ranges of output channels."""
+    return float(size.flatten(1).amax(1).log().mean())
+
+
+@pytest.mark.parametrize("kind", ["plain", "depthwise", "batch norm"])
+def test_layers_that_keep_their_size_lose_nothing(kind: str) -> None:
+    """Channels are as equal as without, gains have the geometric mean 1, and the codes of all weights are the same."""
+    torch.manual_seed(5)
+    model, x = trained(MODELS[kind][0]()), torch.randn(8, 3, 8, 8)
+    codes, sizes = [], []
+    for keep in (False, True):
+        qat = tq.prepare(model, x, PER_TENSOR)
+        tq.calibrate(qat, [x], tq.CrossLayerEqualization(absorb_bias=False, keep_sizes=keep))
+        ours = layers(outermost(qat), "a test")
+        codes.append([layer.codes() for layer in ours])
+        sizes.append([layer.folded().abs() for layer in ours])
+        assert torch.allclose(qat.eval()(x), model(x), atol=0.1 * float(model(x).detach().abs().max()))
+    same = [float((a == b).double().mean()) for a, b in zip(*codes, strict=True)]
+    assert min(same) > 0.995  # but for what rounding of the gains moves across a boundary
+    before = [layer.folded().abs() for layer in layers(outermost(tq.prepare(model, x, PER_TENSOR)), "a test")]
+    kept, plain = (
+        [abs(mean_log(after) - mean_log(old)) for old, after in zip(before, s, strict=True)] for s in (sizes[1], sizes[0])
+    )
+    assert kept[0] < 1e-5 < plain[0]  # the first layer is only divided: its mean logarithm stays
