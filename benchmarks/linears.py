@@ -4,7 +4,8 @@
 
 The rows of an image are its tokens. The float model trains for two epochs of 24,000 images; further training, float or QAT,
 lasts one epoch more with the same batches and learning rate, and only its last step counts. GPTQ sees 512 training images and
-no label. Every figure is the reference program's, onnxruntime's answers are counted beside it.
+no label. Rows that the results hold already are not computed again. Every figure is the reference program's, onnxruntime's
+answers are counted beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,22 +138,44 @@ def measured(model: nn.Module, data: Mnist, reference: Tensor) -> dict[str, floa
     }
 
 
-def run(seed: int, data: Mnist) -> dict[str, dict[str, float]]:
+def floats(seed: int, data: Mnist) -> tuple[nn.Module, nn.Module]:
+    """The model that QAT starts from, and the one that trained on instead; kept in `out/`."""
+    path = Path("out/linears") / f"{seed}.pt"
     torch.manual_seed(seed)
-    start = train(Transformer(), data, 2, 2e-3, seed)
-    further = train(copy.deepcopy(start), data, 1, 5e-4, seed + 1)
+    start = Transformer()
+    further = copy.deepcopy(start)
+    if path.exists():
+        for model, state in zip((start, further), torch.load(path, weights_only=True), strict=True):
+            model.load_state_dict(state)
+        return start.eval(), further.eval()
+    train(start, data, 2, 2e-3, seed)
+    further.load_state_dict(start.state_dict())
+    train(further, data, 1, 5e-4, seed + 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save((start.state_dict(), further.state_dict()), path)
+    return start, further
+
+
+def run(seed: int, data: Mnist, rows: dict[str, dict[str, float]], keep: Callable[[], None]) -> None:
+    """Fill in the rows that are not there, and `keep` them one by one."""
+    start, further = floats(seed, data)
     reference = logits(further, data)
-    rows = {"float": {"top1": 100 * float((reference.argmax(1) == data.test_labels).double().mean()), "error": 0.0}}
-    calibration = data.train_images[:IMAGES].split(128)
+    rows["float"] = {"top1": 100 * float((reference.argmax(1) == data.test_labels).double().mean()), "error": 0.0}
     for one in contenders():
+        if one.name in rows:
+            continue
         model = tq.prepare(start if one.trained else further, data.train_images[:8], one.config)
         if one.methods:
-            tq.calibrate(model, calibration, list(one.methods))
+            tq.calibrate(model, data.train_images[:IMAGES].split(128), list(one.methods))
         if one.trained:
             train(model, data, 1, 5e-4, seed + 1)
         rows[one.name] = measured(model.eval(), data, reference)
         print(seed, one.name, rows[one.name], flush=True)
-    return rows
+        keep()
+
+
+def write(known: dict[str, Any]) -> None:
+    atomic_write(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
 
 
 def table(seeds: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -160,8 +184,10 @@ def table(seeds: dict[str, dict[str, dict[str, float]]]) -> str:
         "| scheme, method | top-1 | error of the logits | onnxruntime: top-1, predictions changed | kilobytes |",
         "|---|---|---|---|---|",
     ]
-    for name in next(iter(seeds.values())):
+    for name in ["float", *(one.name for one in contenders())]:
         rows = [found[name] for found in seeds.values() if name in found]
+        if not rows:
+            continue
         top = [row["top1"] for row in rows]
         shown = f"{statistics.mean(top):.2f}" + (f" (worst {min(top):.2f})" if len(top) > 1 else " (1 seed)")
         if name == "float":
@@ -182,9 +208,9 @@ def main() -> None:
     torch.set_num_threads(1)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"seeds": {}}
     for seed in options.seeds:
-        known["seeds"][str(seed)] = run(seed, load_mnist())
         known |= {"versions": versions(), "cpu": str(cpu())}
-        atomic_write(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
+        rows = known["seeds"].setdefault(str(seed), {})
+        run(seed, load_mnist(), rows, partial(write, known))
     if options.markdown is not None:
         before, _, rest = options.markdown.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
