@@ -1,6 +1,6 @@
 """accelerate: a prepared model is prepared once more, for whatever devices there are.
 
-pip install 'truequant[huggingface]' && python examples/accelerate_loop.py      # or: accelerate launch …
+pip install 'truequant[huggingface]' && python examples/accelerate_loop.py      # half a minute; or: accelerate launch …
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Deployment: the exported file in onnxruntime alone, with NumPy arrays; no torch, no truequant.
 
-    python examples/mnist.py && python examples/deploy_onnxruntime.py model.onnx
+    python examples/mnist.py && python examples/deploy_onnxruntime.py model.onnx      # seconds, behind mnist.py
 
 `answers` is the whole of what a server needs. Run without a file, the example makes one first.
 """

@@ -1,6 +1,6 @@
 """transformers' Trainer: a BERT classifies real sentences (see transformer_text.py), trained quantization-aware.
 
-pip install 'truequant[huggingface]' && python examples/hf_trainer.py
+pip install 'truequant[huggingface]' && python examples/hf_trainer.py      # a minute or two
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Lightning: an unchanged float LightningModule, trained quantization-aware by one callback.
 
-pip install 'truequant[lightning]' && python examples/lightning_mnist.py
+pip install 'truequant[lightning]' && python examples/lightning_mnist.py      # about a minute
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A ResNet at 4 bits in a loop of your own: learned scales, a schedule, checkpoints. Kill it and run it again: it goes on.
 
-python examples/resnet_own_loop.py
+python examples/resnet_own_loop.py      # some minutes
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A small BERT-like classifier of real sentences: which library does this docstring describe, NumPy, SymPy or NetworkX?
 
-    python examples/transformer_text.py
+    python examples/transformer_text.py      # two minutes or three
 
 The sentences are the docstrings in the installed sources of three packages that come with torch.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +54,16 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "env" / "bin"
 
 
+def small_mnist(folder: Path) -> None:
+    """Four idx files of the first images."""
+    folder.mkdir()
+    for part, count in (("train", 600), ("t10k", 100)):
+        for kind, rank, size in (("images-idx3", 3, 28 * 28), ("labels-idx1", 1, 1)):
+            content = gzip.decompress((ROOT / "data" / "mnist" / f"{part}-{kind}-ubyte.gz").read_bytes())
+            head = content[:4] + count.to_bytes(4, "big") + content[8 : 4 + 4 * rank]
+            (folder / f"{part}-{kind}-ubyte").write_bytes(head + content[4 + 4 * rank :][: count * size])
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
@@ -76,6 +88,13 @@ def test_the_installed_commands_work_anywhere(environment: Path, tmp_path: Path)
     assert without.returncode == 2
     assert "MNIST was not found: installed packages come without it" in without.stderr
     assert "--data DIR" in without.stderr
+
+    small_mnist(tmp_path / "small")
+    short = ["--model", "mlp", "--float-epochs", "1", "--qat-epochs", "1", "--json"]
+    done = run(environment / "truequant", "demo", "--data", "small", *short, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["codes_different"] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.tq", "model.onnx", "result.json", "curves.png"}
 
     code = "from pathlib import Path; from truequant.demo import load_mnist; print(load_mnist(Path(r'{}')).genuine)"
     found = run(environment / "python", "-c", code.format(ROOT / "data" / "mnist"), where=tmp_path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -16,6 +18,7 @@ from truequant.analysis.report import REQUIREMENTS
 from truequant.cli import options
 from truequant.cli.app import COMMANDS, app
 from truequant.cli.methods import methods
+from truequant.cli.session import DIFFERENT, INTERRUPTED, TERMINATED, UNEXPECTED, WRONG
 from truequant.runtimes import RUNTIMES
 
 NAMES = [command.__name__ for command in COMMANDS]
@@ -45,6 +48,13 @@ def test_help_lists_the_commands_in_order() -> None:
     output = CliRunner().invoke(app, ["--help"]).output
     places = [output.index(f"│ {name} ") for name in NAMES]
     assert places == sorted(places)
+
+
+def test_the_page_of_the_documentation_names_every_command_and_exit_code() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == NAMES
+    codes = {number for row in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for number in row.split(", ")}
+    assert codes == {"0"} | {str(code) for code in (DIFFERENT, WRONG, UNEXPECTED, INTERRUPTED, TERMINATED)}
 
 
 def test_shells_can_complete_commands_and_options() -> None:

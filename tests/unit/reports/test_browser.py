@@ -105,6 +105,12 @@ def test_choosing_a_tile_shows_its_quantizer(page: Page) -> None:
         tile.click()
         assert page.one("#site-title").text == name
         assert [t.text.splitlines()[0] for t in page.all('button.tile[aria-pressed="true"]')] == [name]
+    (tile,) = [t for t in page.all("button.tile") if t.text.splitlines()[0] == "out.weight"]
+    tile.click()
+    cells = dict(zip((c.text for c in page.all("#site th")), (c.text for c in page.all("#site td")), strict=True))
+    assert float(cells["oscillates"].removesuffix(" %")) >= 0
+    (tile,) = [t for t in page.all("button.tile") if t.text.splitlines()[0] == "out.output"]
+    tile.click()
     headings = [h.text for h in page.all("#site h3")]
     assert headings == ["Values against the grid (shaded: clipped)", "Scale over training"]
     tile = page.all("button.tile")[0]

@@ -144,8 +144,8 @@
     host.replaceChildren(at("site-title"));
     at("site-title").textContent = name;
     const span = (v) => (v.length === 1 ? short(v[0]) : short(Math.min(...v)) + " … " + short(Math.max(...v)));
-    host.append(table(site.kind + ", " + site.scheme, ["scale", "zero point", "codes", "range", "SQNR", "clipped", "weight error", "state", "updates"],
-      [[span(site.scale), span(site.zero_point), site.qmin + " … " + site.qmax, short(site.minimum) + " … " + short(site.maximum), decibels(site.sqnr), percent(site.clipped), percent(site.error), site.state, site.updates]], [0, 1, 8]));
+    host.append(table(site.kind + ", " + site.scheme, ["scale", "zero point", "codes", "range", "SQNR", "clipped", "weight error", "oscillates", "state", "updates"],
+      [[span(site.scale), span(site.zero_point), site.qmin + " … " + site.qmax, short(site.minimum) + " … " + short(site.maximum), decibels(site.sqnr), percent(site.clipped), percent(site.error), percent(data.history?.oscillating?.[name]), site.state, site.updates]], [0, 1, 9]));
     const plotsHost = el("div", { class: "plots" });
     host.append(plotsHost);
     if (site.histogram) histogram(plotsHost, site);
