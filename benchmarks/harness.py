@@ -116,8 +116,9 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def publish(
-    name: str, given: argparse.Namespace, rows: list[Row], key: Sequence[str], columns: Columns, title: str, **more: Any
-) -> None:
+    name: str, given: argparse.Namespace, rows: list[Row], key: Sequence[str], columns: Columns, title: str,
+    page: Path | None = None, **more: Any,
+) -> None:  # fmt: skip
     """Print the table; write JSON; with `--record`, merge by `key` into what is recorded and renew the page's section."""
     Console(width=140 if not sys.stdout.isatty() else None).print(_table(rows, columns, title))
     result = {
@@ -134,7 +135,7 @@ def publish(
         path = RESULTS / f"{name}.json"
         result["rows"] = _merged(path, result, key)
         _write(path, result)
-        _renew(name, result, columns)
+        section(name, _lines(result, columns), page or PAGE)
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
@@ -163,21 +164,25 @@ def _table(rows: Sequence[Row], columns: Columns, title: str) -> Table:
     return table
 
 
-def _renew(name: str, result: Mapping[str, Any], columns: Columns) -> None:
-    """Replace the section of the page between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+def _lines(result: Mapping[str, Any], columns: Columns) -> list[str]:
+    """The table in Markdown, and what its figures depend on."""
     lines = [f"*{result['title']}*", "", f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in result["rows"]]
     found = result["machine"]
     known = [
         f"{package} {number}" for package, number in result["versions"].items() if number and package in ("python", "torch")
     ]
-    lines += ["", f"{found['name']}, {found['threads']} threads, {', '.join(known)}; measured {result['measured'][:10]}."]
+    return [*lines, "", f"{found['name']}, {found['threads']} threads, {', '.join(known)}; measured {result['measured'][:10]}."]
+
+
+def section(name: str, lines: Sequence[str], page: Path) -> None:
+    """Replace the section of a page between `<!-- NAME -->` and `<!-- end of NAME -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = PAGE.read_text()
+    text = page.read_text()
     if begin not in text or end not in text:
-        raise SystemExit(f"{PAGE.name} has no section for {name}: it needs the lines {begin} and {end}")
+        raise SystemExit(f"{page.name} has no section for {name}: it needs the lines {begin} and {end}")
     head, tail = text.split(begin)[0], text.split(end)[1]
-    atomic_write(PAGE, (head + begin + "\n" + "\n".join(lines) + "\n" + end + tail).encode())
+    atomic_write(page, (head + begin + "\n" + "\n".join(lines) + "\n" + end + tail).encode())
 
 
 def milliseconds(seconds: float | None) -> str:

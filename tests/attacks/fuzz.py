@@ -27,7 +27,7 @@ from tests.attacks.readers import Reader, made, readers
 from truequant.errors import TruequantError
 
 SECONDS, MEMORY = 10, 2 * 2**30
-"""What one input may cost: seconds, and bytes of memory above what the process had."""
+"""What one input may cost: seconds of CPU time, and bytes of memory above what the process had."""
 
 
 class Hang(BaseException):
@@ -38,11 +38,11 @@ def outcome(reader: Reader, data: bytes, scratch: Path) -> str:
     """What reading does: "read", one of our exceptions, or an escape."""
     scratch.write_bytes(data)
     try:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             reader.read(scratch)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     except TruequantError as error:
         said = str(error)
         return type(error).__name__ if len(said) > 10 and len(said) < 4000 else f"escape: {len(said)} characters said"
@@ -59,7 +59,7 @@ def guard() -> None:
     def late(*_: object) -> None:
         raise Hang
 
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 

@@ -7,9 +7,12 @@ single rank may do alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from truequant.errors import StateError
 
 
 def several() -> bool:
@@ -32,6 +35,18 @@ def of_this_rank(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def _reduce(values: Tensor, operation: Any) -> None:
+    """`all_reduce`, in place. StateError where another rank has ended, or does not come in the group's time."""
+    try:
+        distributed.all_reduce(values, op=operation)
+    except RuntimeError as error:
+        raise StateError(
+            f"rank {distributed.get_rank()}: what {distributed.get_world_size()} ranks observed cannot be merged",
+            got=str(error).splitlines()[0][:300], expected="all ranks alive, in the same training forward",
+            fix="look at the rank that failed first; under torchrun --max-restarts training goes on from the last checkpoint",
+        ) from error  # fmt: skip
+
+
 @torch.no_grad()
 def widest(minima: Sequence[Tensor], maxima: Sequence[Tensor]) -> None:
     """Replace each minimum and maximum by the least and greatest of all ranks, in one collective call."""
@@ -39,7 +54,7 @@ def widest(minima: Sequence[Tensor], maxima: Sequence[Tensor]) -> None:
         return
     # One maximum for both: the least is the negated greatest of what is negated.
     flat = torch.cat([*(-m.reshape(-1) for m in minima), *(m.reshape(-1) for m in maxima)])
-    distributed.all_reduce(flat, op=distributed.ReduceOp.MAX)
+    _reduce(flat, distributed.ReduceOp.MAX)
     parts = flat.split([m.numel() for m in (*minima, *maxima)])
     for tensor, part in zip(minima, parts[: len(minima)], strict=True):
         tensor.copy_(-part.reshape(tensor.shape))
@@ -52,7 +67,7 @@ def greatest(values: Tensor) -> Tensor:
     """The elementwise greatest of all ranks."""
     if several():
         values = values.clone()
-        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+        _reduce(values, distributed.ReduceOp.MAX)
     return values
 
 
@@ -61,5 +76,5 @@ def total(values: Tensor) -> Tensor:
     """The elementwise sum over all ranks."""
     if several():
         values = values.clone()
-        distributed.all_reduce(values)
+        _reduce(values, distributed.ReduceOp.SUM)
     return values
