@@ -26,10 +26,10 @@ def pair_bound(weight: Tensor, qmax: int) -> int:
     """The largest sum of two products u8 x s8 that a kernel without VNNI may form in int16: `qmax` times the sum of the
     two largest weights of one sign in a channel. Above 32767 the layer can saturate.
     """
-    flat = weight.double().flatten(1)
+    flat = weight.flatten(1)  # no wider copy: a weight may be a large part of the memory
     if flat.numel() == 0:
         return 0
     count = min(2, flat.shape[1])
-    positive = flat.clamp(min=0).topk(count, dim=1).values.sum(1).max()
-    negative = (-flat).clamp(min=0).topk(count, dim=1).values.sum(1).max()
-    return int(qmax * torch.maximum(positive, negative))
+    positive = flat.topk(count, dim=1).values.double().clamp(min=0).sum(1).max()
+    negative = flat.topk(count, dim=1, largest=False).values.double().clamp(max=0).sum(1).min()
+    return int(qmax * torch.maximum(positive, -negative))

@@ -3,6 +3,7 @@
 from truequant.runtimes.census import census, require_integer_kernels
 from truequant.runtimes.compiled import CompiledModel, EdgeReader
 from truequant.runtimes.export import digest, export_onnx, onnx_bytes
+from truequant.runtimes.fusion_lint import Lint, Miss, lint
 from truequant.runtimes.machine import Machine, machine, read_cpuinfo
 from truequant.runtimes.metadata import with_program
 from truequant.runtimes.promises import adds_that_need_fma, promises, saturating_layers
@@ -11,7 +12,8 @@ from truequant.runtimes.shipped import ShippedFile
 from truequant.runtimes.torch_program import export_program
 
 __all__ = [
-    "RUNTIMES", "CompiledModel", "EdgeReader", "Machine", "Runtime", "ShippedFile", "adds_that_need_fma", "census",
-    "compile", "digest", "export_onnx", "export_program", "machine", "onnx_bytes", "promises", "read_cpuinfo",
-    "require_integer_kernels", "runtime_of", "saturating_layers", "with_program",
+    "RUNTIMES", "CompiledModel", "EdgeReader", "Lint", "Machine", "Miss", "Runtime", "ShippedFile",
+    "adds_that_need_fma", "census", "compile", "digest", "export_onnx", "export_program", "lint", "machine",
+    "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels", "runtime_of", "saturating_layers",
+    "with_program",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
 from truequant.runtimes import external
 from truequant.runtimes.census import require_integer_kernels
-from truequant.runtimes.metadata import with_program
+from truequant.runtimes.metadata import FORM, PROGRAM, with_program
 from truequant.runtimes.onnx_nodes import write
 from truequant.runtimes.openvino_session import compiled
 from truequant.runtimes.packages import onnx
@@ -156,9 +156,9 @@ def onnx_model(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool 
         model,
         {
             "truequant.format": "1",
-            "truequant.form": form,
+            FORM: form,
             "truequant.target": program.target,
-            "truequant.program": digest(program),
+            PROGRAM: digest(program),
         },
     )
     if not external.too_large(model):  # the checker reads a serialized model

@@ -9,8 +9,8 @@ from truequant.integer import IntegerProgram
 from truequant.integer.serialize import to_container
 from truequant.runtimes.packages import onnx
 
-PROGRAM, CONTAINER = "truequant.program", "truequant.program.container"
-"""Keys of the program's digest, and of the whole of it."""
+PROGRAM, CONTAINER, FORM = "truequant.program", "truequant.program.container", "truequant.form"
+"""Keys of the program's digest, of the whole of it, and of the form of the file."""
 
 
 def with_program(data: bytes, program: IntegerProgram) -> bytes:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -27,9 +27,10 @@ from truequant.runtimes.census import census
 from truequant.runtimes.compiled import same_kernels
 from truequant.runtimes.export import digest
 from truequant.runtimes.external import require_inside
-from truequant.runtimes.metadata import CONTAINER, PROGRAM
+from truequant.runtimes.metadata import CONTAINER, FORM, PROGRAM
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import Level, run, session
+from truequant.runtimes.writer import Form
 
 MAX_ONNX_BYTES = 2**31 - 1
 """What protobuf itself can hold."""
@@ -54,6 +55,16 @@ class ShippedFile:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return build(self.program.outputs, run(self._outputs, bind(self.program, args, kwargs)))
+
+
+def read_program(path: str | os.PathLike[str]) -> tuple[IntegerProgram, Form]:
+    """The program that an ONNX file claims to be, and the form in which it is written."""
+    model, _ = _read(Path(path))
+    named = next((str(entry.value) for entry in model.metadata_props if entry.key == FORM), "qdq")
+    forms: dict[str, Form] = {form: form for form in get_args(Form)}
+    if named not in forms:
+        raise FileError(f"'{path}': no form {named[:40]!r} of an ONNX file", expected=", ".join(forms))
+    return program_beside(model, Path(path)), forms[named]
 
 
 def program_beside(model: Any, path: Path) -> IntegerProgram:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from truequant import numerics
 from truequant.errors import ExportError
-from truequant.integer import is_wide
+from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import Conv, Linear
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.writer import Writer, numpy_of
@@ -28,12 +29,12 @@ class Weight:
     zero_point: str
 
 
-def saturates(writer: Writer, node: Conv | Linear) -> bool:
+def saturates(program: IntegerProgram, node: Conv | Linear) -> bool:
     """Whether a CPU without VNNI may saturate this layer in int16, so that its weights ship unsigned."""
-    target = TARGETS.get(writer.program.target)
-    if target is None or not target.saturating_pairs or is_wide(node, writer.program.edges):
+    target = TARGETS.get(program.target)
+    if target is None or not target.saturating_pairs or is_wide(node, program.edges):
         return False
-    edge = writer.edge(node.input)
+    edge = program.edges[node.input]
     # Kernels turn signed codes into unsigned ones by adding 128.
     return numerics.pair_bound(node.weight, 255 if edge.signed else edge.qmax) > numerics.INT16_MAX
 
@@ -41,7 +42,7 @@ def saturates(writer: Writer, node: Conv | Linear) -> bool:
 def weight_of(writer: Writer, node: Conv | Linear, *, transposed: bool = False, scalar_zero: bool = False) -> Weight:
     """The weight of a layer. transposed: `(in, out)`; scalar_zero: one zero point for all channels."""
     codes, zero = numpy_of(node.weight), np.array(0, np.int8)
-    if saturates(writer, node):
+    if saturates(writer.program, node):
         if writer.edge(node.input).signed:
             raise _saturation(writer, node)
         codes, zero = (codes.astype(np.int16) + 128).astype(np.uint8), np.array(128, np.uint8)
@@ -60,9 +61,14 @@ def scales(node: Conv | Linear) -> Any:
     return found if len(found) > 1 else np.repeat(found, len(node.weight))
 
 
+def packs(codes: Any) -> bool:
+    """Whether weights lie in the file two codes a byte."""
+    return math.prod(codes.shape) >= _PACKED_FROM and int(codes.min()) >= -8 and int(codes.max()) <= 7
+
+
 def packed(writer: Writer, name: str, codes: Any) -> str:
     """A constant, or two codes a byte and a Cast: constant folding undoes it when the file is loaded, so that kernels fuse."""
-    if codes.dtype != np.int8 or codes.size < _PACKED_FROM or codes.min() < -8 or codes.max() > 7:
+    if codes.dtype != np.int8 or not packs(codes):
         return writer.constant(name, codes)
     int4 = onnx().helper.tensor_dtype_to_np_dtype(onnx().TensorProto.INT4)
     packed = writer.constant(f"{name}.packed", codes.astype(int4))

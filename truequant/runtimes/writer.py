@@ -34,6 +34,19 @@ def opsets(nodes: Sequence[Any]) -> list[Any]:
     ]
 
 
+def dtype_of(edge: Edge) -> Any:
+    """numpy's dtype of the codes of an edge."""
+    if edge.wide:
+        return np.int16 if edge.signed else np.uint16
+    return np.int8 if edge.signed else np.uint8
+
+
+def limits_of(edge: Edge) -> tuple[int, int]:
+    """The codes that the dtype of an edge can hold: what kernels clamp to."""
+    whole = np.iinfo(dtype_of(edge))
+    return int(whole.min), int(whole.max)
+
+
 class Writer:
     """Nodes, constants and value infos. The tensor of an edge has the edge's name."""
 
@@ -101,14 +114,11 @@ class Writer:
 
     def dtype(self, edge: Edge) -> Any:
         """numpy's dtype of the codes of an edge."""
-        if edge.wide:
-            return np.int16 if edge.signed else np.uint16
-        return np.int8 if edge.signed else np.uint8
+        return dtype_of(edge)
 
     def limits(self, edge: Edge) -> tuple[int, int]:
         """The codes to which QuantizeLinear itself clamps."""
-        whole = np.iinfo(self.dtype(edge))
-        return int(whole.min), int(whole.max)
+        return limits_of(edge)
 
     def by_name(self, node: Node) -> bool:
         """Whether a node is written as an integer kernel by name. None has codes of more than 8 bits."""

@@ -68,6 +68,7 @@ def test_from_weights_to_a_verified_file(folder: Path) -> None:
     exported = invoke("export", "m.tq", "--out", "again.onnx", "--json")
     assert json.loads(exported.stdout)["kernels"]["QLinearConv"] == 1
     assert (folder / "again.onnx").read_bytes() == (folder / "m.onnx").read_bytes()
+    assert json.loads(exported.stdout)["lint"]["missed"] == tq.lint("m.tq").to_dict()["missed"]
     programmed = invoke("export", "m.tq", "--form", "torch.export", "--out", "m.pt2", "--json")
     assert json.loads(programmed.stdout)["ops"]["quantized_decomposed.dequantize_per_channel.default"] == 2
     x = torch.randn(3, 1, 8, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,9 @@ import truequant as tq
 from truequant.cli.options import FORMS, AsJson, Int8File, one_of
 from truequant.cli.session import session
 from truequant.cli.tables import table
+
+if TYPE_CHECKING:
+    from truequant.runtimes import Lint
 
 
 def export(
@@ -46,11 +49,31 @@ def export(
             run.show(_counted("What the program holds", "op", ops))
             run.result({"files": {str(out): size}, "ops": ops})
             return
-        size = tq.export_onnx(tq.load(model), out, form=form, program=self_contained)  # type: ignore[arg-type]
-        kernels = census(out.read_bytes())
+        int8 = tq.load(model)
+        size = tq.export_onnx(int8, out, form=form, program=self_contained)  # type: ignore[arg-type]
+        kernels = census(out.read_bytes(), folder=str(out.parent))
         show_files(run, {str(out): size})
         run.show(_counted("What onnxruntime runs", "kernel", kernels))
-        run.result({"files": {str(out): size}, "kernels": kernels})
+        found: dict[str, Any] = {"files": {str(out): size}, "kernels": kernels}
+        if form != "openvino":
+            missed = tq.lint(int8, form=form)  # type: ignore[arg-type]
+            run.show(*_missed(missed))
+            found["lint"] = missed.to_dict()
+        run.result(found)
+
+
+def _missed(found: Lint) -> list[Table | str]:
+    """What does not fuse, a row for each kind of reason."""
+    if not found.missed:
+        return ["every node is an integer kernel, and no fusion is missed"]
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for miss in found.missed:
+        rows.setdefault((miss.runs, miss.why, miss.fix), []).append(miss.node)
+    shown = table("What does not fuse", ("at", "runs instead", "because", "what helps"), ratios=(4, 4, 5, 5))
+    for (runs, why, fix), nodes in rows.items():
+        names = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+        shown.add_row(names, runs, why, fix)
+    return [shown]
 
 
 def _counted(title: str, what: str, counts: Mapping[str, int]) -> Table:
