@@ -116,11 +116,18 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def publish(
-    name: str, given: argparse.Namespace, rows: list[Row], key: Sequence[str], columns: Columns, title: str,
-    page: Path | None = None, **more: Any,
+    name: str, given: argparse.Namespace, rows: list[Row], key: Sequence[str],
+    columns: Columns | Callable[[list[Row]], Columns], title: str, page: Path | None = None, **more: Any,
 ) -> None:  # fmt: skip
-    """Print the table; write JSON; with `--record`, merge by `key` into what is recorded and renew the page's section."""
-    Console(width=140 if not sys.stdout.isatty() else None).print(_table(rows, columns, title))
+    """Print the table; write JSON; with `--record`, merge by `key` into what is recorded and renew the page's section.
+
+    columns: fixed, or those of given rows. A long benchmark can be recorded in pieces: rows of other keys stay.
+    """
+
+    def columns_of(some: list[Row]) -> Columns:
+        return columns(some) if callable(columns) else columns
+
+    Console(width=140 if not sys.stdout.isatty() else None).print(_table(rows, columns_of(rows), title))
     result = {
         "benchmark": name,
         "title": title,
@@ -135,7 +142,7 @@ def publish(
         path = RESULTS / f"{name}.json"
         result["rows"] = _merged(path, result, key)
         _write(path, result)
-        section(name, _lines(result, columns), page or PAGE)
+        section(name, _lines(result, columns_of(result["rows"])), page or PAGE)
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:

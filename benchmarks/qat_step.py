@@ -47,6 +47,7 @@ def measure(subject: Subject, batch: int, given: argparse.Namespace) -> tuple[Ro
     steps = timings[OURS].rounds + 3
     row: Row = {
         "model": subject.name, "batch": batch, "rounds": timings[FLOAT].rounds, "channels_last": given.channels_last,
+        "compiled": given.compiled,
         "seconds": {n: t.median for n, t in timings.items()},
         "quartiles": {n: (t.low, t.high) for n, t in timings.items()},
         "ratios": {n: t.median / timings[FLOAT].median for n, t in timings.items()},
@@ -138,7 +139,9 @@ def main() -> None:
             versions |= found
             print(f"{name}, batch {batch}: " + ", ".join(f"{n} {v:.3f}" for n, v in row["ratios"].items()), flush=True)
     title = "A training step, as a ratio to float eager"
-    harness.publish("qat_step", given, rows, ("model", "batch", "channels_last"), _columns(rows), title, versions=versions)
+    harness.publish(
+        "qat_step", given, rows, ("model", "batch", "channels_last", "compiled"), _columns, title, versions=versions
+    )
     wrong = [r["model"] for r in rows if r["codes_different"]]
     if wrong:
         raise SystemExit(f"the converted model differs from the evaluated one: {', '.join(wrong)}")
