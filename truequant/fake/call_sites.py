@@ -19,11 +19,12 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError
-from truequant.fake.clock import Clock, local
+from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.limits import Limits
 from truequant.fake.linears import run_linear
+from truequant.fake.recomputed import checkpoint_around, refuse_part
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
 from truequant.planning import Plan, counted_as, op_of, out_of_place, writes_in_place
@@ -68,6 +69,9 @@ class CallSites(TorchFunctionMode):
         self.sites: Sites = table.get(frame.key, {})
         self.seen: dict[str, int] = {}
         self.outer: CallSites | None = None
+        self.recomputes = training and not torch.compiler.is_compiling() and not in_backward()
+        if self.recomputes:
+            self.around, self.had_gradients = checkpoint_around(), torch.is_grad_enabled()
 
     def __enter__(self) -> CallSites:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -92,6 +96,8 @@ class CallSites(TorchFunctionMode):
         if site is None:
             self._expect(op.name, ordinal, args)
             return func(*args, **kwargs)
+        if self.recomputes:
+            refuse_part(self.binding.name, op.name, self.around, self.had_gradients)
         with Frame(self.frame.key):
             if site.plan.action in ("layer", "weight_only", "dynamic"):
                 return _functional_layer(site, func, args, kwargs)
