@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import truequant as tq
+from truequant import kernels
 from truequant.errors import SchemeError
 from truequant.fake import WeightQuantizer
 from truequant.fake.algorithms.freezing import Oscillation
@@ -169,3 +170,19 @@ def test_a_checkpoint_keeps_frequencies_averages_and_frozen_codes(tmp_path: Path
 def test_refusals(make: object) -> None:
     with pytest.raises(SchemeError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("level", kernels.levels())
+def test_compiled_kernels_do_not_skip_it(level: str) -> None:
+    """A weight that moves to and fro about the middle of two codes freezes, whichever kernels run."""
+    quantizer = WeightQuantizer(QuantScheme(int4, PerChannel(0), oscillation=Freezing(start=0.2, end=0.2, momentum=0.3)), 1)
+    quantizer.track((1, 2))
+    quantizer.initialize(torch.tensor([[7.0, 2.4]]))
+    with kernels.using(level):
+        for step in range(12):
+            quantizer.clock.step += 1
+            quantizer(nn.Parameter(torch.tensor([[7.0, 2.4 if step % 2 else 2.6]])))
+        assert quantizer.oscillation is not None
+        assert quantizer.oscillation.frozen.tolist() == [[False, True]]
+        found = {quantizer(nn.Parameter(torch.tensor([[7.0, w]])))[0, 1].item() for w in (2.4, 2.6)}
+    assert len(found) == 1
