@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
-
-os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-sys.dont_write_bytecode = True
 
 from tests.mutants.changes import ROOMS, ROOT, Mutant, drawn, mutated, statement
 from tests.mutants.reach import QAT, QUICK, TESTS, UNIT, Reach, in_child, preload, record, run

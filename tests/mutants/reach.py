@@ -104,7 +104,9 @@ class Chosen:
 
 
 def preload() -> None:
-    """What every run would load for itself, but not the library."""
+    """What every run would load for itself, but not the library; one thread, and no bytecode of a mutant left behind."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
     import hypothesis  # noqa: F401
     import numpy  # noqa: F401
     import onnx  # noqa: F401
