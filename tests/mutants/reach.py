@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,6 @@ def preload() -> None:
     """What every run would load for itself, but not the library; one thread, and no bytecode of a mutant left behind."""
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
-    import hypothesis  # noqa: F401
     import numpy  # noqa: F401
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
@@ -135,6 +135,8 @@ def in_child(copy: Path, work: Callable[[], str], timeout: float) -> str:
         os.dup2(log, 2)
         try:
             answer.write_text(work())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     end = time.monotonic() + timeout
@@ -144,7 +146,7 @@ def in_child(copy: Path, work: Callable[[], str], timeout: float) -> str:
             os.waitpid(child, 0)
             return "timeout"
         time.sleep(0.05)
-    return answer.read_text() if answer.exists() else "a crash"
+    return answer.read_text() if answer.exists() else "a crash\n" + (copy.parent / "log").read_text()[-2000:]
 
 
 def run(arguments: list[str], tests: list[str] | None) -> str:
