@@ -26,7 +26,7 @@ class MovementSteps:
     def __init__(self, low: Lowering, source: Codes | Floats, name: str) -> None:
         self._low, self._source, self._name = low, source, name
 
-    def _emit(self, kind: Any, x: str, *fields: Any) -> str:
+    def _emit(self, kind: Any, x: str | tuple[str, ...], *fields: Any) -> str:
         output = self._low.unique(f"{self._name}@{kind.__name__.lower()}")
         self._low.moved(output, self._source)
         self._low.emit(kind(x, output, *fields))
@@ -58,10 +58,7 @@ class MovementSteps:
 
     def concat(self, parts: Sequence[str], axis: int) -> str:
         """Parts made from the same tensor, joined."""
-        output = self._low.unique(f"{self._name}@concat")
-        self._low.moved(output, self._source)
-        self._low.emit(program_nodes.Concat(tuple(parts), output, axis))
-        return output
+        return self._emit(program_nodes.Concat, tuple(parts), axis)
 
 
 def table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
