@@ -20,7 +20,9 @@ import pytest
 from tests.mutants.changes import ROOMS
 
 QAT, UNIT = "tests/quantization/qat", "tests/unit"
-TESTS = (UNIT, QAT, "tests/properties", "tests/parity", "tests/attacks", "truequant")
+UNITS = ("numerics", "observers", "fake", "planning", "integer", "schemes", "calibration", "training", "analysis", "kernels")
+DOCTESTS = (*(f"truequant/{room}" for room in ROOMS), "truequant/schemes")
+TESTS = (*(f"{UNIT}/{room}" for room in UNITS), QAT, "tests/properties", "tests/parity", *DOCTESTS)
 LONG = ("tests/parity/test_coverage.py", "tests/parity/test_mnist_models.py", f"{QAT}/test_end_to_end_qat.py")
 COMPILED = f"{QAT}/test_training_integration.py::test_torch_compile_gives_the_eager_results"
 QUICK = ["-m", "not slow and not emulated", *(f"--ignore={path}" for path in LONG), f"--deselect={COMPILED}"]
