@@ -7,6 +7,8 @@ end, while in evaluation the op at its head already emits the codes of that grid
 
 from __future__ import annotations
 
+from math import inf
+
 from truequant.planning.graph import MOVES, Graph, Node
 from truequant.planning.ops import LINEAR_OPS
 
@@ -81,12 +83,9 @@ def _folds(layer: Node, norm: Node, graph: Graph) -> bool:
 def _intersect(a: tuple[float | None, float | None], b: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
     """The clamp that `b` after `a` is: each end of `a` clamped by `b`."""
 
-    def through(end: float | None, fallback: float | None) -> float | None:
-        if end is None:
-            return fallback
-        low, high = b
-        return min(
-            max(end, low if low is not None else end), high if high is not None else max(end, low if low is not None else end)
-        )
+    low, high = (-inf if b[0] is None else b[0]), (inf if b[1] is None else b[1])
+
+    def through(end: float | None, open_end: float | None) -> float | None:
+        return open_end if end is None else min(max(end, low), high)
 
     return through(a[0], b[0]), through(a[1], b[1])

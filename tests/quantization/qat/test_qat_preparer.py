@@ -136,6 +136,11 @@ def test_table_dict_and_json_say_the_same(net: Net) -> None:
     assert len(table.splitlines()) == 1 + len(rows)
     for name in rows:
         assert name in table
+    (line,) = (line for line in table.splitlines() if line.startswith("input_0"))
+    assert f" {found['input_0'].scale[0]:.4g} " in line  # one number of one scale, a span of several
+    (several,) = (q for q in found.quantizers if q.kind == "weight" and len(q.scale) == 4)
+    (line,) = (line for line in table.splitlines() if line.startswith(several.name))
+    assert f" {min(several.scale):.4g} … {max(several.scale):.4g} " in line
     assert not any(isinstance(v, float) and not math.isfinite(v) for q in rows.values() for v in q["scale"])
 
 
