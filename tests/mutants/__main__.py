@@ -20,35 +20,52 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.mutants.changes import ROOMS, ROOT, Mutant, drawn, mutated, statement
-from tests.mutants.reach import QAT, QUICK, TESTS, UNIT, Reach, in_child, preload, record, run
+from tests.mutants.reach import QAT, QUICK, UNIT, Reach, in_child, preload, record, run
 
 NEAREST = {
-    "numerics": [f"{UNIT}/numerics"],
-    "observers": [f"{UNIT}/observers", f"{QAT}/test_activation_observer.py", f"{QAT}/test_moving_average_statistics.py"],
-    "fake": [f"{UNIT}/fake", f"{QAT}/test_fake_quantize.py", f"{QAT}/test_qat_module_wrapper.py"],
-    "planning": [f"{UNIT}/planning", f"{QAT}/test_layerwise_config.py"],
-    "integer": [f"{UNIT}/integer", f"{QAT}/test_conversion.py"],
-    "transform": [f"{QAT}/test_model_preparation.py", f"{QAT}/test_qat_preparer.py", f"{QAT}/test_conversion.py"],
+    "numerics": (f"{UNIT}/numerics",),
+    "observers": (
+        f"{UNIT}/observers",
+        f"{QAT}/test_activation_observer.py",
+        f"{QAT}/test_moving_average_statistics.py",
+    ),
+    "fake": (
+        f"{UNIT}/fake",
+        f"{QAT}/test_fake_quantize.py",
+        f"{QAT}/test_qat_module_wrapper.py",
+    ),
+    "planning": (
+        f"{UNIT}/planning",
+        f"{QAT}/test_layerwise_config.py",
+    ),
+    "integer": (
+        f"{UNIT}/integer",
+        f"{QAT}/test_conversion.py",
+    ),
+    "transform": (
+        f"{QAT}/test_model_preparation.py",
+        f"{QAT}/test_qat_preparer.py",
+        f"{QAT}/test_conversion.py",
+    ),
 }
-"""Tests for a line that runs when its module is imported, which every test does: these first, then all others."""
+"""Which tests come first for a line that runs when its module is imported."""
 
 
-def judged(copy: Path, mutant: Mutant, reach: Reach, timeout: float) -> Mutant:
+def judged(copy: Path, mutant: Mutant, reach: Reach, longest: float, timeout: float) -> Mutant:
     """The mutant with what the tests say of it."""
     path = copy / mutant.file
     original = path.read_text()
     changed, before, after = mutated(original, mutant)
-    tests = reach.tests(mutant.file, statement(original, mutant.line))
-    if tests:
-        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-        runs = [([*files, *QUICK], tests)]
-    else:
-        runs = [([*NEAREST[mutant.room], *QUICK], None), ([*TESTS, *QUICK], None)]
+    tests = reach.tests(mutant.file, statement(original, mutant.line), longest)
+    if not tests:  # it runs when its module is imported, which every test does
+        every = [test for test, seconds in reach.seconds.items() if seconds <= longest]
+        near = [test for test in every if test.startswith(NEAREST[mutant.room])]
+        tests = [*near, *sorted(set(every) - set(near))]
     path.write_text(changed)
     try:
-        reds = (in_child(copy, lambda a=a, t=t: run(a, t), timeout) for a, t in runs)  # type: ignore[misc]
-        red = next((red for red in reds if red), None)
-        return replace(mutant, before=before, after=after, killed_by=red, tests=len(tests or reach.seconds))
+        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+        red = in_child(copy, lambda: run([*files, *QUICK], tests), timeout)
+        return replace(mutant, before=before, after=after, killed_by=red or None, tests=len(tests))
     finally:
         path.write_text(original)
 
@@ -59,8 +76,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--room", nargs="*", default=ROOMS, choices=ROOMS)
     parser.add_argument("--seconds", type=float, default=900, help="after which a run of tests counts as never ending")
+    parser.add_argument("--longest", type=float, default=2.0, help="seconds of the longest tests that are run")
     parser.add_argument("--reach", type=Path, help="read from this file which tests reach which lines; written where missing")
-    parser.add_argument("--json", type=Path, help="write the outcomes to this file")
+    parser.add_argument("--json", type=Path, help="write the outcomes to this file; what it holds is not run again")
     parser.add_argument("--again", type=Path, help="judge the survivors of such a file again, on the same sources")
     options = parser.parse_args()
     mutants = drawn(tuple(options.room), options.count, options.seed)
@@ -74,9 +92,14 @@ def main() -> None:
         if not table.exists() and (red := in_child(copy, lambda: record(copy, table), timeout=7200)):
             sys.exit(f"the tests are red without a mutant: {red}")
         reach = Reach.load(table)
+        known = {}
+        if options.json and options.json.exists():
+            known = {(m["file"], m["line"], m["index"]): Mutant(**m) for m in json.loads(options.json.read_text())}
         outcomes = []
         for number, mutant in enumerate(mutants, start=1):
-            outcome = judged(copy, mutant, reach, options.seconds)
+            outcome = known.get((mutant.file, mutant.line, mutant.index)) or judged(
+                copy, mutant, reach, options.longest, options.seconds
+            )
             outcomes.append(outcome)
             verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
             change = f"{outcome.before} -> {outcome.after}"

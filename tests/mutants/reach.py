@@ -37,13 +37,13 @@ class Reach:
     files: dict[str, dict[int, list[str]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def tests(self, file: str, lines: Iterable[int]) -> list[str]:
-        """Names of tests that run one of these lines: test files with the quickest tests first."""
+    def tests(self, file: str, lines: Iterable[int], longest: float) -> list[str]:
+        """Tests of at most `longest` seconds that run one of these lines: test files with the quickest tests first."""
         chosen = {test for line in lines for test in self.lines.get(file, {}).get(line, ())}
         whole = {name for line in lines for name in self.files.get(file, {}).get(line, ())}
         chosen |= {test for test in self.seconds if test.split("::")[0] in whole}
         groups: dict[str, list[str]] = {}
-        for test in chosen:
+        for test in sorted(test for test in chosen if self.seconds.get(test, 0.0) <= longest):
             groups.setdefault(test.split("::")[0], []).append(test)
 
         def mean(group: str) -> float:
