@@ -97,9 +97,8 @@ def main() -> None:
             known = {(m["file"], m["line"], m["index"]): Mutant(**m) for m in json.loads(options.json.read_text())}
         outcomes = []
         for number, mutant in enumerate(mutants, start=1):
-            outcome = known.get((mutant.file, mutant.line, mutant.index)) or judged(
-                copy, mutant, reach, options.longest, options.seconds
-            )
+            outcome = known.get((mutant.file, mutant.line, mutant.index))
+            outcome = outcome or judged(copy, mutant, reach, options.longest, options.seconds)
             outcomes.append(outcome)
             verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
             change = f"{outcome.before} -> {outcome.after}"
