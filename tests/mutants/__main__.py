@@ -56,7 +56,10 @@ def judged(copy: Path, mutant: Mutant, reach: Reach, longest: float, timeout: fl
     path = copy / mutant.file
     original = path.read_text()
     changed, before, after = mutated(original, mutant)
-    tests = reach.tests(mutant.file, statement(original, mutant.line), longest)
+    lines = statement(original, mutant.line)
+    tests = reach.tests(mutant.file, lines, longest)
+    if not reach.reached(mutant.file, lines):
+        return replace(mutant, before=before, after=after)
     if not tests:  # it runs when its module is imported, which every test does
         every = [test for test, seconds in reach.seconds.items() if seconds <= longest]
         near = [test for test in every if test.startswith(NEAREST[mutant.room])]

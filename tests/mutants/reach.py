@@ -22,7 +22,7 @@ from tests.mutants.changes import ROOMS
 QAT, UNIT = "tests/quantization/qat", "tests/unit"
 UNITS = ("numerics", "observers", "fake", "planning", "integer", "schemes", "calibration", "training", "analysis", "kernels")
 DOCTESTS = (*(f"truequant/{room}" for room in ROOMS), "truequant/schemes")
-TESTS = (*(f"{UNIT}/{room}" for room in UNITS), QAT, "tests/properties", "tests/parity", *DOCTESTS)
+TESTS = (*(f"{UNIT}/{room}" for room in UNITS), QAT, "tests/properties", "tests/parity", "tests/attacks", *DOCTESTS)
 LONG = ("tests/parity/test_coverage.py", "tests/parity/test_mnist_models.py", f"{QAT}/test_end_to_end_qat.py")
 COMPILED = f"{QAT}/test_training_integration.py::test_torch_compile_gives_the_eager_results"
 QUICK = ["-m", "not slow and not emulated", *(f"--ignore={path}" for path in LONG), f"--deselect={COMPILED}"]
@@ -36,6 +36,10 @@ class Reach:
     lines: dict[str, dict[int, list[str]]] = field(default_factory=dict)
     files: dict[str, dict[int, list[str]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def reached(self, file: str, lines: Iterable[int]) -> bool:
+        """Whether anything ran one of these lines, an import too."""
+        return not self.lines.get(file, {}).keys().isdisjoint(lines)
 
     def tests(self, file: str, lines: Iterable[int], longest: float) -> list[str]:
         """Tests of at most `longest` seconds that run one of these lines: test files with the quickest tests first."""
