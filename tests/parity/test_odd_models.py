@@ -97,6 +97,7 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "repeated": (lambda: Written(lambda y: y.flip(1).roll(2, 3)[:, [3, 1, 1]]), image),
     "expanded": (lambda: Written(lambda y: y.mean((2, 3), keepdim=True).expand(-1, -1, 4, 3) * y[:, :, :4, :3]), image),
     "unbound": (lambda: Written(swapped), image),
+    "parts of the batch": (lambda: Written(lambda y: torch.cat([t * 2 for t in torch.split(y, 1)])), image),
     "uneven parts": (lambda: Written(lambda y: torch.cat([t * (i + 1.0) for i, t in enumerate(y.split(3, 1))], 1)), image),
     "scalars": (lambda: Written(lambda y: (1 - y) * 2 + y / 3 - (-y).abs()), image),
     "in place": (lambda: Written(lambda y: y.clone().sub_(F.relu(y)).div_(2)), image),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -111,9 +112,7 @@ class Lowering:
 
     def unique(self, name: str) -> str:
         taken = {n.output for n in self.nodes}
-        return (
-            name if name not in taken else next(f"{name}_{i}" for i in range(2, len(taken) + 3) if f"{name}_{i}" not in taken)
-        )
+        return next(found for found in chain([name], (f"{name}_{i}" for i in count(2))) if found not in taken)
 
     # -- one node of the graph -----------------------------------------------------------------------------------------
     def lower(self, node: GraphNode) -> None:

@@ -81,6 +81,7 @@ def test_scales_ranges_and_weight_errors_are_those_of_the_formulas(net: Net) -> 
     assert weight.clipped == 0.0
     assert weight.weight_error == pytest.approx(float(((w - quantized).square().sum() / w.square().sum()).sqrt()))
     assert weight.sqnr == pytest.approx(float(10 * torch.log10(w.square().sum() / (w - quantized).square().sum())))
+    assert (weight.zero_point, weight.updates) == ((0,), 0)
     entry = found["input_0"]
     assert (entry.minimum[0], entry.maximum[0]) == pytest.approx((float(X.min()), float(X.max())), abs=entry.scale[0])
     assert entry.updates == 1

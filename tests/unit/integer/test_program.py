@@ -247,6 +247,11 @@ def test_shapes_that_do_not_fit(case: int) -> None:
     assert line in str(caught.value)
 
 
+def test_an_average_may_read_every_axis() -> None:
+    node = GlobalAverage("x", "y", (-1, -2), False, 0, 255)
+    assert program_shapes(build(node), {"x.value": (4, 5)})["y"] == ()
+
+
 def test_operands_that_do_not_fit() -> None:
     inputs, nodes = codes_in("a", "b")
     edges = dict.fromkeys("aby", SAME)

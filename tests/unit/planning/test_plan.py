@@ -64,6 +64,13 @@ def test_data_movement_keeps_the_grid() -> None:
     assert p.site("add_0").reads == (p.site("second").emits, p.site("conv").emits)
 
 
+def test_a_row_names_what_is_read_and_what_comes_out() -> None:
+    table = str(decided())
+    (add,) = (line for line in table.splitlines() if line.startswith("add_0 "))
+    reads = ", ".join(str(r) for r in decided().site("add_0").reads)
+    assert f" {reads} " in add
+
+
 def test_training_only_calls_shift_ordinals() -> None:
     p = decided()
     assert (p.site("add_0").ordinal, p.site("add_0").train_ordinal) == (0, 2)
