@@ -66,6 +66,21 @@ def test_sequences_of_any_length() -> None:
         assert report.codes_different == 0
 
 
+def test_tokens_of_images_of_any_size() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.patches(x)).flatten(2).transpose(1, 2))  # how many is computed from both axes
+
+    qat = tq.prepare(Tokens(), torch.randn(2, 3, 16, 16), dynamic={0: (2, 3)})
+    qat(torch.randn(4, 3, 16, 16))
+    qat.eval()
+    exact(qat, tq.convert(qat), [torch.randn(1, 3, 16, 16), torch.randn(2, 3, 24, 8), torch.randn(3, 3, 4, 40)])
+
+
 def test_a_size_that_was_fixed_stays_fixed() -> None:
     qat = tq.prepare(Segments(), torch.randn(2, 3, 16, 16))
     qat(torch.randn(2, 3, 16, 16))

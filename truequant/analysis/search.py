@@ -265,7 +265,7 @@ def _feed(total: Any, value: Any) -> None:
 
 def _facts(model: nn.Module, example: Any) -> dict[str, LayerFacts]:
     """Weights and multiply-accumulates of each layer, by its site's name."""
-    graph = Graph(trace(model, example, training=False), dict(model.named_modules()))
+    graph = Graph(trace(model, example, training=False, unroll=False), dict(model.named_modules()))
     found = {}
     for node in graph.nodes:
         call = node.call

@@ -241,7 +241,7 @@ def _undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool = False) -> Trace:
+def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool) -> Trace:
     """Record one forward. unroll: recurrent layers step by step."""
     result = Trace(training)
     names = {
