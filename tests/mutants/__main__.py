@@ -3,6 +3,7 @@
     python -m tests.mutants --count 100 --seed 1                       all rooms
     python -m tests.mutants --count 20 --room numerics integer         some rooms
     python -m tests.mutants --again report.json                        the survivors of an earlier `--json report.json`
+    python -m tests.mutants --again report.json --tests tests/parity/test_ranks.py      … by tests that are slow
 
 The working tree is copied to a temporary folder and changed there. Lines are drawn uniformly among those that can be
 changed, then one change of the line. Each mutant meets the quick tests that reach its line (recorded with `coverage` by
@@ -16,6 +17,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -51,23 +53,28 @@ NEAREST = {
 """Which tests come first for a line that runs when its module is imported."""
 
 
-def judged(copy: Path, mutant: Mutant, reach: Reach, longest: float, timeout: float) -> Mutant:
-    """The mutant with what the tests say of it."""
+def chosen(mutant: Mutant, source: str, reach: Reach, longest: float) -> list[str]:
+    """The tests that reach a mutant's line; [] where none does."""
+    lines = statement(source, mutant.line)
+    tests = reach.tests(mutant.file, lines, longest)
+    if tests or not reach.reached(mutant.file, lines):
+        return tests
+    every = [test for test, seconds in reach.seconds.items() if seconds <= longest]  # it runs when its module is imported
+    near = [test for test in every if test.startswith(NEAREST[mutant.room])]
+    return [*near, *sorted(set(every) - set(near))]
+
+
+def judged(copy: Path, mutant: Mutant, tests_of: Callable[[Mutant, str], list[str]], timeout: float) -> Mutant:
+    """The mutant with what the tests say of it: names of tests, or whole files."""
     path = copy / mutant.file
     original = path.read_text()
     changed, before, after = mutated(original, mutant)
-    lines = statement(original, mutant.line)
-    tests = reach.tests(mutant.file, lines, longest)
-    if not reach.reached(mutant.file, lines):
-        return replace(mutant, before=before, after=after)
-    if not tests:  # it runs when its module is imported, which every test does
-        every = [test for test, seconds in reach.seconds.items() if seconds <= longest]
-        near = [test for test in every if test.startswith(NEAREST[mutant.room])]
-        tests = [*near, *sorted(set(every) - set(near))]
+    tests = tests_of(mutant, original)
+    named = [test for test in tests if "::" in test]
+    files = list(dict.fromkeys(test.split("::")[0] for test in tests))
     path.write_text(changed)
     try:
-        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-        red = in_child(copy, lambda: run([*files, *QUICK], tests), timeout)
+        red = in_child(copy, lambda: run([*files, *QUICK] if named else files, named or None), timeout) if tests else ""
         return replace(mutant, before=before, after=after, killed_by=red or None, tests=len(tests))
     finally:
         path.write_text(original)
@@ -80,6 +87,7 @@ def main() -> None:
     parser.add_argument("--room", nargs="*", default=ROOMS, choices=ROOMS)
     parser.add_argument("--seconds", type=float, default=900, help="after which a run of tests counts as never ending")
     parser.add_argument("--longest", type=float, default=2.0, help="seconds of the longest tests that are run")
+    parser.add_argument("--tests", nargs="*", default=[], help="run these instead, slow ones and those in processes too")
     parser.add_argument("--reach", type=Path, help="read from this file which tests reach which lines; written where missing")
     parser.add_argument("--json", type=Path, help="write the outcomes to this file; what it holds is not run again")
     parser.add_argument("--again", type=Path, help="judge the survivors of such a file again, on the same sources")
@@ -91,17 +99,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "out", "build"))
-        table = (options.reach or Path(folder) / "reach.json").resolve()
-        if not table.exists() and (red := in_child(copy, lambda: record(copy, table), timeout=7200)):
-            sys.exit(f"the tests are red without a mutant: {red}")
-        reach = Reach.load(table)
+        tests_of: Callable[[Mutant, str], list[str]] = lambda mutant, source: options.tests  # noqa: E731
+        if not options.tests:
+            table = (options.reach or Path(folder) / "reach.json").resolve()
+            if not table.exists() and (red := in_child(copy, lambda: record(copy, table), timeout=7200)):
+                sys.exit(f"the tests are red without a mutant: {red}")
+            reach = Reach.load(table)
+            tests_of = lambda mutant, source: chosen(mutant, source, reach, options.longest)  # noqa: E731
         known = {}
         if options.json and options.json.exists():
             known = {(m["file"], m["line"], m["index"]): Mutant(**m) for m in json.loads(options.json.read_text())}
         outcomes = []
         for number, mutant in enumerate(mutants, start=1):
             outcome = known.get((mutant.file, mutant.line, mutant.index))
-            outcome = outcome or judged(copy, mutant, reach, options.longest, options.seconds)
+            outcome = outcome or judged(copy, mutant, tests_of, options.seconds)
             outcomes.append(outcome)
             verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
             change = f"{outcome.before} -> {outcome.after}"

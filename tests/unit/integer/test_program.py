@@ -20,6 +20,7 @@ from truequant.integer.nodes import (
     Dequantize,
     Edge,
     GlobalAverage,
+    MatMul,
     MaxPool,
     Mul,
     Node,
@@ -168,6 +169,7 @@ def test_scales_whose_ratio_overflows() -> None:
     tiny, huge = edge(2.0**-64), edge(2.0**64)
     refuse(Add("x", "x", "y", "onnxruntime", 0, 255), "Add 'y': scales too far apart for float32", x=huge, y=tiny)
     refuse(GlobalAverage("x", "y", (-1,), False, 0, 255), "scales too far apart", x=huge, y=tiny)
+    refuse(MatMul("x", "x", "y", 0, 255), "MatMul 'y': scales too far apart", x=huge, y=tiny)
     refuse(
         changed(LINEAR, weight_scale=torch.full((1,), 2.0**10)), "the multiplier sx * sw / sy overflows float32", x=huge, y=tiny
     )
