@@ -6,8 +6,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
+
+import torch
 
 from truequant.errors import ArgumentError, ArgumentTypeError, ExportError
 from truequant.files import atomic_write
@@ -15,7 +18,7 @@ from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
 from truequant.runtimes import external
 from truequant.runtimes.census import require_integer_kernels
-from truequant.runtimes.metadata import FORM, PROGRAM, with_program
+from truequant.runtimes.metadata import FORM, PROGRAM, schemes_of, with_program
 from truequant.runtimes.onnx_nodes import write
 from truequant.runtimes.openvino_session import compiled
 from truequant.runtimes.packages import onnx
@@ -150,8 +153,13 @@ def onnx_model(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool 
             helper.make_tensor_value_info(n, writer.element_of(e), _sizes(writer.shapes[n], n))
             for n, e in program.edges.items()
         ]
-    graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()))
-    model = helper.make_model(graph, producer_name="truequant", ir_version=IR_VERSION, opset_imports=opsets(writer.nodes))
+    shown = {info.name for info in (*inputs, *outputs)}
+    inner = [info for info in _inner(writer) if info.name not in shown]
+    graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()), value_info=inner)
+    model = helper.make_model(
+        graph, producer_name="truequant", producer_version=version("truequant"), ir_version=IR_VERSION,
+        opset_imports=opsets(writer.nodes),
+    )  # fmt: skip
     helper.set_model_props(
         model,
         {
@@ -159,11 +167,31 @@ def onnx_model(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool 
             FORM: form,
             "truequant.target": program.target,
             PROGRAM: digest(program),
+            "truequant.schemes": schemes_of(program),
+            "truequant.made_with": f"torch {torch.__version__}, onnx {onnx().__version__}",
         },
     )
     if not external.too_large(model):  # the checker reads a serialized model
         onnx().checker.check_model(model, full_check=False)
     return model
+
+
+def _inner(writer: Writer) -> list[Any]:
+    """Type and shape of what lies between the nodes, for who looks at the file.
+
+    Dynamic sizes have no name here: a runtime may share memory between two tensors of one name.
+    """
+    program, made = writer.program, onnx().helper.make_tensor_value_info
+    written = {name for node in writer.nodes for name in node.output}
+    found = []
+    for name in (node.output for node in program.nodes):
+        edge = program.edges.get(name)
+        kind = writer.element(writer.dtypes[name]) if edge is None else writer.element_of(edge)
+        names = (name, f"{name}.unclipped") if edge is not None else (name,)
+        found += [made(n, kind, writer.shapes[name]) for n in names if n in written]
+    inner = {value: of for value, of in writer.floats.items() if value not in writer.shapes and of in writer.shapes}
+    found += [made(value, onnx().TensorProto.FLOAT, writer.shapes[of]) for value, of in inner.items()]
+    return found
 
 
 def digest(program: IntegerProgram) -> str:

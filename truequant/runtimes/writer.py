@@ -58,6 +58,8 @@ class Writer:
         """The tensor that an integer kernel writes for an edge: the edge's own, or the one before a clip on codes."""
         self.unpacked: dict[str, str] = {}
         """The int8 tensor of each constant that lies in the file two codes a byte."""
+        self.floats: dict[str, str] = {}
+        """Values of the file alone, before a quantizer or behind a dequantizer, each with the edge whose shape it has."""
         self.shapes, self.dtypes = dynamic_layout(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -133,6 +135,7 @@ class Writer:
     def dequantized(self, name: str, reader: str) -> str:
         """The value of an edge for one reader: fusion wants a DequantizeLinear of its own for each."""
         value = self.fresh(f"{reader}.{name}.dequantized")
+        self.floats[value] = name
         return self.node("DequantizeLinear", [name, *self.scale_and_zero(name)], value, name=value)
 
     def quantized(self, value: str, name: str, low: int, high: int) -> None:
@@ -140,6 +143,7 @@ class Writer:
 
         A Relu or Clip in between would keep onnxruntime from fusing wherever the zero point is not 0.
         """
+        self.floats[value] = name
         raw = self.unclipped(name, low, high)
         self.node("QuantizeLinear", [value, *self.scale_and_zero(name)], raw, name=f"{name}.quantize")
         self.clipped(name, low, high)
