@@ -162,3 +162,21 @@ def test_gradients_by_vmap() -> None:
     y = quantizer(x)
     (rows,) = torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
     assert rows.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("top", [255, 65535])
+def test_around_every_tie(level: str, top: int) -> None:
+    """Where a product with 1 / scale could round to another code than the quotient: at half an integer and one float beside."""
+
+    def run() -> list[Tensor]:
+        found = []
+        for _ in range(40):
+            scale, zero = torch.rand(()) + 0.01, torch.randint(0, top, ()).float()
+            middle = (torch.arange(-300, 300) + 0.5) * scale
+            up, down = torch.tensor(math.inf), torch.tensor(-math.inf)
+            x = torch.cat([middle, torch.nextafter(middle, up), torch.nextafter(middle, down)])
+            found.append(kernels.fake_quantize(x, scale, zero, 0, top))
+        return found
+
+    assert_same(level, run)
