@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from truequant.errors import ExportError
 from truequant.integer.islands import REGISTERED
 from truequant.integer.nodes import Island
@@ -25,8 +27,6 @@ class OnnxSteps:
 
     def number(self, value: Any) -> str:
         """A float32 constant: a number, or numbers in lists."""
-        import numpy as np
-
         return self._writer.constant(self._writer.fresh(f"{self._node.output}.number"), np.asarray(value, np.float32))
 
     def integers(self, values: Sequence[int]) -> str:
