@@ -134,7 +134,7 @@ class Masked(nn.Module):
         return (scores + mask).softmax(-1) @ k
 
 
-@pytest.mark.parametrize("value", [-math.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("value", [-math.inf, torch.finfo(torch.float32).min, -1e4])
 def test_masks_do_not_stretch_a_grid(value: float) -> None:
     x = torch.randn(4, 5, 8)
     model = Masked(value)

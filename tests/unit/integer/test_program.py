@@ -12,6 +12,7 @@ import torch
 from tests.programs import codes_in, edge, f32, random_conv, random_linear
 from truequant.errors import ConversionError
 from truequant.integer import IntegerProgram, ProgramInput, program_shapes
+from truequant.integer.islands import MAX_ARGUMENT, check_island
 from truequant.integer.nodes import (
     NODE_TYPES,
     Add,
@@ -20,6 +21,7 @@ from truequant.integer.nodes import (
     Dequantize,
     Edge,
     GlobalAverage,
+    Island,
     MatMul,
     MaxPool,
     Mul,
@@ -153,6 +155,7 @@ def test_movement_keeps_scale_and_zero_point(node: Node) -> None:
         (Edge(math.nan, 0, 0, 255), "a scale that cannot be"),
         (Edge(math.inf, 0, 0, 255), "a scale that cannot be"),
         (Edge(1e-40, 0, 0, 255), "a scale that cannot be"),
+        (Edge(2.0**128 * (1 - 2.0**-40), 0, 0, 255), "a scale that cannot be"),
         (Edge(0.1, 0, 0, 255), "a scale that cannot be\n  got:      0.1\n  expected: a positive, normal float32"),
         (Edge(1.0, 256, 0, 255), "edge 'y': real 0 has no code\n  got:      zero point 256\n  expected: 0 … 255"),
         (Edge(1.0, -1, 0, 255), "real 0 has no code"),
@@ -163,6 +166,15 @@ def test_movement_keeps_scale_and_zero_point(node: Node) -> None:
 )
 def test_an_edge_that_cannot_be(bad: Edge, line: str) -> None:
     refuse(LINEAR, line, y=bad)
+
+
+def test_an_argument_of_the_greatest_length() -> None:
+    def island(length: int) -> Island:
+        return Island(("x",), "y", "softmax.int", ('{"input":0}', " " * (length - 1) + "0"), (), ())
+
+    check_island(island(MAX_ARGUMENT))
+    with pytest.raises(ConversionError, match="an argument too long"):
+        check_island(island(MAX_ARGUMENT + 1))
 
 
 def test_scales_whose_ratio_overflows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,12 @@ def test_a_row_names_what_is_read_and_what_comes_out() -> None:
     (add,) = (line for line in table.splitlines() if line.startswith("add_0 "))
     reads = ", ".join(str(r) for r in decided().site("add_0").reads)
     assert f" {reads} " in add
+
+
+def test_sizes_to_try_where_no_example_is_known() -> None:
+    spec = decided().inputs[0]
+    assert replace(spec, shape=(None, 3, 8), example=()).made_up() == [2, 3, 8]
+    assert replace(spec, shape=(None, 3, None), example=(7, 3, 5)).made_up() == [2, 3, 5]
 
 
 def test_training_only_calls_shift_ordinals() -> None:
