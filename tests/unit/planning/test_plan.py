@@ -78,6 +78,19 @@ def test_sizes_to_try_where_no_example_is_known() -> None:
     assert replace(spec, shape=(None, 3, None), example=(7, 3, 5)).made_up() == [2, 3, 5]
 
 
+@pytest.mark.parametrize(("size", "action"), [(2, "pool"), (3, "float")])
+def test_adaptive_pooling_is_integer_where_its_windows_are_equal(size: int, action: str) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.adaptive_avg_pool2d(self.conv(x), size)
+
+    assert decided(model=Pooled()).site("adaptive_avg_pool2d_0").action == action
+
+
 def test_training_only_calls_shift_ordinals() -> None:
     p = decided()
     assert (p.site("add_0").ordinal, p.site("add_0").train_ordinal) == (0, 2)
