@@ -47,9 +47,11 @@ def test_every_public_name_stands_in_the_reference_once() -> None:
     paths = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     names = [path.rpartition(".")[2] for path in paths]
     types = {name for name in tq.__all__ if isinstance(getattr(tq, name), IntegerType)}
-    assert sorted(names) == sorted(set(tq.__all__) - types)
+    assert len(names) == len(set(names))
+    assert set(tq.__all__) - types <= set(names)  # beside them, what some of them return
     for path, name in zip(paths, names, strict=True):
-        assert getattr(importlib.import_module(path.rpartition(".")[0]), name) is getattr(tq, name), path
+        found = getattr(importlib.import_module(path.rpartition(".")[0]), name)
+        assert found is getattr(tq, name, found), path
 
 
 @pytest.mark.parametrize("name", PAGES)
