@@ -96,8 +96,8 @@ def guided(options: argparse.Namespace, folder: Path) -> None:
     for index, reader in enumerate(known.values()):
         for number, seed in enumerate(reader.seeds):
             (corpus / f"{index}-{number}").write_bytes(bytes([index]) + seed)
-    # Time and memory are bounded by `guard`, whose alarm libFuzzer's own would replace.
-    flags = [f"-runs={options.runs}", f"-seed={options.seed}", "-max_len=60000", "-timeout=0", "-rss_limit_mb=0"]
+    # Time and memory of one input are bounded by `guard`.
+    flags = [f"-runs={options.runs}", f"-seed={options.seed}", "-max_len=60000", "-timeout=600", "-rss_limit_mb=0"]
     guard()
     atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={folder}/", str(corpus)], one, custom_mutator=change)
     atheris.Fuzz()
