@@ -10,7 +10,7 @@ from truequant.errors import ArgumentError
 from truequant.observers import histogram, ranks, search
 from truequant.observers.minmax import finite_range, grouped, moved
 from truequant.observers.precision import Float32State
-from truequant.schemes import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile, PerTensor, QuantScheme
+from truequant.schemes import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Percentile, PerTensor, QuantScheme
 
 
 class ActivationObserver(Float32State):
@@ -34,6 +34,11 @@ class ActivationObserver(Float32State):
     def __init__(self, scheme: QuantScheme, channels: int | tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.scheme = scheme
+        if isinstance(scheme.observer, Dynamic):
+            raise ArgumentError(
+                "a range found anew for each token is not observed", got=str(scheme.observer), expected="another strategy",
+                fix="tq.prepare with QConfig.preset('w8a8-dynamic'), which quantizes what linear layers read",
+            )  # fmt: skip
         if isinstance(scheme.granularity, PerTensor):
             shape: tuple[int, ...] = ()
         elif channels is None:

@@ -1,10 +1,9 @@
-"""Configs by name."""
+"""Configs of whole models by name."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from truequant.errors import SchemeError
 from truequant.schemes.config import ACTIVATION_8, WEIGHT_8, Ends, QConfig
 from truequant.schemes.dtypes import int1, int7, integer_type
 from truequant.schemes.granularity import PerChannel, PerTensor
@@ -37,10 +36,3 @@ PRESETS: dict[str, QConfig] = {
     **{f"w{w}a{a}": _low(w, a) for w, a in ((4, 8), (4, 4), (3, 3), (2, 2), (1, 1))},
 }
 PRESETS |= {f"{name}-all": replace(config, ends=None) for name, config in PRESETS.items() if config.ends is not None}
-
-
-def preset(name: str) -> QConfig:
-    """The config of a name."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise SchemeError(f"no preset {name!r}", got=repr(name), expected=", ".join(PRESETS))
-    return PRESETS[name]

@@ -12,6 +12,7 @@ from truequant import ActivationObserver, numerics
 from truequant.errors import ArgumentError
 from truequant.schemes import (
     MSE,
+    Dynamic,
     Entropy,
     Histogram,
     MinMax,
@@ -157,6 +158,11 @@ def test_non_finite_values_never_enter_the_state(name: str) -> None:
     assert all(bool(torch.isfinite(v.float()).all()) for v in observer.range())
     if name != "moving average":
         assert [float(v) for v in observer.range()] == pytest.approx([float(v) for v in reference.range()], rel=1e-5)
+
+
+def test_a_range_of_each_token_is_not_observed() -> None:
+    with pytest.raises(ArgumentError, match="a range found anew for each token is not observed"):
+        ActivationObserver(QuantScheme(int8, observer=Dynamic()))
 
 
 def test_empty_batches_change_nothing() -> None:
