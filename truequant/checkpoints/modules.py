@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -83,6 +84,21 @@ def _grids(module: nn.Module) -> dict[str, FakeQuantize | WeightQuantizer]:
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
+_plans: WeakKeyDictionary[object, tuple[Plan, Json]] = WeakKeyDictionary()
+"""JSON of the plans of living models: a plan never changes, and to write it down takes longer than to copy a small model."""
+
+
+def _told(wrapper: QATModuleWrapper) -> Json:
+    """JSON of a prepared module's plan."""
+    binding, plan = wrapper.binding, wrapper.binding.plan
+    assert plan is not None
+    known, told = _plans.get(binding, (None, None))
+    if known is not plan:
+        told = plan_to_json(plan)
+        _plans[binding] = plan, told
+    return told
+
+
 def module_to_json(module: nn.Module, writer: TreeWriter, where: str) -> dict[str, Json]:
     """JSON of a module's whole state; its tensors go to `writer`, named `where/NAME`."""
     clocks: list[Clock] = []
@@ -97,9 +113,8 @@ def module_to_json(module: nn.Module, writer: TreeWriter, where: str) -> dict[st
     state: Any = module.state_dict()
     plans: list[Json] = []
     for path, wrapper in _prepared(module).items():
-        assert wrapper.binding.plan is not None
         record: dict[str, Json] = {"path": path, "clock": number(wrapper.binding.clock)}
-        plans.append(record | {"plan": plan_to_json(wrapper.binding.plan)})
+        plans.append(record | {"plan": _told(wrapper)})
     quantizers: dict[str, Json] = {}
     for name, grid in _grids(module).items():
         observing = grid.observing if isinstance(grid, FakeQuantize) else True

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -69,6 +70,7 @@ def load_stateful(value: Any, record: StatefulRecord, part: str, where: str, und
         ) from error  # fmt: skip
 
 
+@cache  # reading the metadata of an installed package takes milliseconds
 def library_versions() -> dict[str, Json]:
     """Versions of what computes the bits and writes the file."""
     try:
