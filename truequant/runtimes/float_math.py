@@ -115,9 +115,9 @@ def masked_fill(writer: Writer, node: Island, a: Arguments) -> None:
 
 
 def cumsum(writer: Writer, node: Island, a: Arguments) -> None:
-    source = a["0"]
-    if writer.dtypes.get(source) == torch.bool:
-        source = Steps(writer, node)("Cast", [source], "number", to=writer.element(torch.int64))
+    source, result = a["0"], writer.dtypes[node.output]
+    if writer.dtypes.get(source) != result:  # torch sums all integers as int64
+        source = Steps(writer, node)("Cast", [source], "number", to=writer.element(result))
     Steps(writer, node)("CumSum", [source, writer.constant(f"{node.output}.axis", np.int64(a["1"]))])
 
 
