@@ -176,3 +176,18 @@ def test_a_model_without_memory_is_prepared() -> None:
     assert qat.binding.plan.sites == decided.sites
     assert {p.device.type for p in (*qat.parameters(), *qat.buffers())} == {"meta"}
     assert qat.train()(torch.zeros(2, 3, 8, 8, device="meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize("layouts", [(0, 1), (1, 0), (1, 1)])
+def test_islands_read_one_layout_of_memory(layouts: tuple[int, int]) -> None:
+    """The sums of a float op depend on the layout of what it reads: values are compared here, not the codes behind them."""
+    formats, seen = (torch.contiguous_format, torch.channels_last), []
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(4, 64), nn.ReLU(), nn.Conv2d(64, 8, 3))
+    model, x = model.to(memory_format=formats[layouts[0]]), torch.randn(4, 3, 33, 29).to(memory_format=formats[layouts[1]])
+    qat = tq.prepare(model, x)
+    tq.calibrate(qat, [x])
+    int8 = tq.convert(qat.eval())
+    qat[1].quantizers["output"].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assert torch.equal(qat(x), int8(x))
+    (norm,) = (n for n in int8.program.nodes if type(n).__name__ == "Island" and "norm" in n.op)
+    assert torch.equal(seen[0], int8._execute((x,), {}, frozenset({norm.output}))[norm.output])

@@ -135,3 +135,12 @@ def test_which_schemes_fold_freely() -> None:
     assert folds_free(FREE)
     assert not folds_free(TENSOR)
     assert not folds_free(POW2)
+
+
+def test_codes_are_in_the_order_of_a_file() -> None:
+    weight, bias = layer()
+    scale = scale_of(weight, FREE)
+    last = weight.contiguous(memory_format=torch.channels_last)
+    found, expected = fold(last, scale, FREE, bias, None, SX).weight, fold(weight, scale, FREE, bias, None, SX).weight
+    assert found.is_contiguous()
+    assert torch.equal(found, expected)
