@@ -179,7 +179,7 @@ def test_a_model_without_memory_is_prepared() -> None:
 
 
 @pytest.mark.parametrize("layouts", [(0, 1), (1, 0), (1, 1)])
-def test_islands_read_one_layout_of_memory(layouts: tuple[int, int]) -> None:
+def test_islands_read_the_layout_of_the_program(layouts: tuple[int, int]) -> None:
     """The sums of a float op depend on the layout of what it reads: values are compared here, not the codes behind them."""
     formats, seen = (torch.contiguous_format, torch.channels_last), []
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(4, 64), nn.ReLU(), nn.Conv2d(64, 8, 3))

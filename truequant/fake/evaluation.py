@@ -104,6 +104,7 @@ def layer(
     with _exact_sums(x.device.type):
         codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point)
         acc = torch.round(linear(codes.to(carrier), weights.weight.to(carrier), None)).double()
+        acc = acc.contiguous()  # as the program's: the order of a float island's sums may depend on what it reads
         axis = acc.dim() - 1 if site.plan.op in LINEAR_OPS else 1
         acc = acc + numerics.along_axis(weights.bias, axis, acc.dim())
         scale = reads.effective_scale() * weights.scale

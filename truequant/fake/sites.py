@@ -77,8 +77,6 @@ class RuntimeSite:
         elif local.recorder is not None and action in ("movement", "concat"):
             y = function(*args, **kwargs)
             self._record_movement(y)
-        elif action == "float" and self.exact() and not self.plan.writes_back:
-            return self._finish_result([function(*map(_laid_out, args), **{k: _laid_out(v) for k, v in kwargs.items()})])
         else:
             return self._finish_result([function(*args, **kwargs)])
         return self.finish(y)
@@ -237,11 +235,6 @@ class RuntimeSite:
             statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
             found = kernel.rounded_bias(bias, *statistics, reads, scale, free)
         return None if found is NotImplemented else found
-
-
-def _laid_out(value: Any) -> Any:
-    """A tensor as the program's islands read it: the order of a float op's sums may depend on its layout in memory."""
-    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def _straight_through(exact: Tensor, differentiable: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def fold(
         chosen = own * along_axis(torch.where(factor < 0, -1.0, 1.0), 0, weight.dim())
     if chosen is not None:
         codes = torch.where(along_axis(floored, 0, weight.dim()), codes, chosen)
-    codes = codes.contiguous()  # as in a file: the layout of a result, on which float islands' sums depend, is the input's
+    codes = codes.contiguous()  # as in a file
     product = input_scale.float() * folded
     return IntegerWeights(codes, folded, torch.clamp(torch.round(b / product.double()), -MAX_BIAS, MAX_BIAS))
 
