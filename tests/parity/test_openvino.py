@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,23 @@ def test_export_in_the_form_for_openvino(tmp_path: Path) -> None:
     request = compiled(path.read_bytes()).create_infer_request()
     inputs = values_of(random_codes((5, 24), x, generator), x)
     assert torch.equal(run(request, {"x.value": inputs})["y.value"], Int8Model(p)(inputs))
+
+
+def test_signals_are_handled_after_two_models_at_once() -> None:
+    """In a process of its own, which a signal would end. Such signals: Ctrl-C, and children's ends under a DataLoader."""
+    script = """
+import faulthandler, signal
+faulthandler.enable()  # signals have a stack of their own, as in pytest
+from tests.programs import residual_net
+from truequant.runtimes.openvino import OpenvinoModel
+first, second = OpenvinoModel(residual_net()), OpenvinoModel(residual_net())
+del first, second
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+signal.raise_signal(signal.SIGUSR1)
+assert seen
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])

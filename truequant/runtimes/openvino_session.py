@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ from torch import Tensor
 from truequant.runtimes.packages import openvino
 
 
+@cache
+def _core() -> Any:
+    """One for the process. Each gives its thread another stack for signals and puts back, when it ends, the one that it found:
+    of two that overlap the last may put back the stack of the first, which is gone, and the next signal kills the process.
+    """
+    return openvino().Core()
+
+
 def compiled(data: bytes, threads: int = 0, folder: str | None = None) -> Any:
     """OpenVINO's compiled model: float32 where it is float, no quantization but the program's own.
 
     folder: where constants beside the model lie.
     """
-    core = openvino().Core()
+    core = _core()
     options = {
         "INFERENCE_PRECISION_HINT": "f32",
         "EXECUTION_MODE_HINT": "ACCURACY",
