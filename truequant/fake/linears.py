@@ -66,16 +66,8 @@ def _evaluated(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bia
     """What the program computes, float32."""
     codes, scale = integer_weight(site, weight)
     if site.plan.dynamic is None:
-        return linear(x, on_values(codes, scale), bias)
-    qmax = site.plan.dynamic.qmax
-    token = token_scale(x, qmax)
-    tokens = torch.clamp(torch.round(x / token), -qmax, qmax)
-    if scale.shape[1] == 1:
-        y = (tokens.double() @ codes.double().t()).float() * scale[:, 0] * token
-    else:
-        wide = codes.double().reshape(*scale.shape, -1) * scale.double()[..., None]
-        y = (tokens.double() @ wide.reshape(codes.shape).t()).float() * token
-    return y if bias is None else y + bias
+        return linear(x, numerics.weight_values(codes, scale), bias)
+    return numerics.dynamic_linear(x, codes, scale, bias, site.plan.dynamic.qmax)
 
 
 def integer_weight(site: RuntimeSite, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,24 +79,13 @@ def integer_weight(site: RuntimeSite, weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scale if grouped else scale.reshape(-1, 1).expand(len(codes), 1)
 
 
-def on_values(codes: Tensor, scale: Tensor) -> Tensor:
-    """The weight that codes stand for, float32."""
-    return (codes.reshape(*scale.shape, -1) * scale[..., None]).reshape(codes.shape)
-
-
-def token_scale(x: Tensor, qmax: int) -> Tensor:
-    """`max |x| / qmax` over the last axis, which stays with length 1."""
-    return torch.clamp(x.abs().amax(-1, keepdim=True) / qmax, numerics.MIN_SCALE, numerics.MAX_SCALE)
-
-
 class _Tokens(torch.autograd.Function):
     """Values on the grid of their own token, of the dtype of `x`; nothing is clipped, and gradients pass everywhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, qmax: int) -> Tensor:
-        values = x.float()
-        scale = token_scale(values, qmax)
-        return (torch.clamp(torch.round(values / scale), -qmax, qmax) * scale).to(x.dtype)
+        codes, scale = numerics.token_codes(x.float(), qmax)
+        return (codes * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

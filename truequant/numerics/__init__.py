@@ -15,11 +15,12 @@ from truequant.numerics.folding import IntegerWeights, Normalization, fold, fold
 from truequant.numerics.pooling import pooled_length, window_average
 from truequant.numerics.qparams import MAX_SCALE, MIN_SCALE, bounded, power_of_two, range_of, scale_and_zero_point
 from truequant.numerics.requantize import channel_axis, clamp_codes, global_average_factor, multiplier, requantize
+from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
 __all__ = [
     "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "Normalization",
     "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded", "channel_axis", "clamp_codes", "dequantize",
-    "expand", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "pair_bound",
-    "parameter_shape", "pooled_length", "power_of_two", "quantize", "range_of", "recover", "requantize",
-    "scale_and_zero_point", "sub", "table", "window_average",
+    "dynamic_linear", "expand", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier",
+    "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "quantize", "range_of", "recover", "requantize",
+    "scale_and_zero_point", "sub", "table", "token_codes", "weight_values", "window_average",
 ]  # fmt: skip
