@@ -17,7 +17,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -53,6 +52,14 @@ NEAREST = {
 """Which tests come first for a line that runs when its module is imported."""
 
 
+def recorded(copy: Path, table: Path) -> Reach:
+    """Which tests reach which lines: from a file, which is written where it is missing."""
+    table = table.resolve()
+    if not table.exists() and (red := in_child(copy, lambda: record(copy, table), timeout=7200)):
+        sys.exit(f"the tests are red without a mutant: {red}")
+    return Reach.load(table)
+
+
 def chosen(mutant: Mutant, source: str, reach: Reach, longest: float) -> list[str]:
     """The tests that reach a mutant's line; [] where none does."""
     lines = statement(source, mutant.line)
@@ -64,12 +71,11 @@ def chosen(mutant: Mutant, source: str, reach: Reach, longest: float) -> list[st
     return [*near, *sorted(set(every) - set(near))]
 
 
-def judged(copy: Path, mutant: Mutant, tests_of: Callable[[Mutant, str], list[str]], timeout: float) -> Mutant:
-    """The mutant with what the tests say of it: names of tests, or whole files."""
+def judged(copy: Path, mutant: Mutant, tests: list[str], timeout: float) -> Mutant:
+    """The mutant with what the tests, by name or whole files of them, say of it."""
     path = copy / mutant.file
     original = path.read_text()
     changed, before, after = mutated(original, mutant)
-    tests = tests_of(mutant, original)
     named = [test for test in tests if "::" in test]
     files = list(dict.fromkeys(test.split("::")[0] for test in tests))
     path.write_text(changed)
@@ -99,20 +105,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "out", "build"))
-        tests_of: Callable[[Mutant, str], list[str]] = lambda mutant, source: options.tests  # noqa: E731
-        if not options.tests:
-            table = (options.reach or Path(folder) / "reach.json").resolve()
-            if not table.exists() and (red := in_child(copy, lambda: record(copy, table), timeout=7200)):
-                sys.exit(f"the tests are red without a mutant: {red}")
-            reach = Reach.load(table)
-            tests_of = lambda mutant, source: chosen(mutant, source, reach, options.longest)  # noqa: E731
+        reach = Reach() if options.tests else recorded(copy, options.reach or Path(folder) / "reach.json")
         known = {}
         if options.json and options.json.exists():
             known = {(m["file"], m["line"], m["index"]): Mutant(**m) for m in json.loads(options.json.read_text())}
         outcomes = []
         for number, mutant in enumerate(mutants, start=1):
             outcome = known.get((mutant.file, mutant.line, mutant.index))
-            outcome = outcome or judged(copy, mutant, tests_of, options.seconds)
+            tests = options.tests or chosen(mutant, (copy / mutant.file).read_text(), reach, options.longest)
+            outcome = outcome or judged(copy, mutant, tests, options.seconds)
             outcomes.append(outcome)
             verdict = "SURVIVED" if outcome.killed_by is None else f"killed by {outcome.killed_by}"
             change = f"{outcome.before} -> {outcome.after}"
