@@ -28,30 +28,50 @@ def cut(node: Slice, program: IntegerProgram, x: Tensor) -> Tensor:
 
 
 def take(node: Take, program: IntegerProgram, x: Tensor) -> Tensor:
-    return _stored(x.index_select(node.axis, torch.tensor(node.indices, device=x.device)), node, program)
+    return _stored(taken(node, x), node, program)
 
 
 def upsample(node: Upsample, program: IntegerProgram, x: Tensor) -> Tensor:
-    for axis, factor in enumerate(reversed(node.factors), start=1):
-        x = x.repeat_interleave(factor, dim=-axis)
-    return _stored(x, node, program)
+    return _stored(repeated(node, x), node, program)
 
 
 def depth_to_space(node: DepthToSpace, program: IntegerProgram, x: Tensor) -> Tensor:
-    rank, (batch, channels, *space) = len(node.block), x.shape
-    x = x.reshape(batch, channels // math.prod(node.block), *node.block, *space)
-    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
-    x = x.permute(0, 1, *pairs).reshape(batch, -1, *(n * b for n, b in zip(space, node.block, strict=True)))
-    return _stored(x, node, program)
+    return _stored(spread(node, x), node, program)
 
 
 def pad(node: Pad, program: IntegerProgram, x: Tensor) -> Tensor:
-    sides = [side for pair in reversed(node.padding) for side in pair]
-    return torch.nn.functional.pad(_stored(x, node, program), sides, value=program.edges[node.output].zero_point)
+    return padded(node.padding, _stored(x, node, program), program.edges[node.output].zero_point)
 
 
 def concat(node: Concat, program: IntegerProgram, *tensors: Tensor) -> Tensor:
     return torch.cat([_stored(x, node, program) for x in tensors], node.axis)
+
+
+# -- the same on any tensor, of codes or of values ---------------------------------------------------------------------
+def taken(node: Take, x: Tensor) -> Tensor:
+    """The places named along an axis."""
+    return x.index_select(node.axis, torch.tensor(node.indices, device=x.device))
+
+
+def repeated(node: Upsample, x: Tensor) -> Tensor:
+    """Each place repeated along the last axes."""
+    for axis, factor in enumerate(reversed(node.factors), start=1):
+        x = x.repeat_interleave(factor, dim=-axis)
+    return x
+
+
+def spread(node: DepthToSpace, x: Tensor) -> Tensor:
+    """Channels moved into space."""
+    rank, (batch, channels, *space) = len(node.block), x.shape
+    left = channels // math.prod(node.block)
+    x = x.reshape(batch, left, *node.block, *space)
+    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
+    return x.permute(0, 1, *pairs).reshape(batch, left, *(n * b for n, b in zip(space, node.block, strict=True)))
+
+
+def padded(padding: tuple[tuple[int, int], ...], x: Tensor, value: float = 0.0) -> Tensor:
+    """The last axes with `value` before and behind."""
+    return torch.nn.functional.pad(x, [side for pair in reversed(padding) for side in pair], value=value)
 
 
 def _stored(x: Tensor, node: Node, program: IntegerProgram) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truequant.integer import islands
+from truequant.integer import islands, movement
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
 
@@ -24,7 +23,7 @@ def conv(node: program_nodes.Conv, x: Tensor, weight: Tensor, bias: Tensor) -> T
     """Padding that is the same on both sides goes into the convolution, where runtimes look for it."""
     padding: Any = [begin for begin, _ in node.padding]
     if any(begin != end for begin, end in node.padding):
-        x, padding = _padded(x, node.padding), 0
+        x, padding = movement.padded(node.padding, x), 0
     return _CONVS[len(node.stride) - 1](x, weight, bias, list(node.stride), padding, list(node.dilation), node.groups)
 
 
@@ -51,30 +50,10 @@ def _slice(node: program_nodes.Slice, x: Tensor) -> Tensor:
     return torch.ops.aten.slice.Tensor(x, node.axis, node.begin, end, node.step)  # type: ignore[no-any-return]
 
 
-def _take(node: program_nodes.Take, x: Tensor) -> Tensor:
-    return x.index_select(node.axis, torch.tensor(node.indices, device=x.device))
-
-
 def _upsample(node: program_nodes.Upsample, x: Tensor) -> Tensor:
     if x.dim() == len(node.factors) + 2 and x.dim() <= 5:
         return F.interpolate(x, scale_factor=[float(factor) for factor in node.factors], mode="nearest")
-    for axis, factor in enumerate(reversed(node.factors), start=1):
-        x = x.repeat_interleave(factor, dim=-axis)
-    return x
-
-
-def _depth_to_space(node: program_nodes.DepthToSpace, x: Tensor) -> Tensor:
-    rank, (batch, channels, *space) = len(node.block), x.shape
-    x = x.reshape(batch, channels // math.prod(node.block), *node.block, *space)
-    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
-    x = x.permute(0, 1, *pairs)
-    return x.reshape(
-        batch, channels // math.prod(node.block), *(n * b for n, b in zip(space, node.block, strict=True))
-    )  # fmt: skip
-
-
-def _padded(x: Tensor, padding: tuple[tuple[int, int], ...]) -> Tensor:
-    return F.pad(x, [side for pair in reversed(padding) for side in pair])
+    return movement.repeated(node, x)
 
 
 VALUES: dict[type[Node], Callable[..., Tensor]] = {
@@ -89,10 +68,10 @@ VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.Reshape: _reshape,
     program_nodes.Transpose: lambda node, x: x.permute(node.permutation),
     program_nodes.Slice: _slice,
-    program_nodes.Take: _take,
+    program_nodes.Take: movement.taken,
     program_nodes.Upsample: _upsample,
-    program_nodes.DepthToSpace: _depth_to_space,
-    program_nodes.Pad: lambda node, x: _padded(x, node.padding),
+    program_nodes.DepthToSpace: movement.spread,
+    program_nodes.Pad: lambda node, x: movement.padded(node.padding, x),
     program_nodes.Concat: lambda node, *parts: torch.cat(parts, node.axis),
     program_nodes.Island: lambda node, *inputs: islands.run(node, None, *inputs),
 }
