@@ -341,7 +341,11 @@ Node = (
 )  # fmt: skip
 
 
-FLOATING = (Island, WeightOnlyLinear, DynamicLinear)
+FLOAT_LINEARS = (WeightOnlyLinear, DynamicLinear)
+"""Layers of integer weights that read and write values."""
+WEIGHTED = (Conv, Linear, *FLOAT_LINEARS)
+"""Layers that hold a weight of integers."""
+FLOATING = (Island, *FLOAT_LINEARS)
 """Nodes that read and write values, whose sums a runtime orders in its own way."""
 MOVING = (Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Concat)
 """Nodes that move codes or values alike."""

@@ -15,11 +15,11 @@ from typing import Any, Literal
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram, is_wide, load
 from truequant.integer.nodes import (
+    FLOATING,
     Add,
     AveragePool,
     Clamp,
     Conv,
-    DynamicLinear,
     GlobalAverage,
     Island,
     Linear,
@@ -32,7 +32,6 @@ from truequant.integer.nodes import (
     Sub,
     Table,
     Upsample,
-    WeightOnlyLinear,
 )
 from truequant.integer.wide import SUMS
 from truequant.runtimes.export import program_of
@@ -272,7 +271,7 @@ def _values(setting: _Setting, node: Node) -> Iterator[Miss]:
 
 
 def _float(setting: _Setting, node: Node) -> Iterator[Miss]:
-    if isinstance(node, (Island, WeightOnlyLinear, DynamicLinear)):
+    if isinstance(node, FLOATING):
         what = node.op.split(".")[0] if isinstance(node, Island) else type(node).__name__
         yield Miss(
             node.output, "float", f"{what} on floats", "the plan left it in float; print(tq.plan(…)) says why",

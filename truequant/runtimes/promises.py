@@ -9,7 +9,7 @@ import torch
 
 from truequant import numerics
 from truequant.integer import IntegerProgram, float_sums, is_wide
-from truequant.integer.nodes import Add, Conv, DynamicLinear, Edge, Linear, WeightOnlyLinear
+from truequant.integer.nodes import FLOAT_LINEARS, Add, Conv, Edge, Linear
 from truequant.schemes import ONNXRUNTIME, TARGETS
 
 
@@ -31,7 +31,7 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
         lines.append(
             f"x86 without FMA: {pairs} of {65_536 * len(adds):,} pairs of codes add up to another code in {_names(list(adds))}"
         )
-    floats = [node.output for node in program.nodes if isinstance(node, (WeightOnlyLinear, DynamicLinear))]
+    floats = [node.output for node in program.nodes if isinstance(node, FLOAT_LINEARS)]
     if floats:
         lines.append(f"wherever it runs: the float sums of {_names(floats)}, which every runtime rounds in its own way")
     if sums := float_sums(program):

@@ -20,6 +20,7 @@ from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.binding import build
 from truequant.integer.nodes import (
+    FLOAT_LINEARS,
     Conv,
     Dequantize,
     DynamicLinear,
@@ -106,7 +107,7 @@ class QuantizingModule(nn.Module):
                     self._constant(node.output, "weight_scale", node.weight_scale, node.weight_scale.float())
                     self._constant(node.output, "weight_zero", None, torch.zeros(len(node.weight_scale), dtype=torch.int64))
                 self._constant(node.output, "bias", None, self._bias(node))
-            elif isinstance(node, (WeightOnlyLinear, DynamicLinear)):
+            elif isinstance(node, FLOAT_LINEARS):
                 self._constant(node.output, "weight", node.weight, node.weight.to(torch.int8))
                 self._constant(node.output, "weight_scale", node.weight_scale, node.weight_scale.float())
                 zeros = torch.zeros(node.weight_scale.shape, dtype=torch.int64)
@@ -161,7 +162,7 @@ class QuantizingModule(nn.Module):
         if isinstance(node, (Conv, Linear)):
             layer: Callable[..., Tensor] = conv if isinstance(node, Conv) else linear
             value = layer(node, *values, self._weight(node), self._stored(node.output, "bias"))
-        elif isinstance(node, (WeightOnlyLinear, DynamicLinear)):
+        elif isinstance(node, FLOAT_LINEARS):
             value = self._float_linear(node, *values)
         elif isinstance(node, (Quantize, Dequantize)):
             (value,) = values
