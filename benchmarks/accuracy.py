@@ -72,8 +72,9 @@ def cells() -> Iterator[Cell]:
         yield from (Cell("lenet", "straight-through", width, seed) for width in ("w4a4", "w2a2"))
     for width in ("w4a4-all", "w2a2-all", "w3a3-all", "w1a1-all"):
         yield from (Cell("lenet", "lsq", width, seed) for seed in seeds)
-    for width in widths:
-        yield Cell("mlp", "lsq", width, 0)
+    for seed in seeds:
+        yield from (Cell("mlp", "lsq", width, seed) for width in widths)
+        yield from (Cell("lenet", "distilled", width, seed) for width in ("w8a8", "w3a3"))  # what has a goal of three seeds
     for seed in seeds:
         for width in ("w4a4", "w2a2"):
             yield from (Cell("lenet", a, width, seed) for a in recipes.RECIPES if accuracy_table.defined(a, width))
@@ -82,7 +83,7 @@ def cells() -> Iterator[Cell]:
     for model in ("mobilenet", "mlp"):
         for width in widths:
             yield from (Cell(model, a, width, 0) for a in recipes.RECIPES if accuracy_table.defined(a, width))
-    yield from (Cell("mobilenet", a, "w8a8", 0, True) for a in ("ptq min-max", "ptq best", "straight-through"))
+    yield from (Cell("mobilenet", a, "w8a8", 0, True) for a in ("ptq min-max", "ptq best", "straight-through", "lsq"))
     for seed in range(20):  # stability: no run may fall behind the others
         yield from (Cell("lenet", "lsq", width, seed) for width in ("w4a4", "w2a2"))
 

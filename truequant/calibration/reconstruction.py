@@ -28,7 +28,7 @@ class BlockReconstruction(Method):
                                                                               Fisher information, as QDrop does)
 
     with AdaRound's soft rounding, block by block from the input. In each step every activation inside the block, and every
-    element of the block's input, stays unquantized with probability `drop` (QDrop, equation 7): drop=0 is BRECQ.
+    element of the block's input, stays unquantized with probability `drop` (QDrop): drop=0 is BRECQ.
 
     blocks: names of modules, each called once in a forward, that are blocks; what lies outside of them is rounded layer by
         layer. Left out, the smallest modules of a class of your own that hold several layers (residual blocks, encoder layers).

@@ -19,8 +19,8 @@ class Stochastic:
 
 @dataclass(frozen=True, slots=True)
 class EWGS:
-    """Element-wise gradient scaling (Lee, Kim and Ham 2021, "Network Quantization with Element-wise Gradient Scaling",
-    equation 4): `g_x = g_q * (1 + delta * sign(g_q) * (x - q))` with x and q in units of the whole range.
+    """Element-wise gradient scaling (Lee, Kim and Ham 2021, "Network Quantization with Element-wise Gradient Scaling"):
+    `g_x = g_q * (1 + delta * sign(g_q) * (x - q))` with x and q in units of the whole range.
 
     delta: 0 is straight through; the paper takes 1e-3 where it is fixed. `tq.update_ewgs` sets it from the curvature of the
         loss.
@@ -38,7 +38,7 @@ Rounding = Nearest | Stochastic | EWGS
 @dataclass(frozen=True, slots=True)
 class Freezing:
     """Weights whose codes oscillate are frozen (Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Training",
-    equations 5 to 9 and algorithm 1).
+    sections 4.1 and 4.3, algorithm 1).
 
     A code oscillates when it moves against its last move. Its frequency is an exponential moving average with `momentum`;
     above a threshold, the code stays for good at the rounded average of what it was. The threshold falls along half a cosine

@@ -94,7 +94,7 @@ class DoReFa:
 
 @dataclass(frozen=True, slots=True)
 class TWN:
-    """Ternary weights (Li and Liu 2016, "Ternary Weight Networks", equations 5 and 6): type int2, codes -1, 0, +1.
+    """Ternary weights (Li and Liu 2016, "Ternary Weight Networks", equations 3 and 5): type int2, codes -1, 0, +1.
 
     0 where `|w| <= threshold * mean |w|`; the scale is the mean of |w| over the others.
     """

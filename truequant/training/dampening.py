@@ -13,7 +13,7 @@ WIDEST = 4
 
 
 def oscillation_dampening(model: nn.Module) -> Tensor:
-    """A term that draws weights to the middle of their codes (Nagel et al. 2022, equation 4), to be added to the loss.
+    """A term that draws weights to the middle of their codes (Nagel et al. 2022, section 4.2), to be added to the loss.
 
         sum over weights of at most 4 bits of (sg[q(w)] - clip(w, s * qmin, s * qmax))^2
 

@@ -15,7 +15,7 @@ class Oscillation(Float32State):
     """State of one weight's codes, all of it buffers: it travels with checkpoints, devices and ranks.
 
     codes, direction: the codes of the last step and the sign of each one's last move; frequency, average: exponential moving
-    averages of oscillations (equation 6) and of codes, not rounded; frozen: which codes stay at `codes` for good.
+    averages of oscillations (section 4.1) and of codes, not rounded; frozen: which codes stay at `codes` for good.
     """
 
     codes: Tensor
@@ -38,8 +38,8 @@ class Oscillation(Float32State):
         """One step of training, whose weights have these codes."""
         m, first = self.rule.momentum, self.steps == 0
         move = torch.where(first, 0.0, torch.sign(codes - self.codes))
-        oscillates = (move != 0) & (move == -self.direction)  # equation 5
-        frequency = m * oscillates.float() + (1 - m) * self.frequency  # equation 6
+        oscillates = (move != 0) & (move == -self.direction)  # section 4.1: against its last move
+        frequency = m * oscillates.float() + (1 - m) * self.frequency
         average = torch.where(first, codes, m * codes + (1 - m) * self.average)
         freezes = (frequency > self.threshold()) & ~self.frozen
         self.codes.copy_(torch.where(self.frozen, self.codes, torch.where(freezes, torch.round(average), codes)))

@@ -14,7 +14,7 @@ from truequant.schemes import EWGS, QuantScheme, Stochastic
 class _Rounded(torch.autograd.Function):
     """y = (q - z) * s with q = clamp(round(x / s) + z); m is what the gradient of the rounding is multiplied by:
 
-        m = 1 + delta * sign(g) * (x / s + z - q) / (qmax - qmin)      (Lee, Kim and Ham 2021, equation 4; else delta = 0)
+        m = 1 + delta * sign(g) * (x / s + z - q) / (qmax - qmin)      (Lee, Kim and Ham 2021; else delta = 0)
         dx = g * m inside, else 0;   ds = sum g * {q - z - m * x / s inside; q - z outside}
 
     because y = s * round(x / s): s acts directly and through what is rounded. Inside: the code is not clipped; for a learned

@@ -21,7 +21,7 @@ def codes(weight: Tensor, scale: Tensor, scheme: QuantScheme) -> Tensor:
 
 
 def _threshold(weight: Tensor, scheme: QuantScheme) -> Tensor:
-    """Equation 6: `delta = 0.7 * E|w|`, in a shape that broadcasts."""
+    """The paper's rule of thumb: `delta = 0.7 * E|w|`, in a shape that broadcasts."""
     rule = scheme.scale
     assert isinstance(rule, TWN)
     mean = grouped(weight.abs(), scheme.granularity).nanmean(-1)
