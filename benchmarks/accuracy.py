@@ -101,7 +101,7 @@ def library() -> str:
 
 def digest(cell: Cell) -> str:
     """Of all the code that a cell depends on."""
-    hashed = hashlib.sha256(library().encode())
+    hashed = hashlib.sha256((library() + repr(recipes.rate(cell.widths))).encode())
     shared = (
         recipes.Job,
         recipes.train,
@@ -110,6 +110,7 @@ def digest(cell: Cell) -> str:
         recipes.fine,
         recipes.mapped,
         recipes.learned,
+        recipes.rate,
         recipes.rounded,
     )
     for function in (*shared, recipes.RECIPES[cell.algorithm]):

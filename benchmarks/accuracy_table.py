@@ -32,11 +32,10 @@ Written by `python benchmarks/accuracy.py` from `benchmarks/results/accuracy.jso
 
 Top-1 on the 10,000 test images, in percent, **after the last epoch** (not the best one). Every model starts from the same
 float model of its seed (3 epochs on all 60,000 images, SGD, each batch moved by up to two pixels), and every algorithm then
-gets 3 epochs of the same batches with the same learning rate at equal width (0.01; 0.02 at 2 bits, 0.03 at 1 bit). **float**
-is that float model trained on for the same 3 epochs. **PTQ** is calibrated on 2,048 training images; "best" is the best of
-min-max, percentile and least squared error, and of the best of these behind cross-layer equalization, AdaRound or both, by the
-loss on 5,000 training images (cells with † chose among the three ranges alone). First and last layers keep 8 bits; `-all`
-quantizes them as the rest.
+gets 3 epochs of the same batches with the same learning rate at equal width (0.01; 0.015 at 3 bits, 0.02 at 2 and 0.03 at 1).
+**float** is that float model trained on for the same 3 epochs. **PTQ** is calibrated on 2,048 training images; "best" is the
+best of min-max, percentile and least squared error, and of the best of these behind cross-layer equalization, AdaRound or
+both, by the loss on 5,000 training images. First and last layers keep 8 bits; `-all` quantizes them as the rest.
 
 A cell reads `mean / worst (seeds)`; a single seed is marked `¹`. `†`: the code that this cell depends on has changed since it
 ran (`--stale` runs it again).

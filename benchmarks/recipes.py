@@ -41,6 +41,8 @@ from truequant.schemes import (
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 FLOAT = Recipe(epochs=3, learning_rate=0.05)
 FINE = Recipe(epochs=3, learning_rate=0.01)
+RATES = {3: 0.015, 2: 0.02, 1: 0.03}
+"""Learning rates by bits of the weights, the same for every algorithm: what is to be learned lies farther away."""
 CALIBRATION_IMAGES = 2048
 ROUNDING_IMAGES = 1024
 """Training images that post-training methods look at which change weights."""
@@ -71,8 +73,13 @@ class Job:
 
     @property
     def learning_rate(self) -> float:
-        """More for fewer bits, the same for every algorithm: what is to be learned lies farther away."""
-        return {1: 0.03, 2: 0.02}.get(int(self.bits[1]), FINE.learning_rate)
+        """Of this cell's width."""
+        return rate(self.bits)
+
+
+def rate(bits: str) -> float:
+    """Of a cell."""
+    return RATES.get(int(bits[1]), FINE.learning_rate)
 
 
 def mapped(config: tq.QConfig, change: Callable[[tq.QuantScheme], tq.QuantScheme]) -> tq.QConfig:

@@ -18,7 +18,7 @@ from truequant.planning import arguments_of
 def reestimate_batchnorm(
     model: nn.Module, batches: Iterable[Any], *, inputs: Callable[[Any], Any] | None = None
 ) -> nn.Module:  # fmt: skip
-    """Replace the running statistics of every BatchNorm by those of `batches` (Nagel et al. 2022, section 2.3.1; 50 are enough).
+    """Replace the running statistics of every BatchNorm by those of `batches` (Nagel et al. 2022, section 2.3.1; 50 do).
 
         running_mean = mean over batches of their mean,  running_var = mean over batches of their unbiased variance
 

@@ -51,7 +51,7 @@ def test_the_page_tells_means_worst_seeds_stale_cells_and_what_gained() -> None:
     page = accuracy_table.document(results, dict.fromkeys(results, "now"))
     assert "99.20 / 99.10 (3)" in page
     assert "98.00 ¹†" in page
-    assert "| lsq | lenet w2a2, seed 0 | -0.50 | no |" in page
+    assert "| lsq | lenet w2a2 | 1 | -0.50 | no |" in page
     assert "| lenet | w2a2 | 99.14 | 98.00 | 1 | -1.14 |" in page
     assert "in 5; of 50 codes compared, 0 differed" in page
     results["lenet/lsq/w4a4/0"]["onnxruntime"] = 99.29
