@@ -103,7 +103,7 @@ class CallSites(TorchFunctionMode):
                 return _functional_layer(site, func, args, kwargs)
             if site.plan.writes_back or kwargs.get("inplace") or writes_in_place(func):
                 return _in_place_call(site, func, args, kwargs)
-            return site.run(func, args, kwargs)
+            return site.run(_views.get(func, func), args, kwargs)
 
     def _expect(self, op: str, ordinal: int, args: Sequence[Any]) -> None:
         """A call that planning never saw must not pass silently."""
@@ -176,6 +176,22 @@ _WATCHED = frozenset(
         "adaptive_avg_pool2d",
     )
 )
+
+
+def _view(x: Tensor, *shape: Any, **named: Any) -> Tensor:
+    """`x.view(…)`, also where a sum lies in another layout here than in the float model (see `truequant.fake.passes`)."""
+    try:
+        return x.view(*shape, **named)
+    except RuntimeError:
+        if x.is_contiguous():
+            raise
+        return x.contiguous().view(*shape, **named)
+
+
+_views: dict[Callable[..., Any], Callable[..., Any]] = {
+    Tensor.view: _view,
+    Tensor.view_as: lambda x, other: _view(x, other.shape),
+}
 
 
 def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

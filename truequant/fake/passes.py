@@ -69,12 +69,30 @@ def added(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None
     end = site.carries
     if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args) or end is None or end.quantizer is None:
         return None
-    quantizer, clip, (a, b) = end.quantizer, _clip_of(end), args
+    quantizer, clip = end.quantizer, _clip_of(end)
+    if not quantizer.can_pass():
+        return None
+    a, b = _in_one_layout(*args)
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
         return kernel.fake_quantize(a, b, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)
 
     return _handed_on(site, quantizer.in_pass(compute))
+
+
+def _in_one_layout(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands of one shape as one pass reads them: in the layout of the first where that is a memory format of torch's.
+
+    Else, where a permuted operand meets a contiguous one, the sum is contiguous: a shortcut that began as a view of a
+    convolution's result is permuted once, and not again at every sum, LayerNorm and gradient further on.
+    """
+    if a.shape != b.shape or a.stride() == b.stride():
+        return a, b
+    if a.is_contiguous():
+        return a, b.contiguous()
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        return a, b.contiguous(memory_format=torch.channels_last)
+    return (a.contiguous(), b) if b.is_contiguous() else (a, b)
 
 
 def normalized(module: Any, site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import truequant as tq
 from tests.unit.kernels.levels import LEVELS, same
 from truequant import kernels
-from truequant.fake import quantizers
+from truequant.fake import passes, quantizers
 
 
 class Block(nn.Module):
@@ -207,3 +207,43 @@ def test_nothing_more_is_kept_than_float_keeps() -> None:
     model = prepared(tq.Fusions())
     model(torch.randn(6, 3, 8, 8))
     assert kept(model) <= 1.05 * kept(Net())
+
+
+class Permuted(nn.Module):
+    """A shortcut that is a view of a convolution's result, as in vision transformers, and what only such a layout allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix, self.norm = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 6), nn.LayerNorm(6)
+        self.head, self.first = nn.Linear(96, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.patches(x).flatten(2).transpose(1, 2)
+        y = y + self.mix(self.norm(y))
+        return self.head(y.transpose(1, 2).view(len(y), -1)) + self.first(y)[:, 0]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_permuted_shortcut_is_laid_out_once_and_computes_the_same(level: str) -> None:
+    def made(fusions: tq.Fusions) -> nn.Module:
+        torch.manual_seed(3)
+        return tq.prepare(Permuted(), torch.randn(2, 3, 8, 8), tq.QConfig(fusions=fusions))
+
+    with kernels.using(level):
+        fused, apart = train(made(tq.Fusions())), train(made(NONE))
+    assert all(same(a, b) for a, b in zip(fused, apart, strict=True))
+
+
+def test_operands_of_unequal_layouts_share_a_pass() -> None:
+    plain, last = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tokens, rows = torch.randn(2, 6, 5).transpose(1, 2), torch.randn(2, 5, 6)
+    for a, b, strides in (
+        (plain, last, plain.stride()), (last, plain, last.stride()),  # as torch lays the sum out
+        (rows, tokens, rows.stride()), (tokens, rows, rows.stride()),
+    ):  # fmt: skip
+        found = passes._in_one_layout(a, b)
+        assert [f.stride() for f in found] == [strides, strides]
+        assert all(torch.equal(f, v) for f, v in zip(found, (a, b), strict=True))
+    odd, other = torch.randn(5, 6, 2).permute(2, 0, 1), torch.randn(6, 5, 2).permute(2, 1, 0)
+    assert passes._in_one_layout(odd, other) == (odd, other)
+    assert passes._in_one_layout(rows, torch.randn(6))[0] is rows
