@@ -50,7 +50,9 @@ void commit(const State& state, const Scheme& scheme) {
   *state.pending_minimum = INFINITY;
   *state.pending_maximum = -INFINITY;
   if (*state.updates > 0) {
-    const Qparams found = scale_and_zero_point(*state.minimum, *state.maximum, scheme);
+    Range range{*state.minimum, *state.maximum};
+    if (scheme.percent >= 0) range = percentile(state.histogram, range.low, range.high, scheme.percent);
+    const Qparams found = scale_and_zero_point(range.low, range.high, scheme);
     *state.scale = found.scale;
     *state.zero_point = found.zero_point;
   }

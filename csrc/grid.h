@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "histogram.h"
 #include "kernels.h"
 
 namespace truequant {
@@ -10,12 +11,13 @@ namespace truequant {
 constexpr float kMinScale = 0x1p-64f;
 constexpr float kMaxScale = 0x1p64f;
 
-// How a range becomes a scale. `momentum` is negative where the range is the widest ever seen.
+// How a range becomes a scale. `momentum` is negative where the range is the widest ever seen; `percent`, unless negative, says
+// how much of what was counted the range holds.
 struct Scheme {
   float qmin, qmax;
   bool is_symmetric, is_signed, power_of_two;
   bool identity;  // gradient
-  double momentum;
+  double momentum, percent;
 };
 
 // The state of a quantizer, in the buffers that the model's state dict holds.
@@ -23,6 +25,7 @@ struct State {
   float *scale, *zero_point;
   float *minimum, *maximum, *pending_minimum, *pending_maximum;
   int64_t* updates;
+  Histogram histogram;  // of no bins where nothing is counted
 };
 
 struct Qparams {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels_histogram.h"
 #include "kernels_learned.h"
 #include "kernels_norm.h"
 #include "values.h"
@@ -23,6 +24,7 @@ struct Kernels {
   void (*range[kDtypes])(const void* x, int64_t n, Seen& seen);
   NormKernels norm;
   LearnedKernels learned;
+  HistogramKernels histogram;
 };
 
 const Kernels* portable_kernels();

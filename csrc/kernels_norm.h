@@ -32,6 +32,8 @@ struct NormKernels {
                             bool varying, const Grid&, Seen&);
   // d = ((g' - offset) - (x - mean) * slope) * factor
   void (*gradient)(const float* g, const uint8_t* mask, const float* x, float* d, int64_t n, const NormGradient&, bool varying);
+  // y = x * factor + shift
+  void (*scaled)(const float* x, float* y, int64_t n, const float* factor, const float* shift, bool varying);
 };
 
 }  // namespace truequant

@@ -96,6 +96,21 @@ Vector::F channels(const float* values, int64_t i) {
   return Vector::set(*values);
 }
 
+template <bool VARYING>
+void scaled_run(const float* x, float* y, int64_t n, const float* factor, const float* shift) {
+  int64_t i = 0;
+  for (; i + Vector::width <= n; i += Vector::width) {
+    const Vector::F v = Vector::mul(Vector::load(x + i), channels<VARYING>(factor, i));
+    Vector::store(y + i, Vector::add(v, channels<VARYING>(shift, i)));
+  }
+  for (; i < n; ++i) y[i] = x[i] * factor[VARYING ? i : 0] + shift[VARYING ? i : 0];
+}
+
+inline void scaled(const float* x, float* y, int64_t n, const float* factor, const float* shift, bool varying) {
+  if (varying) scaled_run<true>(x, y, n, factor, shift);
+  else scaled_run<false>(x, y, n, factor, shift);
+}
+
 template <int CLIP, bool VARYING>
 void normalize_run(const float* x, float* y, uint8_t* mask, int64_t n, const float* factor, const float* shift, const Grid& grid,
                    Seen& seen) {
@@ -160,4 +175,4 @@ inline void norm_gradient(const float* g, const uint8_t* mask, const float* x, f
 
 #define TRUEQUANT_NORMS                                                                                   \
   {moments, gradient_sums, column_moments, column_gradient_sums,                                          \
-   {normalize<kNone>, normalize<kRelu>, normalize<kHardtanh>, normalize<kClamp>}, norm_gradient}
+   {normalize<kNone>, normalize<kRelu>, normalize<kHardtanh>, normalize<kClamp>}, norm_gradient, scaled}

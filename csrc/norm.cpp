@@ -115,7 +115,7 @@ Moments batch_moments(const at::Tensor& x, const Runs& runs, double eps, float* 
 }
 
 void normalized(const at::Tensor& x, const Runs& runs, const Moments& moments, const float* gamma, const float* beta,
-                const Grid& grid, Clip clip, at::Tensor* y, at::Tensor* mask, Seen& seen) {
+                const Grid& grid, Clip clip, at::Tensor* y, at::Tensor* mask, Seen& seen, Counting* counting) {
   if (y != nullptr) *y = at::empty_like(x);
   if (mask != nullptr) *mask = at::empty({runs.rows * runs.mask_stride()}, at::TensorOptions().dtype(at::kByte));
   const float* from = x.const_data_ptr<float>();
@@ -124,13 +124,26 @@ void normalized(const at::Tensor& x, const Runs& runs, const Moments& moments, c
   const float* mean = moments.mean.const_data_ptr<float>();
   const float* invstd = moments.invstd.const_data_ptr<float>();
   const auto normalize = kernels().norm.normalize[clip];
+  const auto unclipped = kernels().norm.scaled;
+  const auto quantize = kernels().forward[kFloat][clip];
   std::vector<float> factor(runs.channels), shift(runs.channels);
   for (int64_t c = 0; c < runs.channels; ++c) {
     factor[c] = gamma != nullptr ? invstd[c] * gamma[c] : invstd[c];
     shift[c] = (beta != nullptr ? beta[c] : 0.0f) - mean[c] * factor[c];
   }
   Watch watch;
+  const auto counted = [&](int64_t r, int64_t c) {
+    float values[kBlock];
+    for (int64_t i = 0; i < runs.length; i += kBlock) {
+      const int64_t at = r * runs.length + i, count = std::min(kBlock, runs.length - i), k = runs.varying ? i : c;
+      unclipped(from + at, values, count, factor.data() + k, shift.data() + k, runs.varying);
+      counting->add(values, nullptr, kFloat, clip, count, grid);
+      if (to == nullptr) continue;
+      quantize(values, nullptr, to + at, bits != nullptr ? bits + r * runs.mask_stride() + i / 8 : nullptr, count, grid, watch.mine());
+    }
+  };
   const auto run = [&](int64_t r, int64_t c) {
+    if (counting != nullptr) return counted(r, c);
     normalize(from + r * runs.length, to != nullptr ? to + r * runs.length : nullptr,
               bits != nullptr ? bits + r * runs.mask_stride() : nullptr, runs.length, factor.data() + c, shift.data() + c,
               runs.varying, grid, watch.mine());

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "histogram.h"
 #include "kernels.h"
 
 namespace truequant {
@@ -26,9 +27,9 @@ struct Moments {
 Moments batch_moments(const at::Tensor& x, const Runs& runs, double eps, float* running_mean, float* running_var, double momentum);
 
 // Quantizes clip((x - mean) * invstd * gamma + beta) as x * factor + shift, factor = invstd * gamma, shift = beta - mean * factor.
-// gamma and beta may be null. Without `y` it only looks.
+// gamma and beta may be null. Without `y` it only looks. `counting` (may be null) counts what is quantized.
 void normalized(const at::Tensor& x, const Runs& runs, const Moments& moments, const float* gamma, const float* beta,
-                const Grid& grid, Clip clip, at::Tensor* y, at::Tensor* mask, Seen& seen);
+                const Grid& grid, Clip clip, at::Tensor* y, at::Tensor* mask, Seen& seen, Counting* counting);
 
 struct NormGradients {
   at::Tensor x, gamma, beta;

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
+#include <optional>
 
 #include "autograd.h"
 #include "dispatch.h"
@@ -17,11 +18,12 @@
 namespace truequant {
 namespace {
 
-// The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1).
+// The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1,
+// percent or -1).
 Scheme scheme_of(PyObject* tuple) {
   const auto number = [&](Py_ssize_t k) { return PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, k)); };
   const auto flag = [&](Py_ssize_t k) { return PyTuple_GET_ITEM(tuple, k) == Py_True; };
-  return {static_cast<float>(number(0)), static_cast<float>(number(1)), flag(2), flag(3), flag(4), flag(5), number(6)};
+  return {static_cast<float>(number(0)), static_cast<float>(number(1)), flag(2), flag(3), flag(4), flag(5), number(6), number(7)};
 }
 
 // A buffer of one number, or null.
@@ -47,6 +49,8 @@ struct Names {
   PyObject* pending_minimum = PyUnicode_InternFromString("pending_minimum");
   PyObject* pending_maximum = PyUnicode_InternFromString("pending_maximum");
   PyObject* updates = PyUnicode_InternFromString("updates");
+  PyObject* counts = PyUnicode_InternFromString("counts");
+  PyObject* exponent = PyUnicode_InternFromString("exponent");
 };
 
 const Names& names() {
@@ -54,18 +58,35 @@ const Names& names() {
   return all;
 }
 
-bool read_state(State& state, PyObject* quantizer, PyObject* observer) {
+// The histogram of an observer, of no bins where it has none; false where it is none that a kernel can use.
+bool read_histogram(Histogram& histogram, PyObject* observer) {
+  PyObject* found = PyDict_GetItem(observer, names().counts);
+  if (found == nullptr) return true;
+  if (!THPVariable_CheckExact(found)) return false;
+  const at::Tensor& counts = THPVariable_Unpack(found);
+  const int64_t n = counts.numel();
+  if (!is_plain(counts) || counts.scalar_type() != at::kLong || !counts.is_contiguous() || n < 4 || n % 2 || n > kMostBins) return false;
+  histogram = {static_cast<int64_t*>(counts.mutable_data_ptr()), number_of<int64_t>(observer, names().exponent, at::kLong), n / 2};
+  return histogram.exponent != nullptr;
+}
+
+bool read_observer(State& state, PyObject* observer) {
   const Names& n = names();
-  state.scale = number_of<float>(quantizer, n.scale, at::kFloat);
-  state.zero_point = number_of<float>(quantizer, n.zero_point, at::kFloat);
-  if (state.scale == nullptr || state.zero_point == nullptr) return false;
-  if (observer == Py_None) return true;
   state.minimum = number_of<float>(observer, n.minimum, at::kFloat);
   state.maximum = number_of<float>(observer, n.maximum, at::kFloat);
   state.pending_minimum = number_of<float>(observer, n.pending_minimum, at::kFloat);
   state.pending_maximum = number_of<float>(observer, n.pending_maximum, at::kFloat);
   state.updates = number_of<int64_t>(observer, n.updates, at::kLong);
-  return state.minimum && state.maximum && state.pending_minimum && state.pending_maximum && state.updates;
+  return state.minimum && state.maximum && state.pending_minimum && state.pending_maximum && state.updates &&
+         read_histogram(state.histogram, observer);
+}
+
+bool read_state(State& state, PyObject* quantizer, PyObject* observer) {
+  const Names& n = names();
+  state.scale = number_of<float>(quantizer, n.scale, at::kFloat);
+  state.zero_point = number_of<float>(quantizer, n.zero_point, at::kFloat);
+  if (state.scale == nullptr || state.zero_point == nullptr) return false;
+  return observer == Py_None || read_observer(state, observer);
 }
 
 // What fake quantization takes from Python: the state, scheme, clip and grid of a call, and the commit that comes first.
@@ -75,6 +96,7 @@ struct Call {
   Clip clip = kNone;
   Grid grid{};
   bool observes = false;
+  std::optional<Counting> counting;
 
   // quantizer, observer, scheme, commits, clip, low, high; false where a buffer is none that a kernel can use.
   bool read(PyObject* const* args, at::ScalarType dtype) {
@@ -87,6 +109,14 @@ struct Call {
       grid.high = in_dtype(PyFloat_AsDouble(args[6]), dtype);
     }
     return PyErr_Occurred() == nullptr;
+  }
+  // What counts the `n` elements that pass; null where nothing does.
+  Counting* counter(int64_t n) {
+    return state.histogram.bins > 0 ? &counting.emplace(state.histogram, n) : nullptr;
+  }
+  // What was seen becomes pending.
+  void keep(const Seen& seen) {
+    if (observes) merge(state, counting.has_value() ? counting->finish() : seen);
   }
   void take_commit(PyObject* const* args) {
     commit(state, scheme);
@@ -137,14 +167,44 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Seen seen = kNothing;
     {
       const at::AutoDispatchBelowAutograd below;
-      y = quantized(other == nullptr ? dense(x) : x, other, call.grid, call.clip, spent, masks ? &mask : nullptr, seen);
+      const at::Tensor kept = other == nullptr ? dense(x) : x;
+      Counting* counting = call.counter(kept.numel());
+      if (looks && counting != nullptr) counting->add(kept, other, call.clip, call.grid);
+      else if (looks) seen = watched(kept, other, call.grid, call.clip);
+      else y = quantized(kept, other, call.grid, call.clip, spent, masks ? &mask : nullptr, seen, counting);
     }
-    if (call.observes) merge(call.state, seen);
+    call.keep(seen);
     if (!seen.stopped) mask.reset();  // every gradient passes
     if (differentiable) record(y, x, other, mask);
   }
   if (looks) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// observe(x, observer)
+//
+// Merges x into what is pending in the buffers of an observer with one range. True.
+PyObject* observe(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 2, "observe takes 2 arguments, got ", count);
+  if (!THPVariable_CheckExact(args[0])) return not_implemented();
+  const at::Tensor& x = THPVariable_Unpack(args[0]);
+  State state{};
+  if (!is_plain(x) || !is_known(x.scalar_type()) || is_watched() || !read_observer(state, args[1])) return not_implemented();
+  {
+    const WithoutGil released;
+    const at::AutoDispatchBelowAutograd below;
+    const at::Tensor kept = dense(x);
+    if (state.histogram.bins > 0) {
+      Counting counting(state.histogram, kept.numel());
+      counting.add(kept, nullptr, kNone, Grid{});
+      merge(state, counting.finish());
+    } else {
+      merge(state, watched(kept, nullptr, Grid{}, kNone));
+    }
+  }
+  Py_RETURN_TRUE;
   END_HANDLE_TH_ERRORS
 }
 
@@ -239,14 +299,14 @@ PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count)
                               tracks ? running_var.mutable_data_ptr<float>() : nullptr, momentum);
       normalized(x, runs, moments, gamma.defined() ? gamma.const_data_ptr<float>() : nullptr,
                  beta.defined() ? beta.const_data_ptr<float>() : nullptr, call.grid, call.clip, looks ? nullptr : &y,
-                 masks ? &mask : nullptr, seen);
+                 masks ? &mask : nullptr, seen, call.counter(x.numel()));
     }
     if (tracks) {
       for (const at::Tensor* moved : {&running_mean, &running_var}) {
         if (!moved->is_inference()) moved->unsafeGetTensorImpl()->bump_version();
       }
     }
-    if (call.observes) merge(call.state, seen);
+    call.keep(seen);
     if (!seen.stopped) mask.reset();
     if (differentiable) record_norm(y, x, gamma, beta, mask, moments);
   }
@@ -321,6 +381,7 @@ PyCFunction fast(F* function) {
 
 PyMethodDef methods[] = {
     {"fake_quantize", fast(fake_quantize), METH_FASTCALL, nullptr},
+    {"observe", fast(observe), METH_FASTCALL, nullptr},
     {"fake_quantize_weight", fast(fake_quantize_weight), METH_FASTCALL, nullptr},
     {"fake_quantize_norm", fast(fake_quantize_norm), METH_FASTCALL, nullptr},
     {"rounded_bias", fast(rounded_bias), METH_FASTCALL, nullptr},

@@ -9,6 +9,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "blocks.h"
@@ -63,19 +64,40 @@ bool is_owned(const at::Tensor& x) {
 }
 
 at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, bool spent, at::Tensor* mask,
-                     Seen& seen) {
+                     Seen& seen, Counting* counting) {
   at::Tensor y = spent ? a.variable_data() : at::empty_like(a);
   const int64_t n = a.numel();
   if (mask != nullptr) *mask = new_mask(n);
   uint8_t* bits = mask != nullptr ? mask->mutable_data_ptr<uint8_t>() : nullptr;
   const auto forward = kernels().forward[dtype_of(a.scalar_type())][clip];
+  const Dtype dtype = dtype_of(a.scalar_type());
   Watch watch;
+  const auto run = [&](int64_t i, int64_t count) {
+    const char* other = b != nullptr ? at_element(*b, i) : nullptr;
+    if (counting != nullptr) counting->add(at_element(a, i), other, dtype, clip, count, grid);
+    forward(at_element(a, i), other, at_element(y, i), bits != nullptr ? bits + i / 8 : nullptr, count, grid, watch.mine());
+  };
   each_block(n, [&](int64_t i, int64_t count) {
-    forward(at_element(a, i), b != nullptr ? at_element(*b, i) : nullptr, at_element(y, i),
-            bits != nullptr ? bits + i / 8 : nullptr, count, grid, watch.mine());
+    if (counting == nullptr) return run(i, count);
+    for (int64_t k = 0; k < count; k += kBlock) run(i + k, std::min(kBlock, count - k));  // counted while it is in the cache
   });
   seen = watch.all();
   return y;
+}
+
+Seen watched(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip) {
+  const Dtype dtype = dtype_of(a.scalar_type());
+  const Kernels& chosen = kernels();
+  Watch watch;
+  each_block(a.numel(), [&](int64_t i, int64_t count) {
+    if (b == nullptr && clip == kNone) return chosen.range[dtype](at_element(a, i), count, watch.mine());
+    alignas(64) char unused[kBlock * sizeof(float)];
+    for (int64_t k = i; k < i + count; k += kBlock) {
+      chosen.forward[dtype][clip](at_element(a, k), b != nullptr ? at_element(*b, k) : nullptr, unused, nullptr,
+                                  std::min(kBlock, i + count - k), grid, watch.mine());
+    }
+  });
+  return watch.all();
 }
 
 at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides,

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "grid.h"
+#include "histogram.h"
 #include "kernels.h"
 
 namespace truequant {
@@ -26,10 +27,13 @@ at::Tensor new_mask(int64_t n);
 // Whether nobody but the caller could ever read what lies in the memory of `x`: no other tensor, no graph, no Python object.
 bool is_owned(const at::Tensor& x);
 
-// Fake quantization of clip(a), or of clip(a + b); `mask` may be null; `seen` is what was quantized. Tensors are dense. The
-// result takes the memory of `a` where that is `spent`.
+// Fake quantization of clip(a), or of clip(a + b); `mask` may be null; `seen` is what was quantized, which `counting` counts
+// unless it is null. Tensors are dense. The result takes the memory of `a` where that is `spent`.
 at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, bool spent, at::Tensor* mask,
-                     Seen& seen);
+                     Seen& seen, Counting* counting = nullptr);
+
+// What `quantized` sees, and nothing else. Tensors are dense.
+Seen watched(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip);
 
 // The gradient where the mask of a tensor of these sizes and strides says so, in its own memory where that is `spent`.
 at::Tensor masked(const at::Tensor& gradient, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides, bool spent);

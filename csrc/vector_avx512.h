@@ -27,6 +27,8 @@ struct Vector {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F abs(F a) { return _mm512_abs_ps(a); }
   static F rint(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F floor(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static void store(int32_t* p, F whole) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(whole)); }
   // Both give the second operand where one is NaN.
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }

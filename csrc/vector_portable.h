@@ -44,6 +44,14 @@ struct Vector {
     const F rounded = reinterpret_cast<F>(reinterpret_cast<I>((size + shift) - shift) | sign);
     return size < shift ? rounded : a;
   }
+  static F floor(F a) {
+    const F rounded = rint(a);
+    return rounded > a ? rounded - 1.0f : rounded;
+  }
+  static void store(int32_t* p, F whole) {
+    const I v = __builtin_convertvector(whole, I);
+    std::memcpy(p, &v, sizeof v);
+  }
   // Both give the second operand where one is NaN.
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }

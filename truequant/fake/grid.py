@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from truequant import numerics
 from truequant.errors import ArgumentError
 from truequant.fake.algorithms import algorithm_of, lsq_plus
+from truequant.fake.compiled import CompiledScheme, compiled_scheme
 from truequant.observers import Float32State, whole
 from truequant.schemes import TQT, TWN, FloatScale, PerTensor, QuantScheme, integer_type
 
@@ -40,6 +41,8 @@ class Grid(Float32State):
     calibrated: Tensor
     bits: Tensor
     """Of the codes now, where a schedule has them wider than planned; else 0."""
+    compiled_scheme: CompiledScheme | None = None
+    """What a compiled kernel needs to know; None where none computes this grid."""
     _calibrated: bool
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None) -> None:
@@ -91,6 +94,8 @@ class Grid(Float32State):
         if scheme == self.scheme:
             return False
         self.scheme = scheme
+        if self.compiled_scheme is not None:
+            self.compiled_scheme = compiled_scheme(scheme)
         self.reset()
         self.bits.fill_(bits if wider else 0)
         return True

@@ -16,8 +16,8 @@ from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.fake.idle import beside
-from truequant.observers import ActivationObserver
-from truequant.schemes import LSQ, LSQPlus, Nearest, PerChannel, QuantScheme
+from truequant.observers import ActivationObserver, several
+from truequant.schemes import LSQ, LSQPlus, Nearest, Percentile, PerChannel, QuantScheme
 
 
 class FakeQuantize(Grid):
@@ -40,9 +40,10 @@ class FakeQuantize(Grid):
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
         self.observer = ActivationObserver(scheme, channels)
-        known = compiled_scheme(scheme) if self.observer.minmax_only else None
+        known, counts = compiled_scheme(scheme), not self.observer.minmax_only
         self.compiled_scheme = known if self.scale.dim() == 0 else None
-        self.by_channel = known is not None and isinstance(scheme.granularity, PerChannel)
+        self.by_channel = known is not None and not counts and isinstance(scheme.granularity, PerChannel)
+        self.searches = counts and self.compiled_scheme is not None and not isinstance(scheme.observer, Percentile)
         self.observing = True
         self.clock = Clock()
         self.owns_clock = True
@@ -72,11 +73,24 @@ class FakeQuantize(Grid):
         if not (self.training and self._calibrated and self.quantizing) or clock.calibrating:
             return None
         observes = observes and self.observing and clock.state != "frozen"
-        commits = observes and self._seen_step != clock.step
+        commits = self._commits_in_kernel(observes)
         y = self._compiled(x, observes, commits)
         if commits and y is not None:
             self._seen_step = clock.step
         return y
+
+    def _commits_in_kernel(self, observes: bool) -> bool:
+        """Whether a kernel that observes commits first. It does not search histograms: that is done here, once a step."""
+        commits = observes and self._seen_step != self.clock.step
+        if commits and self.searches:
+            self._seen_step = self.clock.step
+            self.commit()
+            return False
+        return commits
+
+    def _alone(self) -> bool:
+        """Whether what is counted needs no counts of other processes."""
+        return self.observer.minmax_only or not (self.training and several())
 
     def _compiled(self, x: Tensor, observes: bool, commits: bool) -> Tensor | None:
         """Commit, quantize and observe by a compiled kernel; None, and nothing done, where there is none for `x`."""
@@ -84,9 +98,9 @@ class FakeQuantize(Grid):
             return None
         if self.compiled_scheme is None:
             return self._by_channel(x, commits) if observes and self.by_channel else None
-        if observes and kernels.on_device(x, self.scale) is not None:
+        if observes and self.observer.minmax_only and kernels.on_device(x, self.scale) is not None:
             return self._on_device(x, commits)
-        if (kernel := kernels.compiled()) is None:
+        if (kernel := kernels.compiled()) is None or (observes and not self._alone()):
             return None
         observer = self.observer._buffers if observes else None
         y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0, False)
@@ -106,7 +120,7 @@ class FakeQuantize(Grid):
 
     def can_pass(self) -> bool:
         """Whether a kernel may compute what is quantized as well: there is one, and nobody wants to see it."""
-        return self.compiled_scheme is not None and self._unseen()
+        return self.compiled_scheme is not None and self._alone() and self._unseen()
 
     def _unseen(self) -> bool:
         clock = self.clock
@@ -132,7 +146,7 @@ class FakeQuantize(Grid):
             self._seen_step, observes = clock.step, False
             self.observer.merge_ranks()
             self._take_effect(first=True)
-        commits = observes and self._seen_step != clock.step
+        commits = self._commits_in_kernel(observes)
         y = compute(kernel, False, observer if observes else None, commits)
         if y is NotImplemented:
             return None
@@ -221,12 +235,20 @@ class FakeQuantize(Grid):
             self._seen_step = self.clock.step
             if self._calibrated:
                 self.commit()
-        self.observer.observe(x)
+        if not self._observe_in_kernel(x):
+            self.observer.observe(x)
         if not self._calibrated and x.numel():
             if self.training and not torch.compiler.is_compiling():
                 self.observer.merge_ranks()
             # Later calls of this step belong to the first range as well, unless a learned scale takes over from here.
             self._take_effect(first=self.shift is None or self.clock.calibrating)
+
+    def _observe_in_kernel(self, x: Tensor) -> bool:
+        """`observer.observe` by a compiled kernel; False, and nothing done, where there is none for `x`."""
+        if self.scale.dim() or not x.is_cpu or torch.compiler.is_compiling() or not self._alone():
+            return False
+        kernel = kernels.compiled()
+        return kernel is not None and kernel.observe(x, self.observer._buffers) is True
 
     def reset(self) -> None:
         """As constructed: nothing observed, no range."""

@@ -19,6 +19,7 @@ import truequant as tq
 from tests.models import FAMILIES
 from tests.models.classic import BasicBlock, conv, head
 from truequant.observers import search
+from truequant.schemes import Observation
 
 QUESTIONS = frozenset(
     ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select",
@@ -77,10 +78,11 @@ def test_no_question_in_a_training_step(name: str, preset: str) -> None:
     assert asked_in_a_step(tq.prepare(make(), x, preset), x) == Counter()
 
 
-def test_none_while_ranges_come_from_histograms(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("observer", [tq.Histogram(), tq.Percentile(), tq.MSE(), tq.MSE(64, 8)], ids=str)
+def test_none_while_ranges_come_from_histograms(observer: Observation, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(search, "used", lambda counts, middle: (counts, middle))  # asks on a CPU only
-    activation = tq.QuantScheme(tq.uint8, observer=tq.Histogram())
+    activation = tq.QuantScheme(tq.uint8, observer=observer)
     x = torch.randn(4, 6)
     assert asked_in_a_step(tq.prepare(Functions(), x, tq.QConfig(activation=activation)), x) == Counter()
 
