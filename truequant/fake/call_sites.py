@@ -195,14 +195,20 @@ _views: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _in_place_call(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run an in-place op out of place; write its quantized result back where the plan saw the old tensor read afterwards."""
+    """An in-place op, run out of place."""
     arguments = {k: v for k, v in kwargs.items() if k != "inplace"}
-    plain = func if "inplace" in kwargs else out_of_place(func)
-    y = site.run(plain, args, arguments)
-    if site.plan.writes_back:
-        args[0].copy_(y)
-        return args[0]
-    return y
+    return run_in_place(site, func if "inplace" in kwargs else out_of_place(func), args, arguments)
+
+
+def run_in_place(site: RuntimeSite, plain: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run what overwrites nothing; write the result back where the plan saw the old tensor read afterwards."""
+    if not site.plan.writes_back:
+        return site.run(plain, args, kwargs)
+    held = args[0]
+    if torch.is_grad_enabled() and held.requires_grad:  # the backward needs what was read
+        args = (held.clone(), *args[1:])
+    held.copy_(site.run(plain, args, kwargs))
+    return held
 
 
 def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from torch import nn
 
 from truequant.errors import PlanError, StateError
 from truequant.fake import passes
-from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, suspend
+from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, run_in_place, suspend
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
@@ -159,13 +159,9 @@ class QATModuleWrapper(nn.Module):
         """A module with `inplace=True`, run out of place."""
         self.__dict__["inplace"] = False
         try:
-            y = site.run(super().forward, args, kwargs)
+            return run_in_place(site, super().forward, args, kwargs)
         finally:
             self.__dict__["inplace"] = True
-        if site.plan.writes_back:
-            args[0].copy_(y)
-            return args[0]
-        return y
 
     def _outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binding = self.binding

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentTypeError, PlanError
 from truequant.planning.decomposed import decomposed
+from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
 from truequant.planning.outputs import tensors_of
 
@@ -95,31 +96,25 @@ class Trace:
     module_calls: Counter[str] = field(default_factory=Counter)
     op_counts: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
     stale: set[int] = field(default_factory=set)
-    """Values that an in-place op wrote and that were read through the name that existed before."""
+    """Values that an in-place op wrote and that were read through a name that existed before."""
 
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace, names: dict[int, str]) -> None:
         super().__init__()
         self.trace, self.names = trace, names
+        self.held = Names(trace.stale)
         self.stack: list[tuple[str, int, Counter[str]]] = [("", 0, Counter())]
         self.frame: Frame = ()
-        self._values: dict[int, int] = {}
-        self._overwritten: set[int] = set()
-        self._alive: list[Tensor] = []  # keeps ids from being used again
 
     def add(self, tensor: Tensor) -> int:
-        index = len(self.trace.values)
-        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype, _far(tensor)))
-        self._values[id(tensor)] = index
-        self._overwritten.discard(id(tensor))
-        self._alive.append(tensor)
+        index = self._value(tensor)
+        self.held.add(tensor, index)
         return index
 
-    def lookup(self, tensor: Tensor) -> int | None:
-        index = self._values.get(id(tensor))
-        if index is not None and id(tensor) in self._overwritten:
-            self.trace.stale.add(index)
+    def _value(self, tensor: Tensor) -> int:
+        index = len(self.trace.values)
+        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype, _far(tensor)))
         return index
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -129,7 +124,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         op = counted_as(op, args, kwargs)
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        inputs = [(t, i) for t in tensors if (i := self.lookup(t)) is not None]
+        inputs = [(t, i) for t in tensors if (i := self.held.read(t)) is not None]
         owner = self.stack[-1][0]
         counts = self.trace.op_counts.setdefault((owner, self.frame), Counter())
         ordinal = counts[op.name]
@@ -140,15 +135,18 @@ class _Recorder(TorchFunctionMode):
         versions = [t._version for t, _ in inputs]
         result = func(*args, **kwargs)
         outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-        if not outputs:
+        assigned = func is Tensor.__setitem__ and args[0].is_floating_point() and id(args[0]) not in self.names
+        if not outputs and not assigned:
             return result
         mutated = [t for (t, _), version in zip(inputs, versions, strict=True) if t._version != version]
-        if mutated and len(outputs) == 1 and outputs[0] is mutated[0]:
+        if assigned:
+            mutated, indices = [args[0]], [self._value(args[0])]
+            self.held.overwrite(args[0], None, indices[0], _location())
+        elif mutated and len(outputs) == 1 and outputs[0] is mutated[0]:
             # The caller gets another name of the same memory, which tells whether the old one is read afterwards.
             result = outputs[0].view_as(outputs[0])
-            indices = [self.add(result)]
-            self._values[id(mutated[0])] = indices[0]
-            self._overwritten.add(id(mutated[0]))
+            indices = [self._value(result)]
+            self.held.overwrite(mutated[0], result, indices[0], _location())
         elif op.role is Role.FLOAT and not mutated and all(any(o is t for t, _ in inputs) for o in outputs):
             return result  # handed its argument back: nothing was computed
         else:
@@ -172,7 +170,7 @@ class _Recorder(TorchFunctionMode):
     def _reference(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        index = self._values.get(id(leaf))
+        index = self.held.known(leaf)
         return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
 
     def enter(self, name: str) -> None:
@@ -276,6 +274,6 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
         for module in written_out:
             del module.__dict__["forward"]
     for leaf in tensors_of(outputs):
-        if (index := recorder.lookup(leaf)) is not None:
+        if (index := recorder.held.read(leaf)) is not None:
             result.outputs.append(index)
     return result

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import get_testing_overrides, resolve_name
 
+from truequant.planning.assignment import with_items
+
 
 class Role(Enum):
     """What an op does, seen from quantization."""
@@ -139,6 +141,7 @@ OPS: tuple[Op, ...] = (
     Op("contiguous", Role.IDENTITY, (T.contiguous,)),
     Op("clone", Role.IDENTITY, (torch.clone, T.clone)),
     Op("detach", Role.IDENTITY, (torch.detach, T.detach, _getter("data"))),
+    Op("setitem", Role.FLOAT, (T.__setitem__,)),
 )
 
 LINEAR_OPS = frozenset(("linear", "matmul", "addmm"))
@@ -180,6 +183,8 @@ _IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     for function in _BY_FUNCTION
     if _named_in_place(function)
 }
+
+_IN_PLACE[T.__setitem__] = with_items
 
 # Questions about a tensor, not computations on one.
 _PROPERTIES = frozenset(

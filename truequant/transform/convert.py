@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from truequant.errors import CalibrationError, ConversionError, StateError
@@ -150,7 +151,8 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings(), torch.no_grad(), _static_masks():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
+            exported = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
+            return exported.run_decompositions({}) if _mutates(exported) else exported
     except ConversionError:
         raise
     except Exception as error:
@@ -161,6 +163,11 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
             expected="control flow that does not depend on the values of tensors",
             fix="the prepared model still trains and evaluates as it is",
         ) from error
+
+
+def _mutates(exported: torch.export.ExportedProgram) -> bool:
+    """Whether anything is overwritten. A program has only values; `run_decompositions` makes them of what is written."""
+    return any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in exported.graph.nodes)
 
 
 @contextlib.contextmanager
@@ -226,7 +233,9 @@ def _lower(
         elif node.op == "call_function":
             lowering.lower(node)
         elif node.op == "output":
-            outputs = _outputs(lowering, node.args[0], exported)
+            kinds = [spec.kind for spec in signature.output_specs]
+            leaves = [leaf for leaf, kind in zip(node.args[0], kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+            outputs = _outputs(lowering, leaves, exported)  # and not the buffers and inputs that were overwritten
     return IntegerProgram(tuple(inputs), tuple(lowering.nodes), lowering.edges, outputs, plan.target.name)
 
 

@@ -183,6 +183,8 @@ class Lowering:
         measured = isinstance(node.meta.get("val"), Tensor) and any(n.target in _MEASURES for n in node.all_input_nodes)
         if not measured and not any(isinstance(s, (Codes, Floats, Parts, Several)) for s in sources):
             return None
+        if node.target is torch.ops.aten.copy.default and _node(node.args[1]).meta["val"].shape == node.meta["val"].shape:
+            return self.values.get(_node(node.args[1]))  # what an in-place op wrote back
         first = self.values.get(_node(node.all_input_nodes[0]))
         if node.target in _CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
             return first  # codes have no float dtype, and all float values are float32
