@@ -256,6 +256,8 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
             return "float", f"pads with {value}, not with real zeros"
     if "max_pool" in name and (call.kwargs.get("return_indices") or len(call.outputs) > 1):
         return "float", "returns indices"
+    if name.startswith("repeat") and not _repeats(name, call.args, call.kwargs, len(graph.shape(reads[0]))):
+        return "float", "repeats the batch, or adds axes"
     if name.startswith("adaptive") and _windows(name, arguments[1], graph.shape(reads[0])) is None:
         return "float", "windows of an adaptive pooling differ in size"
     if name == "interpolate":
@@ -265,6 +267,16 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
                 return "float", f"interpolates, {mode}"
             return "resize", f"interpolates, {mode}: integer layer of fixed weights"
     return "movement", "moves codes"
+
+
+def _repeats(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> bool:
+    """Whether axes behind the first are repeated, and nothing else."""
+    if op == "repeat_interleave":
+        times, axis = (args[i] if len(args) > i else kwargs.get(k) for i, k in ((1, "repeats"), (2, "dim")))
+        return isinstance(times, int) and isinstance(axis, int) and axis % rank > 0
+    times = args[1:] or next(iter(kwargs.values()), ())
+    times = tuple(times[0]) if len(times) == 1 and not isinstance(times[0], int) else tuple(times)
+    return len(times) == rank and times[0] == 1 and all(isinstance(n, int) and n > 0 for n in times)
 
 
 def average_axes(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> tuple[int, ...] | None:

@@ -130,6 +130,8 @@ OPS: tuple[Op, ...] = (
     Op("flip", Role.MOVEMENT, (torch.flip, T.flip)),
     Op("roll", Role.MOVEMENT, (torch.roll, T.roll)),
     Op("expand", Role.MOVEMENT, (T.expand, T.expand_as, torch.broadcast_to)),
+    Op("repeat", Role.MOVEMENT, (T.repeat, torch.tile, T.tile)),
+    Op("repeat_interleave", Role.MOVEMENT, (torch.repeat_interleave, T.repeat_interleave)),
     Op("index_select", Role.MOVEMENT, (torch.index_select, T.index_select)),
     Op("chunk", Role.MOVEMENT, (torch.chunk, T.chunk)),
     Op("split", Role.MOVEMENT, (torch.split, T.split)),

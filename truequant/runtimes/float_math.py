@@ -136,9 +136,9 @@ def filled(value: float) -> Form:
     """`zeros` and its kin: a number in a shape."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
-        fill = a["1"] if node.op.startswith(("full", "new_full")) else value
+        fill = a["1"] if node.op.startswith("full") else value
         number = writer.constant(f"{node.output}.fill", np.array(fill, writer.numpy(writer.dtypes[node.output])))
-        Steps(writer, node)("Expand", [number, a.shape("1" if node.op.startswith("new") else "0")])
+        Steps(writer, node)("Expand", [number, a.shape("0")])
 
     return build
 

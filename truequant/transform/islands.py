@@ -21,6 +21,12 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
     """A float op. `ConversionError` where the program has no such op or an argument is computed in the forward."""
     target: Any = node.target
     op = str(target).removeprefix("aten.")
+    if op in _NEW:  # a tensor gives its dtype, and nothing else
+        found = _Arguments(low, name)
+        arguments = tuple(json.dumps(found.encode(a)) for a in node.args[1:])
+        dtype = json.dumps(["dtype", found.encode(node.meta["val"].dtype)])
+        low.emit(Island(tuple(found.inputs), name, _NEW[op], arguments, (dtype,), tuple(found.tensors)))
+        return Floats(name)
     if op not in ISLAND_OPS:
         raise ConversionError(
             f"'{name}': {target} has no place in an integer program",
@@ -47,6 +53,7 @@ def cast(low: Lowering, node: GraphNode, name: str) -> Lowered:
     return Floats(name)
 
 
+_NEW = {"new_zeros.default": "zeros.default", "new_ones.default": "ones.default", "new_full.default": "full.default"}
 _PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -172,6 +172,10 @@ def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> 
         if rank != len(after):
             raise ConversionError(f"'{name}' adds axes before the batch", got=f"{tuple(before)} -> {tuple(after)}")
         orders = {i: [0] * _fixed(m, name) for i, (n, m) in enumerate(zip(before, after, strict=True)) if n == 1 and m != 1}
+    elif target in (aten.repeat.default, aten.repeat_interleave.self_int):
+        orders = _repetitions(node, before)
+        if len(after) != rank or not all(isinstance(before[axis], int) for axis in orders):
+            return low.tables.island(low, node, name)
     else:
         found_order = _indices(low, node, rank)
         if found_order is None:  # by tensors that depend on the inputs, or several at once: values that are gathered
@@ -183,6 +187,21 @@ def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> 
         last = position == len(orders) - 1
         source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis, indices)
     return source
+
+
+def _repetitions(node: GraphNode, before: Sequence[Any]) -> dict[int, list[int]]:
+    """Places by axis, of `repeat` (all of an axis again) and `repeat_interleave` (each place again); none if dynamic."""
+    if node.target is aten.repeat.default:
+        times = _arguments(node, "repeats")["repeats"][-len(before) :]
+        return {
+            axis: list(range(n)) * k if isinstance(n, int) else []
+            for axis, (n, k) in enumerate(zip(before, times, strict=True))
+            if k != 1
+        }
+    found = _arguments(node, "repeats", "dim")
+    axis = int(found["dim"] or 0) % len(before)
+    n = before[axis]
+    return {axis: [i // int(found["repeats"]) for i in range(n * int(found["repeats"]))] if isinstance(n, int) else []}
 
 
 def _indices(low: Lowering, node: GraphNode, rank: int) -> dict[int, list[int]] | None:
@@ -342,6 +361,7 @@ MOVEMENTS: dict[Any, Move] = {
     **dict.fromkeys(
         (
             aten.view.default,
+            aten._unsafe_view.default,
             aten.reshape.default,
             aten.flatten.using_ints,
             aten.squeeze.default,
@@ -365,6 +385,8 @@ MOVEMENTS: dict[Any, Move] = {
             aten.channel_shuffle.default,
             aten.expand.default,
             aten.expand_as.default,
+            aten.repeat.default,
+            aten.repeat_interleave.self_int,
             aten.index_select.default,
             aten.index.Tensor,
         ),
