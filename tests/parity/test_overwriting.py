@@ -120,3 +120,18 @@ class Before(Two):
 def test_writing_through_a_view_is_refused_rather_than_lost(kind: type[Two]) -> None:
     with pytest.raises(PlanError, match=r"written through a view(.|\n)*test_overwriting.py:\d+"):
         tq.prepare(kind(), torch.randn(2, 3, 8, 8))
+
+
+class Repeated(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).repeat(1, 1, 2, 1).repeat_interleave(2, dim=3)
+        return self.b(y + y.new_full((1, 6, 1, 1), 0.5))
+
+
+def test_repeated_places_are_the_same_codes() -> None:
+    torch.manual_seed(0)
+    model, batches = Repeated().eval(), [torch.randn(n, 3, 4, 4) for n in (2, 5)]
+    plan = tq.plan(model, batches[0])
+    assert {site.action for site in plan.sites if site.op.startswith("repeat")} == {"movement"}
+    qat = tq.calibrate(tq.prepare(model, batches[0]), batches).eval()
+    assert tq.verify(qat, tq.convert(qat), batches, runtimes=("reference", "onnxruntime")).codes_different == 0
