@@ -68,10 +68,10 @@ def _filled(region: Tensor, value: Any, singles: list[int]) -> Tensor:
     """`value` in the shape of a region, of whose axes those named by a number are none of the value's."""
     if not isinstance(value, Tensor):
         return torch.full_like(region, value)
-    value = value.to(region.dtype)
-    while value.dim() > region.dim() - len(singles):  # torch takes leading axes of one
-        value = value.squeeze(0)
+    filling: Tensor = value.to(region.dtype)
+    while filling.dim() > region.dim() - len(singles):  # torch takes leading axes of one
+        filling = filling.squeeze(0)
     for axis in reversed(singles):
-        at = axis - region.dim() + value.dim() + 1
-        value = value.unsqueeze(at) if at >= 0 else value
-    return value if value.shape == region.shape else torch.zeros_like(region) + value
+        at = axis - region.dim() + filling.dim() + 1
+        filling = filling.unsqueeze(at) if at >= 0 else filling
+    return filling if filling.shape == region.shape else torch.zeros_like(region) + filling
