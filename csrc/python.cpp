@@ -18,14 +18,6 @@
 namespace truequant {
 namespace {
 
-// The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1,
-// percent or -1).
-Scheme scheme_of(PyObject* tuple) {
-  const auto number = [&](Py_ssize_t k) { return PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, k)); };
-  const auto flag = [&](Py_ssize_t k) { return PyTuple_GET_ITEM(tuple, k) == Py_True; };
-  return {static_cast<float>(number(0)), static_cast<float>(number(1)), flag(2), flag(3), flag(4), flag(5), number(6), number(7)};
-}
-
 // A buffer of one number, or null.
 template <class T>
 T* number_of(PyObject* buffers, PyObject* name, at::ScalarType dtype) {

@@ -6,6 +6,8 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include "grid.h"
+
 namespace truequant {
 
 inline PyObject* not_implemented() { return Py_NewRef(Py_NotImplemented); }
@@ -21,6 +23,14 @@ inline float in_dtype(double v, at::ScalarType dtype) {
   if (dtype == at::kBFloat16) return static_cast<float>(c10::BFloat16(f));
   if (dtype == at::kHalf) return static_cast<float>(c10::Half(f));
   return f;
+}
+
+// The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1,
+// percent or -1).
+inline Scheme scheme_of(PyObject* tuple) {
+  const auto number = [&](Py_ssize_t k) { return PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, k)); };
+  const auto flag = [&](Py_ssize_t k) { return PyTuple_GET_ITEM(tuple, k) == Py_True; };
+  return {static_cast<float>(number(0)), static_cast<float>(number(1)), flag(2), flag(3), flag(4), flag(5), number(6), number(7)};
 }
 
 PyObject* fake_quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t count);

@@ -18,11 +18,12 @@ def with_items(x: Tensor, index: Any, value: Any) -> Tensor:
     if isinstance(index, Tensor) and index.dtype == torch.bool and number:
         return x.masked_fill(index.reshape(*index.shape, *(1,) * (x.dim() - index.dim())), value)
     cuts = _cuts(x, index)
-    if cuts is None or (not number and any(cut.step != 1 for cut, _ in cuts.values())):
+    steps = cuts is not None and any(cut.step != 1 for cut, _ in cuts.values())
+    if cuts is None or (steps and not number):
         y = x.clone()
         y[index] = value
         return y
-    if any(cut.step != 1 for cut, _ in cuts.values()):
+    if steps:
         return x.masked_fill(_mask(x, {axis: cut for axis, (cut, _) in cuts.items()}), value)
     regions = [x]
     for axis, (cut, _) in cuts.items():

@@ -12,9 +12,12 @@ from truequant.errors import PlanError
 
 @dataclass(slots=True)
 class _Cell:
-    """Memory that is overwritten as a whole: the values it held, in order, each with the name that its op returned."""
+    """Memory that is overwritten as a whole: the values it held, in order, each with the name that its op returned.
 
-    tensor: Tensor
+    tensors: all names, the first before the rest, kept so that no id is used again.
+    """
+
+    tensors: list[Tensor]
     names: list[tuple[int, int]] = field(default_factory=list)
     written_elsewhere: str = ""
     """File and line where another view of the same memory was written."""
@@ -34,8 +37,8 @@ class Names:
         self._sharing: dict[int, list[_Cell]] = {}
 
     def add(self, tensor: Tensor, value: int) -> None:
-        """A tensor that holds a value from now on. It is kept, so that its id is not used again."""
-        self._cells[id(tensor)] = cell = _Cell(tensor, [(id(tensor), value)])
+        """A tensor that holds a value from now on."""
+        self._cells[id(tensor)] = cell = _Cell([tensor], [(id(tensor), value)])
         self._sharing.setdefault(_storage(tensor), []).append(cell)
 
     def known(self, tensor: Tensor) -> int | None:
@@ -68,9 +71,9 @@ class Names:
         cell.names.append((id(name), value))
         if name is not None:
             self._cells[id(name)] = cell
-            self._sharing[_storage(tensor)].append(_Cell(name))  # keeps the name alive
+            cell.tensors.append(name)
         for other in self._sharing[_storage(tensor)]:
-            if other is not cell and _overlap(tensor, other.tensor):
+            if other is not cell and _overlap(tensor, other.tensors[0]):
                 other.written_elsewhere = location
 
 

@@ -20,13 +20,9 @@ from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Sever
 def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
     """A float op. `ConversionError` where the program has no such op or an argument is computed in the forward."""
     target: Any = node.target
-    op = str(target).removeprefix("aten.")
+    op, given, named = str(target).removeprefix("aten."), node.args, dict(node.kwargs)
     if op in _NEW:  # a tensor gives its dtype, and nothing else
-        found = _Arguments(low, name)
-        arguments = tuple(json.dumps(found.encode(a)) for a in node.args[1:])
-        dtype = json.dumps(["dtype", found.encode(node.meta["val"].dtype)])
-        low.emit(Island(tuple(found.inputs), name, _NEW[op], arguments, (dtype,), tuple(found.tensors)))
-        return Floats(name)
+        op, given, named = _NEW[op], given[1:], named | {"dtype": node.meta["val"].dtype}
     if op not in ISLAND_OPS:
         raise ConversionError(
             f"'{name}': {target} has no place in an integer program",
@@ -36,8 +32,8 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
         )
     part = None
     found = _Arguments(low, name)
-    arguments = tuple(json.dumps(found.encode(a)) for a in node.args)
-    options = tuple(json.dumps([k, found.encode(v)]) for k, v in node.kwargs.items() if k not in _PLACES)
+    arguments = tuple(json.dumps(found.encode(a)) for a in given)
+    options = tuple(json.dumps([k, found.encode(v)]) for k, v in named.items() if k not in _PLACES)
     island = Island(tuple(found.inputs), name, op, arguments, options, tuple(found.tensors), part)
     if isinstance(node.meta.get("val"), (tuple, list)):
         return Several(island)

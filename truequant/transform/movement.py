@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Parts, sizes
+from truequant.transform.taking import arguments, fixed, repeated, take, upsample
 
 aten = torch.ops.aten
 Move = Callable[[Lowering, GraphNode, str, Any], Lowered]
-
-
-def _arguments(node: GraphNode, *names: str) -> dict[str, Any]:
-    """Arguments by name, the tensor that is moved left out."""
-    return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
 
 
 def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
@@ -47,7 +42,7 @@ def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
 
 def _movedim(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     rank = node.meta["val"].dim()
-    found = _arguments(node, "source", "destination")
+    found = arguments(node, "source", "destination")
     ends = [[v] if isinstance(v, int) else list(v) for v in (found["source"], found["destination"])]
     taken = {d % rank: s % rank for s, d in zip(*ends, strict=True)}
     rest = iter(a for a in range(rank) if a not in taken.values())
@@ -61,9 +56,9 @@ def _permute(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
     rank = node.meta["val"].dim()
     order = list(range(rank))
     if node.target is aten.permute.default:
-        order = [int(a) % rank for a in _arguments(node, "dims")["dims"]]
+        order = [int(a) % rank for a in arguments(node, "dims")["dims"]]
     else:
-        found = _arguments(node, "dim0", "dim1") if node.target is aten.transpose.int else {"dim0": -2, "dim1": -1}
+        found = arguments(node, "dim0", "dim1") if node.target is aten.transpose.int else {"dim0": -2, "dim1": -1}
         a, b = int(found["dim0"]) % rank, int(found["dim1"]) % rank
         order[a], order[b] = order[b], order[a]
     output = low.moved(name, source)
@@ -73,7 +68,7 @@ def _permute(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
 
 def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     n = int(str(node.target).split("pool")[1][0])
-    found = _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    found = arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
     kernel = sizes(found["kernel_size"], n)
     stride = found.get("stride")
     output = low.moved(name, source)
@@ -98,7 +93,7 @@ def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
         parts = [low.floats(p) for p in parts]
         source = Floats(name)
     rank = node.meta["val"].dim()
-    axis = int(_arguments(node, "dim").get("dim", 0)) % rank
+    axis = int(arguments(node, "dim").get("dim", 0)) % rank
     if node.target is aten.stack.default:
         shape = list(node.meta["val"].shape)
         shape[axis] = 1
@@ -116,115 +111,9 @@ def _widened(low: Lowering, part: Codes | Floats, name: str, axis: int, shape: l
     return output
 
 
-def _upsample(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
-    """Nearest neighbour: whole factors repeat codes, others take them by index."""
-    before, after = node.all_input_nodes[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
-    found = _arguments(node, "output_size", "scale_factors")
-    factors = found.get("scale_factors")
-    if factors is None and all(isinstance(n, int) and isinstance(m, int) for n, m in zip(before, after, strict=True)):
-        factors = [m / n for n, m in zip(before, after, strict=True)]
-    if factors is not None and all(float(f).is_integer() for f in factors):
-        output = low.moved(name, source)
-        low.emit(program_nodes.Upsample(source.name, name, tuple(int(f) for f in factors)))
-        return output
-    for axis, (n, m) in enumerate(zip(before, after, strict=True)):
-        if not (isinstance(n, int) and isinstance(m, int)):
-            raise ConversionError(f"'{name}': a dynamic size changes by no whole factor", got=f"{n} -> {m}")
-        places = torch.arange(float(n)).reshape(1, 1, n)
-        given = None if found.get("scale_factors") is None else float(found["scale_factors"][axis])
-        size = {"size": m} if given is None else {"scale_factor": given}
-        indices = torch.nn.functional.interpolate(places, mode="nearest", **size).flatten().long().tolist()
-        last = axis == len(before) - 1
-        source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis + 2, indices)
-    return source
-
-
-def _taken(low: Lowering, source: Codes | Floats, name: str, axis: int, indices: list[int]) -> Codes | Floats:
-    output = low.moved(name, source)
-    low.emit(program_nodes.Take(source.name, name, axis, tuple(indices)))
-    return output
-
-
-def _fixed(size: Any, name: str) -> int:
-    if not isinstance(size, int):
-        raise ConversionError(f"'{name}' reorders a dynamic axis", got=str(size), expected="a fixed size")
-    return size
-
-
-def _take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
-    """Flip, roll, expand, index: codes by constant indices, axis by axis."""
-    before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
-    rank, orders = len(before), dict[int, list[int]]()
-    target = node.target
-    if target is aten.flip.default:
-        orders = {d % rank: list(range(_fixed(before[d], name)))[::-1] for d in _arguments(node, "dims")["dims"]}
-    elif target is aten.roll.default:
-        found = _arguments(node, "shifts", "dims")
-        if not found.get("dims"):
-            raise ConversionError(f"'{name}' rolls a flattened tensor", expected="dims=…")
-        for shift, dim in zip(found["shifts"], found["dims"], strict=True):
-            n = _fixed(before[dim], name)
-            orders[dim % rank] = [(i - shift) % n for i in range(n)]
-    elif target is aten.channel_shuffle.default:
-        groups, n = int(_arguments(node, "groups")["groups"]), _fixed(before[1], name)
-        orders[1] = torch.arange(n).reshape(groups, n // groups).t().flatten().tolist()
-    elif target in (aten.expand.default, aten.expand_as.default):
-        if rank != len(after):
-            raise ConversionError(f"'{name}' adds axes before the batch", got=f"{tuple(before)} -> {tuple(after)}")
-        orders = {i: [0] * _fixed(m, name) for i, (n, m) in enumerate(zip(before, after, strict=True)) if n == 1 and m != 1}
-    elif target in (aten.repeat.default, aten.repeat_interleave.self_int):
-        orders = _repetitions(node, before)
-        if len(after) != rank or not all(isinstance(before[axis], int) for axis in orders):
-            return low.tables.island(low, node, name)
-    else:
-        found_order = _indices(low, node, rank)
-        if found_order is None:  # by tensors that depend on the inputs, or several at once: values that are gathered
-            return low.tables.island(low, node, name)
-        orders = found_order
-    if not orders:
-        return source
-    for position, (axis, indices) in enumerate(orders.items()):
-        last = position == len(orders) - 1
-        source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis, indices)
-    return source
-
-
-def _repetitions(node: GraphNode, before: Sequence[Any]) -> dict[int, list[int]]:
-    """Places by axis, of `repeat` (all of an axis again) and `repeat_interleave` (each place again); none if dynamic."""
-    if node.target is aten.repeat.default:
-        times = _arguments(node, "repeats")["repeats"][-len(before) :]
-        return {
-            axis: list(range(n)) * k if isinstance(n, int) else []
-            for axis, (n, k) in enumerate(zip(before, times, strict=True))
-            if k != 1
-        }
-    found = _arguments(node, "repeats", "dim")
-    axis = int(found["dim"] or 0) % len(before)
-    n = before[axis]
-    return {axis: [i // int(found["repeats"]) for i in range(n * int(found["repeats"]))] if isinstance(n, int) else []}
-
-
-def _indices(low: Lowering, node: GraphNode, rank: int) -> dict[int, list[int]] | None:
-    """The axis and places of `index_select` or `x[:, [2, 0]]`; None where they are no constant list."""
-    if node.target is aten.index_select.default:
-        found = _arguments(node, "dim", "index")
-        pairs = [(int(found["dim"]) % rank, low.values.get(found["index"]))]
-    else:
-        pairs = [
-            (i, low.values.get(index)) for i, index in enumerate(_arguments(node, "indices")["indices"]) if index is not None
-        ]
-    axis, index = pairs[0]
-    size = node.all_input_nodes[0].meta["val"].shape[axis]
-    if len(pairs) > 1 or not isinstance(index, Tensor) or index.dim() != 1 or index.dtype == torch.bool:
-        return None
-    if not isinstance(size, int):
-        return None
-    return {axis: [int(i) % size if i < 0 else int(i) for i in index.tolist()]}
-
-
 def _shuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     output = low.moved(name, source)
-    factor = int(_arguments(node, "factor")["factor"])
+    factor = int(arguments(node, "factor")["factor"])
     low.emit(program_nodes.DepthToSpace(source.name, name, (factor, factor)))
     return output
 
@@ -232,7 +121,7 @@ def _shuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
 def _unshuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     """Space to depth: split each spatial axis, turn, join."""
     _, channels, height, width = node.all_input_nodes[0].meta["val"].shape
-    r, height, width = int(_arguments(node, "factor")["factor"]), _fixed(height, name), _fixed(width, name)
+    r, height, width = int(arguments(node, "factor")["factor"]), fixed(height, name), fixed(width, name)
     split, turned = low.moved(low.unique(f"{name}@split"), source), low.moved(low.unique(f"{name}@turned"), source)
     low.emit(program_nodes.Reshape(source.name, split.name, (0, channels, height // r, r, width // r, r)))
     low.emit(program_nodes.Transpose(split.name, turned.name, (0, 1, 3, 5, 2, 4)))
@@ -243,8 +132,8 @@ def _unshuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats
 
 def _adaptive_max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     n = int(str(node.target).split("pool")[1][0])
-    before = [_fixed(size, name) for size in node.all_input_nodes[0].meta["val"].shape[-n:]]
-    window = tuple(a // b for a, b in zip(before, sizes(_arguments(node, "size")["size"], n), strict=True))
+    before = [fixed(size, name) for size in node.all_input_nodes[0].meta["val"].shape[-n:]]
+    window = tuple(a // b for a, b in zip(before, sizes(arguments(node, "size")["size"], n), strict=True))
     output = low.moved(name, source)
     low.emit(program_nodes.MaxPool(source.name, name, window, window, (0,) * n, (1,) * n, False))
     return output
@@ -252,33 +141,19 @@ def _adaptive_max_pool(low: Lowering, node: GraphNode, name: str, source: Codes 
 
 def _pad(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     found = (
-        _arguments(node, "pad", "value")
+        arguments(node, "pad", "value")
         if node.target is aten.constant_pad_nd.default
-        else _arguments(node, "pad", "mode", "value")
+        else arguments(node, "pad", "mode", "value")
     )
     flat, mode = [int(p) for p in found["pad"]], found.get("mode", "constant")
     if mode != "constant":
-        return _repeated(low, node, name, source, flat, mode)
+        return repeated(low, node, name, source, flat, mode)
     if found.get("value") not in (None, 0, 0.0):
         raise ConversionError(f"'{name}' pads with something else than real zeros", got=str(found))
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
     output = low.moved(name, source)
     low.emit(program_nodes.Pad(source.name, name, tuple(pairs)))
     return output
-
-
-def _repeated(low: Lowering, node: GraphNode, name: str, source: Codes | Floats, flat: list[int], mode: str) -> Lowered:
-    """Padding by reflection, replication or wrapping: codes taken again, axis by axis."""
-    before = node.all_input_nodes[0].meta["val"].shape
-    pairs = [(len(before) - 1 - i // 2, flat[i], flat[i + 1]) for i in range(0, len(flat), 2) if flat[i] or flat[i + 1]]
-    if not pairs:
-        return source
-    for position, (axis, begin, end) in enumerate(pairs):
-        places = torch.arange(float(_fixed(before[axis], name))).reshape(1, 1, -1)
-        indices = torch.nn.functional.pad(places, (begin, end), mode=mode).flatten().long().tolist()
-        last = position == len(pairs) - 1
-        source = _taken(low, source, name if last else low.unique(f"{name}@axis{axis}"), axis, indices)
-    return source
 
 
 def _slice_of(
@@ -293,7 +168,7 @@ _LARGE = 2**62
 
 
 def _slice(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
-    found = _arguments(node, "dim", "start", "end", "step")
+    found = arguments(node, "dim", "start", "end", "step")
     axis, begin, end = int(found.get("dim", 0)), found.get("start"), found.get("end")
     axis %= node.meta["val"].dim()
     begin, step = 0 if begin is None else begin, found.get("step", 1)
@@ -307,7 +182,7 @@ def _slice(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) ->
 
 
 def _narrow(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
-    found = _arguments(node, "dim", "start", "length")
+    found = arguments(node, "dim", "start", "length")
     begin, length = found["start"], found["length"]
     if not isinstance(begin, int) or not isinstance(length, int):
         raise ConversionError(f"'{name}': a slice whose ends depend on sizes", got=f"{begin}, {length}", expected="constants")
@@ -316,7 +191,7 @@ def _narrow(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
 
 
 def _select(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
-    found = _arguments(node, "dim", "index")
+    found = arguments(node, "dim", "index")
     rank = node.all_input_nodes[0].meta["val"].dim()
     axis, index = int(found["dim"]) % rank, int(found["index"])
     cut = _slice_of(low, source, low.unique(f"{name}@slice"), axis, index, None if index == -1 else index + 1)
@@ -326,7 +201,7 @@ def _select(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
 def _split(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     parts = node.meta["val"]
     rank = parts[0].dim()
-    axis = int(_arguments(node, "sizes", "dim").get("dim", 0)) % rank
+    axis = int(arguments(node, "sizes", "dim").get("dim", 0)) % rank
     cuts, begin = [], 0
     for part in parts:
         size = part.shape[axis]
@@ -339,8 +214,8 @@ def _split(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) ->
 
 def _unbind(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     whole = node.all_input_nodes[0].meta["val"]
-    axis = int(_arguments(node, "dim").get("dim", 0)) % whole.dim()
-    return Parts(source, axis, tuple((i, i + 1) for i in range(_fixed(whole.shape[axis], name))), True)
+    axis = int(arguments(node, "dim").get("dim", 0)) % whole.dim()
+    return Parts(source, axis, tuple((i, i + 1) for i in range(fixed(whole.shape[axis], name))), True)
 
 
 def _part(low: Lowering, node: GraphNode, name: str, source: Parts | Codes | Floats) -> Lowered:
@@ -377,7 +252,7 @@ MOVEMENTS: dict[Any, Move] = {
     ),
     **dict.fromkeys((aten.movedim.int, aten.movedim.intlist), _movedim),
     **dict.fromkeys((aten.cat.default, aten.stack.default), _concat),
-    **dict.fromkeys((aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec), _upsample),
+    **dict.fromkeys((aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec), upsample),
     **dict.fromkeys(
         (
             aten.flip.default,
@@ -390,7 +265,7 @@ MOVEMENTS: dict[Any, Move] = {
             aten.index_select.default,
             aten.index.Tensor,
         ),
-        _take,
+        take,
     ),
     aten.pixel_shuffle.default: _shuffle,
     aten.pixel_unshuffle.default: _unshuffle,

@@ -15,7 +15,7 @@ from torch import nn
 import truequant as tq
 from tests.unit.reports.test_report import trained, written
 
-webdriver = pytest.importorskip("selenium.webdriver")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; requirements of the tests have it")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
