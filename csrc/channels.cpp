@@ -53,15 +53,18 @@ void widen(Seen& all, const Seen& part) {
   all.nan |= part.nan;
 }
 
-// `run(first run, runs, their bits)` side by side in parts whose masks begin with a byte.
+// `run(which run, its bits)` side by side, in parts whose masks begin with a byte.
 template <class F>
 void each_part(int64_t runs, int64_t length, at::Tensor* mask, const F& run) {
   uint8_t* bits = mask != nullptr ? mask->mutable_data_ptr<uint8_t>() : nullptr;
   at::parallel_for(0, (runs + 7) / 8, grain(8 * length), [&](int64_t first, int64_t last) {
-    std::vector<uint8_t> own(mask != nullptr ? length / 8 + 1 : 0);
+    std::vector<uint8_t> own(mask != nullptr && length % 8 != 0 ? length / 8 + 1 : 0);
     for (int64_t r = 8 * first; r < std::min(8 * last, runs); ++r) {
-      run(r, bits != nullptr ? own.data() : nullptr);
-      if (bits == nullptr) continue;
+      if (own.empty()) {
+        run(r, bits != nullptr ? bits + r * length / 8 : nullptr);
+        continue;
+      }
+      run(r, own.data());
       const int64_t at = r * length;
       if ((at & 7) == 0) std::fill(bits + at / 8, bits + std::min((at + 8 * length + 7) / 8, (runs * length + 7) / 8), uint8_t{0});
       append(bits, at, own.data(), length);

@@ -1,5 +1,7 @@
 // The kernels, written once over `Vector`; each level compiles them for its own instructions.
 
+#define TRUEQUANT_INLINE inline __attribute__((always_inline))  // where vectors must stay in registers
+
 template <class T>
 struct Tail {
   // The last elements of a run in a whole vector, the first of them repeated, so that no extremum changes.
@@ -103,7 +105,6 @@ struct Steps {
     const Vector::F rounded = Vector::rint(t);
     const uint32_t close = Vector::at_most(near, Vector::abs(Vector::sub(t, rounded)));
     return __builtin_expect(close == 0, 1) ? rounded : Vector::rint(Vector::div(v, scale));
-    return rounded;
   }
 };
 

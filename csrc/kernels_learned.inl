@@ -1,5 +1,36 @@
 // Learned and binary grids, and grids with a scale for each element of a run.
 
+// v / s in one rounding, by products.
+//
+// The product q = v * RN(1 / s) is less than two units in its last place away. c - a * b in one rounding has the residual
+// v - q * s whole, and adding its share of s once gives a neighbour of the quotient, twice the quotient itself (Markstein 1990,
+// "Computation of elementary functions on the IBM RISC System/6000 processor"): as long as nothing overflows or falls below the
+// smallest normal number on the way, which the bounds on s and q see to. Whatever lies outside is divided.
+template <class V>
+struct QuotientOf {
+  using F = typename V::F;
+  static constexpr float kSmallest = 0x1p-60f, kLargest = 0x1p60f;
+  F scale, reciprocal, none = V::set(0.0f), smallest = V::set(kSmallest), largest;
+
+  explicit QuotientOf(float s)
+      : scale(V::set(s)), reciprocal(V::set(1.0f / s)),
+        largest(V::set(0x1p-40f <= s && s <= 0x1p40f ? kLargest : 0.0f)) {}
+
+  F operator()(F v) const {
+    if constexpr (V::fuses) {
+      F q = V::mul(v, reciprocal);
+      const F size = V::abs(q);
+      const uint32_t held = (V::at_most(smallest, size) & V::at_most(size, largest)) | V::equal(v, none);
+      if (__builtin_expect(held == Extremes::kAll, 1)) {
+        q = V::mul_add(V::sub_mul(v, q, scale), reciprocal, q);
+        return V::mul_add(V::sub_mul(v, q, scale), reciprocal, q);
+      }
+    }
+    return V::div(v, scale);
+  }
+};
+using Quotient = QuotientOf<Vector>;
+
 // Where the gradient of a value passes, and what a step of the scale does to its result.
 template <int RULE>
 struct Slopes {
@@ -7,8 +38,8 @@ struct Slopes {
 
   explicit Slopes(const Grid& g) : qmin(Vector::set(g.qmin)), qmax(Vector::set(g.qmax)) {}
 
-  uint32_t operator()(Vector::F v, Vector::F scale, Vector::F zero_point, Vector::F& slope) const {
-    const Vector::F steps = Vector::div(v, scale);
+  // steps: v / scale.
+  uint32_t operator()(Vector::F v, Vector::F steps, Vector::F zero_point, Vector::F& slope) const {
     if constexpr (RULE == kBinary) {
       const Vector::F sign = Vector::select(Vector::less(v, none), minus, one), code = Vector::rint(steps);
       const uint32_t inside = Vector::at_most(minus, code) & Vector::at_most(code, one);
@@ -41,6 +72,10 @@ struct Sums {
   Doubles scale, offset;
 };
 
+constexpr int64_t kGroup = 4 * kLanes;
+constexpr int kLevels = 6;  // of a tree of kBlock / kGroup leaves
+static_assert(kBlock / kGroup == 1 << (kLevels - 1));
+
 template <class T, int RULE, int CLIP>
 struct Gradients {
   const T *g, *x;
@@ -48,20 +83,21 @@ struct Gradients {
   int64_t n;
   Slopes<RULE> slopes;
   Clipping<CLIP> clipping;
-  Vector::F scale, zero_point;
+  Quotient quotient;
+  Vector::F zero_point;
   uint32_t straight;
 
   Gradients(const T* g_, const T* x_, T* d_, int64_t n_, const Grid& grid)
-      : g(g_), x(x_), d(d_), n(n_), slopes(grid), clipping(grid), scale(Vector::set(grid.scale)),
+      : g(g_), x(x_), d(d_), n(n_), slopes(grid), clipping(grid), quotient(grid.scale),
         zero_point(Vector::set(grid.zero_point)), straight(grid.straight) {}
 
   // Sixteen elements.
-  Sums whole(const T* from, const T* values, T* to) const {
+  TRUEQUANT_INLINE Sums whole(const T* from, const T* values, T* to) const {
     float terms[kLanes], outside[kLanes];
     for (int k = 0; k < kLanes; k += Vector::width) {
       const Vector::F before = Vector::load(values + k), gradient = Vector::load(from + k), v = clipping.clip(before);
       Vector::F slope;
-      const uint32_t inside = slopes(v, scale, zero_point, slope);
+      const uint32_t inside = slopes(v, quotient(v), zero_point, slope);
       Vector::store(terms + k, Vector::mul(gradient, slope));
       if constexpr (RULE == kOffset) Vector::store(outside + k, Vector::select(inside, slopes.none, gradient));
       keep((inside | straight) & clipping.passes(before, v), from + k, to + k);
@@ -70,9 +106,9 @@ struct Gradients {
     return {Doubles::of(terms), Doubles::set(0.0)};
   }
 
-  Sums row(int64_t at) const {
-    if (at + kLanes <= n) return whole(g + at, x + at, d + at);
+  Sums part(int64_t at) const {
     if (at >= n) return {Doubles::set(0.0), Doubles::set(0.0)};
+    if (at + kLanes <= n) return whole(g + at, x + at, d + at);
     T from[kLanes] = {}, values[kLanes] = {};
     std::copy(g + at, g + n, from);
     std::copy(x + at, x + n, values);
@@ -81,24 +117,42 @@ struct Gradients {
     return found;
   }
 
-  static Sums add(const Sums& a, const Sums& b) {
+  static TRUEQUANT_INLINE Sums add(const Sums& a, const Sums& b) {
     if constexpr (RULE == kOffset) return {Doubles::add(a.scale, b.scale), Doubles::add(a.offset, b.offset)};
     return {Doubles::add(a.scale, b.scale), a.offset};
   }
 
-  Sums four(int64_t at) const { return add(add(row(at), row(at + kLanes)), add(row(at + 2 * kLanes), row(at + 3 * kLanes))); }
-
-  // Of `length` elements from `at`: a power of two of four rows.
-  Sums tree(int64_t at, int64_t length) const {
-    if (length == 4 * kLanes || at >= n) return four(at);
-    return add(tree(at, length / 2), tree(at + length / 2, length / 2));
+  // All elements, neighbours added first: groups of four rows are the leaves of a binary tree, of which `held` keeps the left
+  // halves that wait for their right ones.
+  TRUEQUANT_INLINE Sums all() const {
+    Sums held[kLevels];
+    int64_t groups = 0, at = 0;
+    const auto hold = [&](Sums found) {
+      int level = 0;
+      for (int64_t k = groups++; k & 1; k >>= 1) found = add(held[level++], found);
+      held[level] = found;
+    };
+    const auto row = [&](int k) { return whole(g + at + k * kLanes, x + at + k * kLanes, d + at + k * kLanes); };
+    for (; at + kGroup <= n; at += kGroup) {
+      const Sums first = add(row(0), row(1));
+      hold(add(first, add(row(2), row(3))));
+    }
+    if (at < n) {
+      const Sums first = add(part(at), part(at + kLanes));
+      hold(add(first, add(part(at + 2 * kLanes), part(at + 3 * kLanes))));
+    }
+    Sums sums{Doubles::set(0.0), Doubles::set(0.0)};
+    for (int level = 0; level < kLevels; ++level) {
+      if (groups >> level & 1) sums = add(held[level], sums);
+    }
+    return sums;
   }
 };
 
 template <class T, int RULE, int CLIP>
 void gradients(const void* g, const void* x, void* d, int64_t n, const Grid& grid, double* scale, double* offset) {
   const Gradients<T, RULE, CLIP> run(static_cast<const T*>(g), static_cast<const T*>(x), static_cast<T*>(d), n, grid);
-  const Sums sums = run.tree(0, kBlock);
+  const Sums sums = run.all();
   sums.scale.store(scale);
   if constexpr (RULE == kOffset) sums.offset.store(offset);
 }
@@ -111,8 +165,9 @@ void column_gradients(const void* g, const void* x, void* d, int64_t n, const Gr
   const Slopes<RULE> slopes(grid);
   const auto one = [&](const T* a, const T* v, const float* s, const float* z, T* r, float* terms, float* outside) {
     const Vector::F gradient = Vector::load(a);
+    const Vector::F value = Vector::load(v);
     Vector::F slope;
-    const uint32_t inside = slopes(Vector::load(v), Vector::load(s), Vector::load(z), slope);
+    const uint32_t inside = slopes(value, Vector::div(value, Vector::load(s)), Vector::load(z), slope);
     Vector::store(terms, Vector::mul(gradient, slope));
     if constexpr (RULE == kOffset) Vector::store(outside, Vector::select(inside, slopes.none, gradient));
     keep(inside | grid.straight, a, r);

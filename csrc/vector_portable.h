@@ -35,6 +35,7 @@ struct Vector {
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
   static F div(F a, F b) { return a / b; }
+  static constexpr bool fuses = false;  // no product and sum in one rounding that every CPU has
   static F abs(F a) { return reinterpret_cast<F>(reinterpret_cast<I>(a) & (I{} + INT32_MAX)); }
   // Below 2^23 adding 2^23 rounds to an integer, half to even; above it every float is one.
   static F rint(F a) {

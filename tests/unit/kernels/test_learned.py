@@ -107,6 +107,25 @@ def test_clips(level: str, clip: kernels.Clip, rule: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("rule", ["learned", "offset", "binary"])
+def test_values_and_scales_of_every_size(level: str, rule: str) -> None:
+    """Quotients that products give, and those that overflow, underflow or lie at the smallest numbers on the way."""
+
+    def run() -> list[Tensor]:
+        exponent = torch.arange(-64, 65).float().repeat_interleave(16).unsqueeze(1)
+        scale = torch.ldexp(torch.rand(exponent.shape) + 1, exponent).clamp(2.0**-64, 2.0**64)
+        steps = torch.ldexp(torch.randn(len(exponent), 16), torch.randint(-90, 70, (len(exponent), 16)))
+        steps[::2] = torch.randint(-10, 600, steps[::2].shape) / 2 * (1 + torch.randint(-2, 3, steps[::2].shape) * 2.0**-23)
+        x = steps * scale
+        x[::2, 0] = torch.ldexp(torch.randn(len(x[::2])), torch.randint(-149, -90, (len(x[::2]),)))
+        x[:, 1:] = torch.where(torch.arange(len(x)).unsqueeze(1) % 8 < 6, 0.0, x[:, 1:])  # one alone is not lost in a sum
+        return gradients(rule, x.clamp(-3e38, 3e38), scale, scales(tuple(scale.shape), rule)[1])
+
+    for _ in range(4):
+        assert_same(level, run)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_threads_do_not_matter(level: str) -> None:
     x, before, found = torch.randn(300_001) * 9, torch.get_num_threads(), []
     images = (torch.randn(4, 32, 40, 40) * 9).to(memory_format=torch.channels_last)
