@@ -47,6 +47,8 @@ class Binding:
     """Whether calls of functions in the module's own forward need to be seen in every forward."""
     watched: bool = False
     """Whether calls of functions in its own forward need to be seen where codes are recorded or sites marked."""
+    islands: bool = False
+    """Whether they need to be seen in every evaluation: float ops read there what the program's read."""
     unrolls: bool = False
     """Whether recurrent layers run step by step."""
     outermost: bool = False
@@ -94,7 +96,8 @@ class CallSites(TorchFunctionMode):
         self.seen[op.name] = ordinal + 1
         site = self.sites.get((op.name, ordinal))
         if site is None:
-            self._expect(op.name, ordinal, args)
+            if self.binding.acts or local.recorder is not None or local.marking:
+                self._expect(op.name, ordinal, args)
             return func(*args, **kwargs)
         if self.recomputes:
             refuse_part(self.binding.name, op.name, self.around, self.had_gradients)

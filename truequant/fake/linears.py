@@ -66,7 +66,7 @@ def _evaluated(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bia
     """What the program computes, float32."""
     codes, scale = integer_weight(site, weight)
     if site.plan.dynamic is None:
-        return linear(x, numerics.weight_values(codes, scale), bias)
+        return linear(x.contiguous(), numerics.weight_values(codes, scale), bias)
     return numerics.dynamic_linear(x, codes, scale, bias, site.plan.dynamic.qmax)
 
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from truequant import kernels, numerics
 from truequant.fake import evaluation, passes
 from truequant.fake.clock import Clock, local
+from truequant.fake.layouts import on_contiguous
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.registered import traceable
@@ -23,6 +24,8 @@ from truequant.planning import Site
 from truequant.schemes import ArithmeticRule
 
 Function = Callable[..., Any]
+_MOVES = frozenset(("movement", "concat", "identity", "clamp"))
+"""Actions that compute nothing whose bits could depend on the layout of what is read."""
 
 
 @dataclass(eq=False)
@@ -77,8 +80,10 @@ class RuntimeSite:
         elif local.recorder is not None and action in ("movement", "concat"):
             y = function(*args, **kwargs)
             self._record_movement(y)
-        else:
+        elif action in _MOVES or not self.exact():
             return self._finish_result([function(*args, **kwargs)])
+        else:
+            return self._finish_result([on_contiguous(function, args, kwargs)])
         return self.finish(y)
 
     def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:

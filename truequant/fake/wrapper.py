@@ -64,7 +64,8 @@ class QATModuleWrapper(nn.Module):
                     fix="prepare with example inputs that take this path",
                 )
             return self._leaf(site, args, kwargs)
-        seen = binding.acts or (binding.watched and (local.recorder is not None or local.marking))
+        looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)
+        seen = binding.acts or (binding.watched and looked_at)
         if seen and binding.clock.enabled:
             with CallSites(binding, frame, self.training) as calls:
                 outputs = self._own_forward(binding, args, kwargs)

@@ -58,8 +58,8 @@ _DTYPES = frozenset(("float16", "bfloat16", "float32", "float64", "bool", "uint8
 
 
 def run(node: Island, program: object, *inputs: Tensor) -> Tensor:
-    """The op on its inputs, in float32."""
-    return _call(node, inputs)
+    """The op on its inputs, in float32. They are contiguous, as in evaluation: the order of its sums may depend on it."""
+    return _call(node, [x.contiguous() for x in inputs])
 
 
 def layout_of(node: Island, inputs: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[tuple[int, ...], torch.dtype]:

@@ -12,7 +12,7 @@ from truequant.integer.nodes import DynamicLinear, WeightOnlyLinear
 def weight_only(node: WeightOnlyLinear, program: object, x: Tensor) -> Tensor:
     """`x` `(…, in)` to `(…, out)`, float32 sums."""
     weight = numerics.weight_values(node.weight.to(x.device).float(), node.weight_scale.to(x.device))
-    return F.linear(x.float(), weight, _bias(node, x))
+    return F.linear(x.float().contiguous(), weight, _bias(node, x))
 
 
 def dynamic(node: DynamicLinear, program: object, x: Tensor) -> Tensor:

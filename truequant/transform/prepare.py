@@ -115,6 +115,7 @@ class _Preparation:
             binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
             binding.acts = not owner.leaf and self._acts(name)
             binding.watched = self._watched(owner)
+            binding.islands = any(s.action == "float" or s.op == "view" for s in self.of_owner.get(name, []))
         elif name in self.plan.uncalled:
             binding.leaf = {}
         return binding
