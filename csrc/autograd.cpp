@@ -16,8 +16,12 @@ using torch::autograd::variable_list;
 
 // Differentiable again: its own gradient is the same masking.
 struct FakeQuantizeBackward final : torch::autograd::Node {
-  FakeQuantizeBackward(edge_list edges, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides)
-      : Node(std::move(edges)), mask_(mask, false), masks_(mask.defined()), sizes_(sizes), strides_(strides) {}
+  FakeQuantizeBackward(edge_list edges, const at::Tensor& mask, at::IntArrayRef sizes, at::IntArrayRef strides,
+                       std::shared_ptr<const Origin> origin = nullptr)
+      : Node(std::move(edges)), origin(std::move(origin)), mask_(mask, false), masks_(mask.defined()), sizes_(sizes),
+        strides_(strides) {}
+
+  const std::shared_ptr<const Origin> origin;  // null where what was quantized was no tensor by itself
 
   std::string name() const override { return "FakeQuantizeBackward"; }
 
@@ -114,9 +118,17 @@ bool wants_gradient(const at::Tensor& a, const at::Tensor* b) {
   return b == nullptr ? torch::autograd::compute_requires_grad(a) : torch::autograd::compute_requires_grad(a, *b);
 }
 
-void record(const at::Tensor& y, const at::Tensor& a, const at::Tensor* b, const at::Tensor& mask) {
+void record(const at::Tensor& y, const at::Tensor& a, const at::Tensor* b, const at::Tensor& mask,
+            std::shared_ptr<const Origin> origin) {
   edge_list edges = b == nullptr ? torch::autograd::collect_next_edges(a) : torch::autograd::collect_next_edges(a, *b);
-  set_node<FakeQuantizeBackward>(y, std::move(edges), mask, y.sizes(), y.strides());
+  set_node<FakeQuantizeBackward>(y, std::move(edges), mask, y.sizes(), y.strides(), std::move(origin));
+}
+
+std::shared_ptr<const Origin> origin_of(const at::Tensor& x) {
+  const NodePointer node = x.is_view() ? x._base().grad_fn() : x.grad_fn();
+  const auto* quantizer = dynamic_cast<const FakeQuantizeBackward*>(node.get());
+  if (quantizer == nullptr || quantizer->origin == nullptr || !quantizer->origin->made(x)) return nullptr;
+  return quantizer->origin;
 }
 
 }  // namespace truequant

@@ -3,10 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <vector>
 
 #include "channels.h"
 #include "norm.h"
+#include "origin.h"
 
 namespace truequant {
 
@@ -15,8 +17,12 @@ bool wants_gradient(const at::Tensor& a, const at::Tensor* b);
 bool wants_gradient(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c);
 
 // Makes `y` the result of a quantizer of `a` (and `b`, where they were added): the gradient passes where `mask` says so,
-// everywhere where it is undefined.
-void record(const at::Tensor& y, const at::Tensor& a, const at::Tensor* b, const at::Tensor& mask);
+// everywhere where it is undefined. `origin`: how it was made from `a`, for those who want to make it again.
+void record(const at::Tensor& y, const at::Tensor& a, const at::Tensor* b, const at::Tensor& mask,
+            std::shared_ptr<const Origin> origin = nullptr);
+
+// How `x`, the result of a quantizer or a view of one, was made; null where that is not known.
+std::shared_ptr<const Origin> origin_of(const at::Tensor& x);
 
 // Makes `y` the quantized result of a BatchNorm of `x` with `gamma` and `beta` (undefined: none), all in one node.
 void record_norm(const at::Tensor& y, const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const at::Tensor& mask,

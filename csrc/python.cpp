@@ -167,7 +167,7 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     call.keep(seen);
     if (!seen.stopped) mask.reset();  // every gradient passes
-    if (differentiable) record(y, x, other, mask);
+    if (differentiable) record(y, x, other, mask, other == nullptr ? origin(call.grid, call.clip, x, y) : nullptr);
   }
   if (looks) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(y));
@@ -228,7 +228,8 @@ PyObject* fake_quantize_weight(PyObject*, PyObject* const* args, Py_ssize_t coun
       y = quantized_weight(weight, static_cast<float*>(scale.mutable_data_ptr()), rows, scheme, ranges, differentiable, mask);
     }
     if (ranges && !scale.is_inference()) scale.unsafeGetTensorImpl()->bump_version();
-    if (differentiable) record(y, weight, nullptr, mask);
+    const float* scales = static_cast<const float*>(scale.const_data_ptr());
+    if (differentiable) record(y, weight, nullptr, mask, origin(scheme, rows, scales, weight, y));
   }
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
@@ -380,6 +381,7 @@ PyMethodDef methods[] = {
     {"fake_quantize_channels", fast(fake_quantize_channels), METH_FASTCALL, nullptr},
     {"fake_quantize_learned", fast(fake_quantize_learned), METH_FASTCALL, nullptr},
     {"fake_binarize", fast(fake_binarize), METH_FASTCALL, nullptr},
+    {"linear", fast(linear), METH_FASTCALL, nullptr},
     {"levels", level_names, METH_NOARGS, nullptr},
     {"level", level_in_use, METH_NOARGS, nullptr},
     {"choose", choose_level, METH_O, nullptr},
