@@ -230,4 +230,5 @@ def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequenc
         return site.run_layer(
             lambda x, w, b: func(x, as_transposed(w, groups), b, *args[3:], **rest), named["input"], weight, named.get("bias")
         )
-    return run(lambda x, w, b: func(x, w, b, *args[3:], **rest), named["input"], named["weight"], named.get("bias"))
+    linear = func if not rest and len(args) <= 3 else lambda x, w, b: func(x, w, b, *args[3:], **rest)
+    return run(linear, named["input"], named["weight"], named.get("bias"))

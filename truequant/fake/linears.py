@@ -17,6 +17,7 @@ from torch import Tensor
 
 from truequant import numerics
 from truequant.fake.clock import local
+from truequant.fake.products import product
 from truequant.fake.sites import RuntimeSite
 from truequant.schemes import PerGroup
 
@@ -59,7 +60,7 @@ def _trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias:
     assert site.weight is not None
     if site.plan.dynamic is not None and not site.clock.calibrating:
         x = fake_quantize_tokens(x, site.plan.dynamic.qmax)
-    return linear(x, site.weight(weight), bias)
+    return product(linear, x, site.weight(weight), bias)
 
 
 def _evaluated(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

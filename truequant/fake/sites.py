@@ -16,6 +16,7 @@ from truequant.fake import evaluation, passes
 from truequant.fake.clock import Clock, local
 from truequant.fake.layouts import on_contiguous
 from truequant.fake.marks import mark
+from truequant.fake.products import product
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.registered import traceable
 from truequant.fake.transposed import layer_weight
@@ -117,7 +118,7 @@ class RuntimeSite:
         quantized = self.weight(weight, factor)
         if bias is not None and self.norm is None:
             bias = self._rounded(bias, weight)
-        return self._finish_result([linear(x, quantized, bias)])
+        return self._finish_result([product(linear, x, quantized, bias)])
 
     def _finish_result(self, result: list[Any]) -> Any:
         """As `finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
