@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 
 import truequant as tq
 from tests.models.classic import BasicBlock, conv, head
 from tests.models.mobile import Inverted
+from truequant import kernels
 
 
 class Shared(nn.Module):
@@ -76,3 +79,37 @@ def test_steps_do_not_compile_again() -> None:
     for _ in range(5):
         compiled(torch.randn(4, 6)).square().mean().backward()
     assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_what_inductor_makes_runs_in_vectors() -> None:
+    """No mask of booleans, no order but that of memory, no element of a channel computed again for each of its pixels."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 16, 16)
+    qat = tq.prepare(nn.Sequential(conv(3, 16), BasicBlock(16, 16, 1), head(16)), x)
+    qat(x)
+    compiled = torch.compile(qat, fullgraph=True)
+    _, sources = run_and_get_code(lambda: compiled(x).square().mean().backward())
+    kernels = "".join(sources)
+    assert "cpp_fused" in kernels
+    assert not re.search(r"bool\* \w*out_ptr", kernels)
+    assert "div_floor_integer" not in kernels.split("batch_norm")[1]
+    for loop in re.split(r"\n    \{\n", kernels):
+        bounds = [int(n) for n in re.findall(r"x\d<static_cast<int64_t>\((\d+)L\)", loop)]
+        assert "convert<double" not in loop or max(bounds) <= 16, loop
+
+
+@pytest.mark.parametrize("clip", [(kernels.RELU, 0.0, 0.0), (kernels.HARDTANH, 0.0, 6.0), (kernels.CLAMP, -1.0, 2.0)])
+def test_a_clip_while_compiling_is_that_of_torch(clip: kernels.Clip) -> None:
+    torch._dynamo.reset()
+    x = torch.cat([torch.randn(50) * 4, torch.tensor([0.0, -0.0, 6.0, -1.0, 2.0, torch.inf, -torch.inf, torch.nan])])
+    g = torch.randn(len(x))
+    g[:3] = torch.tensor([torch.inf, torch.nan, -0.0])
+    found = []
+    for run in (kernels.clipped, torch.compile(kernels.clipped, backend="aot_eager", fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        y = run(leaf, clip)
+        found.append((y.detach(), *torch.autograd.grad(y, leaf, g)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)

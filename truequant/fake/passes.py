@@ -55,6 +55,8 @@ def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
     if not plan.leaf and plan.op != "relu" and clamp_bounds(plan.op, tuple(args), kwargs) != (plan.minimum, plan.maximum):
         return None
     quantizer, clip = site.quantizer, _clip_of(site)
+    if torch.compiler.is_compiling():  # Inductor makes one pass of both; the clip keeps a mask, as the kernels do
+        return quantizer(kernels.clipped(x, clip)) if torch.is_grad_enabled() else None
     if quantizer.shift is not None:
         return quantizer.learned_pass(x, clip)
 

@@ -210,7 +210,7 @@ class RuntimeSite:
             return rounded
         with torch.no_grad():
             unit = self._bias_scale(weight)
-            error = (torch.round(bias.double() / unit) * unit - bias.double()).to(bias.dtype)
+            error = _once((torch.round(bias.double() / unit) * unit - bias.double()).to(bias.dtype))
         return bias + error
 
     def shifted_bias(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -223,7 +223,7 @@ class RuntimeSite:
         with torch.no_grad():
             folded = numerics.folded_bias(bias, self.normalization(), weight.shape[0], weight)
             unit = self._bias_scale(weight)
-            shift = (torch.round(folded / unit) * unit - folded).float()
+            shift = _once((torch.round(folded / unit) * unit - folded).float())
         return shift.to(dtype) if norm.bias is None else norm.bias + shift.to(norm.bias.dtype)
 
     def _compiled_bias(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
@@ -241,6 +241,11 @@ class RuntimeSite:
             statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
             found = kernel.rounded_bias(bias, *statistics, reads, scale, free)
         return None if found is NotImplemented else found
+
+
+def _once(channels: Tensor) -> Tensor:
+    """Compiled, what has an element a channel is computed once: Inductor would do so again for every element that reads it."""
+    return channels.as_strided(channels.shape, channels.stride()) if torch.compiler.is_compiling() else channels
 
 
 def _straight_through(exact: Tensor, differentiable: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from truequant.kernels.chosen import (
     NO_CLIP,
     RELU,
     Clip,
+    clipped,
     fake_binarize,
     fake_quantize,
     fake_quantize_channels,
@@ -17,7 +18,7 @@ from truequant.kernels.chosen import (
 from truequant.kernels.levels import compiled, describe, level, levels, use, using
 
 __all__ = [
-    "CLAMP", "HARDTANH", "NO_CLIP", "RELU", "Clip", "compiled", "describe", "fake_binarize", "fake_quantize",
+    "CLAMP", "HARDTANH", "NO_CLIP", "RELU", "Clip", "clipped", "compiled", "describe", "fake_binarize", "fake_quantize",
     "fake_quantize_channels", "fake_quantize_learned", "fake_quantize_observed", "fake_quantize_offset", "level", "levels",
     "on_device", "use", "using",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from types import ModuleType
 
 import torch
@@ -19,10 +20,12 @@ NO_CLIP: Clip = (NONE, 0.0, 0.0)
 
 
 def clipped(x: Tensor, clip: Clip) -> Tensor:
-    """The clip by ops of torch's."""
+    """The clip by ops of torch's; while compiling by one that keeps a mask and nothing else."""
     kind, low, high = clip
     if kind == NONE:
         return x
+    if torch.compiler.is_compiling():
+        return reference.clip(x, 0.0, math.inf) if kind == RELU else reference.clip(x, low, high, ends=kind == CLAMP)
     if kind == RELU:
         return F.relu(x)
     return F.hardtanh(x, low, high) if kind == HARDTANH else torch.clamp(x, low, high)

@@ -11,6 +11,7 @@ counts as 0. While compiling and on other devices the order is whatever is faste
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,40 @@ LANES = 16
 """Of the sum that is the gradient of a scale."""
 
 
+def _kept(passes: Tensor) -> Tensor:
+    """A mask as autograd keeps it.
+
+    Inductor stores booleans one by one, which takes many times as long as all else that a quantizer does, and bytes as vectors.
+    `minimum` changes nothing: it is an op that its partitioner does not repeat in the backward, so that bytes are kept, and not
+    the booleans that they came from.
+    """
+    if not torch.compiler.is_compiling():
+        return passes
+    return torch.minimum(torch.where(passes, 1.0, 0.0), torch.ones((), device=passes.device)).to(torch.uint8)
+
+
+def _masked(kept: Tensor, grad: Tensor) -> Tensor:
+    if kept.dtype == torch.bool:
+        return torch.where(kept, grad, 0.0)
+    # A bound that depends on the gradient, or the comparison would be made in the forward, and its booleans kept.
+    return torch.where(kept.float() > torch.where(grad > 0, 0.5, 0.25), grad, 0.0)
+
+
+class _Clip(torch.autograd.Function):
+    """A clip that keeps no more than a mask, for where its result is not kept by what reads it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float, ends: bool) -> Tensor:
+        y = torch.clamp(x, low, high)
+        passes = (x >= low) & (x <= high) if ends else ~(x <= low)
+        ctx.save_for_backward(_kept(passes if ends or high == math.inf else passes & ~(x >= high)))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _masked(ctx.saved_tensors[0], grad), None, None, None
+
+
 class _StraightThrough(torch.autograd.Function):
     """y = (clamp(rint(x / s) + z) - z) * s;  dx = g where the rounded code was not clipped, else 0 (ATen's mask)."""
 
@@ -29,13 +64,13 @@ class _StraightThrough(torch.autograd.Function):
         codes = torch.round(x.float() / scale) + zero_point
         clipped = torch.clamp(codes, qmin, qmax)
         if not identity:
-            ctx.save_for_backward(codes == clipped)
+            ctx.save_for_backward(_kept(codes == clipped))
         return ((clipped - zero_point) * scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside = ctx.saved_tensors
-        return (torch.where(inside[0], grad, 0.0) if inside else grad), None, None, None, None, None
+        return (_masked(inside[0], grad) if inside else grad), None, None, None, None, None
 
 
 class _Learned(torch.autograd.Function):
@@ -150,6 +185,12 @@ def _reduce(values: Tensor, like: Tensor, x: Tensor) -> Tensor:
     return (_neighbours(sums) + 0.0).float().reshape(like.shape)
 
 
+def clip(x: Tensor, low: float, high: float, *, ends: bool = False) -> Tensor:
+    """`x` between `low` and `high`; `ends`: whether a gradient passes at the ends."""
+    result: Tensor = _Clip.apply(x, low, high, ends)  # type: ignore[no-untyped-call]
+    return result
+
+
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, identity: bool = False) -> Tensor:
     """Fake quantization with the straight-through gradient. NaN passes through."""
     result: Tensor = _StraightThrough.apply(x, scale, zero_point, qmin, qmax, identity)  # type: ignore[no-untyped-call]
@@ -174,4 +215,4 @@ def fake_binarize(x: Tensor, scale: Tensor, *, factor: float = 1.0, identity: bo
     return result
 
 
-__all__ = ["fake_binarize", "fake_quantize", "fake_quantize_learned", "fake_quantize_offset"]
+__all__ = ["clip", "fake_binarize", "fake_quantize", "fake_quantize_learned", "fake_quantize_offset"]

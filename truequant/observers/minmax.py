@@ -24,13 +24,21 @@ def grouped(x: Tensor, granularity: Granularity) -> Tensor:
 
 def finite_range(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """Smallest and largest value for each scale, float32. An end that is not finite counts as not seen: `+inf` or `-inf`."""
+    if x.numel() and x.dim() > 1 and not isinstance(granularity, PerGroup):
+        # Whatever its strides: as rows it would be copied, or, compiled, be read in another order than it lies in.
+        own = granularity.axis % x.dim() if isinstance(granularity, PerChannel) else None
+        axes = [axis for axis in range(x.dim()) if axis != own]
+        return _finite(torch.amin(x.float(), axes), torch.amax(x.float(), axes))
     rows = grouped(x, granularity).float()
     if rows.shape[-1] == 0:
         shape = rows.shape[:-1]
         return rows.new_full(shape, torch.inf), rows.new_full(shape, -torch.inf)
     if isinstance(granularity, PerGroup):
         rows = torch.where(torch.isnan(rows), rows[..., :1], rows)  # padding of the last group
-    low, high = torch.aminmax(rows, dim=-1)
+    return _finite(*torch.aminmax(rows, dim=-1))
+
+
+def _finite(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(torch.isfinite(low), low, torch.inf), torch.where(torch.isfinite(high), high, -torch.inf)
 
 
