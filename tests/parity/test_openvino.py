@@ -61,6 +61,7 @@ def test_models(name: str, preset: str) -> None:
         {"weight_shape": (8, 3, 3, 3), "stride": 2, "padding": 1},
         {"weight_shape": (6, 1, 3, 3), "groups": 6, "padding": 1},
         {"weight_shape": (6, 2, 3, 3), "groups": 3, "dilation": 2},
+        {"weight_shape": (32, 4, 3, 3), "groups": 8, "stride": 2, "padding": ((0, 1), (2, 1))},
         {"weight_shape": (4, 3, 2, 4), "padding": ((0, 1), (2, 1))},
         {"weight_shape": (4, 3, 5)},
         {"weight_shape": (4, 2, 2, 3, 2), "padding": 1},
