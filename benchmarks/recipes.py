@@ -100,6 +100,21 @@ def learned(config: tq.QConfig, weight: ScaleRule, activation: ScaleRule | None 
     )
 
 
+def clipped(job: Job, weight: ScaleRule, activation: ScaleRule) -> tq.QConfig:
+    """A config whose activations clip at 0 where a ReLU does so before them; others, such as the results of a linear
+    bottleneck, have learned scales and a zero point.
+    """
+    config = learned(job.config, weight, LSQ())
+    plan = tq.plan(job.model, job.images[:8], config)
+    learning = {q.name: q.scheme for q in plan.quantizers if q.kind == "activation" and q.scheme.learned}
+    rules = [
+        tq.Rule(site.name, output=learning[site.quantizer])
+        for site in plan.sites
+        if site.quantizer in learning and not learning[site.quantizer].symmetric
+    ]
+    return replace(learned(job.config, weight, activation), rules=tuple(rules))
+
+
 def prepared(job: Job, config: tq.QConfig) -> nn.Module:
     """The job's model, quantization-aware and calibrated."""
     qat = tq.prepare(job.model, job.images[:8], config)
@@ -213,12 +228,12 @@ def lsq_plus(job: Job) -> nn.Module:
 def pact(job: Job) -> nn.Module:
     """PACT activations; weights as the paper has them, by DoReFa where an integer can hold it."""
     weight = FloatScale() if job.bits.startswith("w8") else DoReFa()
-    return train(prepared(job, learned(job.config, weight, PACT())), job.images, job.labels, fine(job))
+    return train(prepared(job, clipped(job, weight, PACT())), job.images, job.labels, fine(job))
 
 
 def dorefa(job: Job) -> nn.Module:
     """DoReFa weights, and activations clipped at 6 rather than at 1: the float model was trained without a clip."""
-    return train(prepared(job, learned(job.config, DoReFa(), DoReFa(reach=6.0))), job.images, job.labels, fine(job))
+    return train(prepared(job, clipped(job, DoReFa(), DoReFa(reach=6.0))), job.images, job.labels, fine(job))
 
 
 def tqt(job: Job) -> nn.Module:
