@@ -52,9 +52,13 @@ def defined(algorithm: str, widths: str) -> bool:
 
 
 def _of(results: Results, model: str, algorithm: str, widths: str) -> list[tuple[str, Any]]:
-    """Cells of all seeds, by key."""
+    """Cells of all seeds, in their order."""
     prefix = f"{model}/{algorithm}/{widths}/"
-    return sorted((key, row) for key, row in results.items() if key.startswith(prefix))
+    return sorted((item for item in results.items() if item[0].startswith(prefix)), key=lambda item: _seed(item[0]))
+
+
+def _seed(key: str) -> int:
+    return int(key.rsplit("/", 1)[1])
 
 
 def _cell(found: list[tuple[str, Any]], current: Mapping[str, str]) -> str:
@@ -90,7 +94,7 @@ def _model(results: Results, current: Mapping[str, str], model: str, end: str) -
             rows.append([name, *cells])
     if not rows:
         return ""
-    float_scores = {key.split("/")[3]: row["float_further"] for key, row in results.items() if key.startswith(f"{model}/")}
+    float_scores = {_seed(key): row["float_further"] for key, row in results.items() if key.startswith(f"{model}/")}
     floats = ", ".join(f"{score:.2f} (seed {seed})" for seed, score in sorted(float_scores.items())[:3])
     title = f"## {model}" + (", all layers" if end else "")
     return f"{title}\n\nfloat: {floats}\n\n" + _table(("algorithm", *(w + end for w in WIDTHS)), rows)
