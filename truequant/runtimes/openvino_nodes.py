@@ -117,7 +117,7 @@ def _whole(writer: Writer, node: Conv, pads: list[int], zero_point: int) -> str:
     if any(pads):
         value = writer.constant(f"{node.output}.padding", np.array(zero_point, writer.dtype(edge)))
         codes = _step(writer, node.output, "Pad", [codes, writer.integers(f"{node.output}.pads", pads), value], "padded")
-    none = writer.constant(f"none_{'s' if edge.signed else 'u'}8", np.array(0, writer.dtype(edge)))
+    none = writer.constant("none", np.array(0, writer.dtype(edge)))
     return _step(writer, node.output, "DequantizeLinear", [codes, unit, none], "codes_as_float")
 
 

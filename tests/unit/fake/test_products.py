@@ -16,7 +16,9 @@ import truequant as tq
 from truequant import kernels
 from truequant.fake import products
 
-pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason="compiled kernels")
+pytestmark = pytest.mark.skipif(
+    kernels.compiled() is None, reason="the linear layer under test is compiled, and `make setup` found no compiler"
+)
 
 
 class Attention(nn.Module):
