@@ -27,6 +27,7 @@ from truequant.integer.nodes import (
     WeightOnlyLinear,
 )
 from truequant.runtimes.packages import onnx
+from truequant.runtimes.pooled_sums import pooling_of
 from truequant.runtimes.session import Level, session
 
 KERNELS: dict[type[Node], frozenset[str]] = {
@@ -90,9 +91,14 @@ def require_integer_kernels(
                 expected="the op that the file names",
                 fix=_FIX,
             )
+    pooled: set[str] = set()
     for node in program.nodes:
         kernels = KERNELS.get(type(node))
         if kernels is None or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
+            continue
+        if isinstance(node, Conv) and (pool := pooling_of(program, node)) is not None and _in_float(node, graph):
+            pooled |= {node.output, pool.output}
+        if node.output in pooled:
             continue
         names = forms.get(node.output, [])
         # A kernel keeps its name where onnxruntime gives another one to the tensor that it writes.
@@ -108,6 +114,14 @@ def require_integer_kernels(
                 fix=_FIX if level == "all" else f"form='qoperator': optimization level {level!r} does not fuse",
             )
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+
+
+def _in_float(node: Conv, graph: Any) -> bool:
+    """Whether a float convolution reads the centred codes that a layer before a pooling reads (see `pooled_sums`)."""
+    centred = {
+        kernel.output[0] for kernel in graph.node if kernel.op_type == "DequantizeLinear" and kernel.input[0] == node.input
+    }  # fmt: skip
+    return any(kernel.op_type in ("Conv", "FusedConv") and kernel.input[0] in centred for kernel in graph.node)
 
 
 def _kernel_behind(name: str, writers: dict[str, Any], kernels: frozenset[str]) -> Any:

@@ -18,6 +18,7 @@ from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
 from truequant.runtimes import external
 from truequant.runtimes.census import require_integer_kernels
+from truequant.runtimes.hidden_edges import show
 from truequant.runtimes.metadata import FORM, PROGRAM, schemes_of, with_program
 from truequant.runtimes.onnx_nodes import write
 from truequant.runtimes.openvino_session import compiled
@@ -156,6 +157,8 @@ def onnx_model(program: IntegerProgram, *, form: Form = "qdq", show_edges: bool 
     shown = {info.name for info in (*inputs, *outputs)}
     inner = [info for info in _inner(writer) if info.name not in shown]
     graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()), value_info=inner)
+    if show_edges:
+        show(graph, program)
     model = helper.make_model(
         graph, producer_name="truequant", producer_version=version("truequant"), ir_version=IR_VERSION,
         opset_imports=opsets(writer.nodes),

@@ -10,6 +10,8 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import is_wide
 from truequant.integer.nodes import Conv, Linear
+from truequant.runtimes.channels_last import read_by
+from truequant.runtimes.pooled_sums import pooling_of, write_sums
 from truequant.runtimes.weights import scales, weight_of
 from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
 
@@ -29,6 +31,9 @@ def conv(writer: Writer, node: Conv) -> None:
         acc = writer.fresh(f"{node.output}.sum")
         writer.node("ConvInteger", [node.input, weight.codes, zero, weight.zero_point], acc, name=node.output, **attributes)
         _to_float(writer, node, acc, (1, -1, *(1,) * len(node.stride)))
+        return
+    if pooling_of(writer.program, node, writer.form):
+        write_sums(writer, node, **attributes)
         return
     signs = [writer.edge(n).signed for n in (node.input, node.output)]
     if len(set(signs)) == 2:
@@ -61,7 +66,8 @@ def linear(writer: Writer, node: Linear) -> None:
         writer.node("MatMulInteger", [node.input, weight.codes, zero, weight.zero_point], acc, name=name)
         _to_float(writer, node, acc, (-1,))
         return
-    source, output = node.input, name
+    source, node = read_by(writer, node)
+    output = name
     flat = len(shape) != 2
     if flat:  # Gemm takes two axes: codes are reshaped around it
         source = writer.fresh(f"{name}.rows")

@@ -9,6 +9,8 @@ import numpy as np
 
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
+from truequant.runtimes.channels_last import write_flat
+from truequant.runtimes.pooled_sums import write_pooling
 from truequant.runtimes.writer import Writer
 
 
@@ -39,6 +41,9 @@ def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
         "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*padding, *padding],
         "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
     }  # fmt: skip
+    if node.input in writer.sums:
+        write_pooling(writer, node, **attributes)
+        return
     _written(writer, node, "MaxPool", [source], **attributes)
 
 
@@ -47,6 +52,8 @@ def _clamp(writer: Writer, node: program_nodes.Clamp) -> None:
 
 
 def _reshape(writer: Writer, node: program_nodes.Reshape) -> None:
+    if write_flat(writer, node):
+        return
     writer.node("Reshape", [node.input, writer.integers(f"{node.output}.shape", node.shape)], node.output, name=node.output)
 
 

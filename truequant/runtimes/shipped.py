@@ -27,6 +27,7 @@ from truequant.runtimes.census import census
 from truequant.runtimes.compiled import same_kernels
 from truequant.runtimes.export import digest
 from truequant.runtimes.external import require_inside
+from truequant.runtimes.hidden_edges import show
 from truequant.runtimes.metadata import CONTAINER, FORM, PROGRAM
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.session import Level, run, session
@@ -119,11 +120,12 @@ def _read(path: Path) -> tuple[Any, str | None]:
 
 def _shown(model: Any, program: IntegerProgram, path: Path) -> bytes:
     """The model with every edge among its outputs."""
-    written = {name for node in model.graph.node for name in node.output}
-    if missing := [name for name in program.edges if name not in written]:
-        raise FileError(f"'{path}': no tensor has the name of an edge", got=", ".join(missing[:4])[:200], expected="every edge")
     copy = type(model)()
     copy.CopyFrom(model)
+    show(copy.graph, program)
+    written = {name for node in copy.graph.node for name in node.output}
+    if missing := [name for name in program.edges if name not in written]:
+        raise FileError(f"'{path}': no tensor has the name of an edge", got=", ".join(missing[:4])[:200], expected="every edge")
     there = {output.name for output in copy.graph.output}
     for name, edge in program.edges.items():
         if name not in there:

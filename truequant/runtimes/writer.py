@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from truequant.integer import IntegerProgram, is_wide, program_layout
-from truequant.integer.nodes import Edge, Node
+from truequant.integer.nodes import Conv, Edge, Node
 from truequant.runtimes.packages import onnx
 from truequant.schemes import TARGETS
 
@@ -60,6 +60,10 @@ class Writer:
         """The int8 tensor of each constant that lies in the file two codes a byte."""
         self.floats: dict[str, str] = {}
         """Values of the file alone, before a quantizer or behind a dequantizer, each with the edge whose shape it has."""
+        self.sums: dict[str, tuple[Conv, str]] = {}
+        """Edges that are in no tensor of the file: the convolution, and the tensor of its sums (`pooled_sums`)."""
+        self.flat: dict[str, tuple[str, tuple[int, ...]]] = {}
+        """Edges that lie in the file in another order: the tensor, and the shape of an image (`channels_last`)."""
         self.shapes, self.dtypes = dynamic_layout(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}

@@ -1,0 +1,68 @@
+"""Flattened images before a linear layer, read channels-last, in QDQ form.
+
+onnxruntime keeps what its integer convolutions write channels-last and puts codes back in order before they are flattened, one
+byte at a time. Here they are flattened as they lie, and the columns of the layer's weight are permuted once, when the file is
+written. The codes in their own order are in no tensor of the file; `hidden_edges` puts them into a copy of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from truequant.integer import IntegerProgram
+from truequant.integer.nodes import Add, AveragePool, Clamp, Conv, Linear, MaxPool, Node, Reshape, inputs_of
+from truequant.runtimes.pooled_sums import pooling_of
+from truequant.runtimes.writer import Form, Writer
+from truequant.schemes import TARGETS
+
+_KEEPS = (MaxPool, AveragePool, Add, Clamp)
+"""What onnxruntime computes channels-last behind a convolution."""
+
+
+def readers_of(program: IntegerProgram, node: Reshape, form: Form = "qdq") -> tuple[Linear, ...]:
+    """The linear layers that read an image flattened channels-last in this form of the file; none where its codes are written
+    in their own order.
+    """
+    target, edge = TARGETS.get(program.target), program.edges[node.output]
+    if form != "qdq" or not (target is None or target.runs_here) or edge.wide or node.output in program.output_names():
+        return ()
+    if len(node.shape) != 2 or node.shape[0] not in (0, -1) or not _behind_a_convolution(program, node):
+        return ()
+    readers = [other for other in program.nodes if node.output in inputs_of(other)]
+    layers = tuple(other for other in readers if isinstance(other, Linear) and other.output in program.edges)
+    return layers if layers and len(layers) == len(readers) else ()
+
+
+def _behind_a_convolution(program: IntegerProgram, node: Reshape) -> bool:
+    writers = {other.output: other for other in program.nodes}
+    behind: Node | None = writers.get(node.input)
+    while isinstance(behind, _KEEPS):
+        before = writers.get(inputs_of(behind)[0])
+        if isinstance(before, Conv) and pooling_of(program, before) is behind:
+            return False
+        behind = before
+    return isinstance(behind, Conv) and len(behind.stride) == 2
+
+
+def write_flat(writer: Writer, node: Reshape) -> bool:
+    """Write an image flattened channels-last, if its readers take it so."""
+    name, shape = node.output, writer.shapes[node.input]
+    if len(shape) != 4 or None in shape[1:] or shape[1] == 1 or not readers_of(writer.program, node, writer.form):
+        return False
+    if shape[2] == shape[3] == 1:
+        return False
+    moved, flat = writer.fresh(f"{name}.moved"), writer.fresh(f"{name}.channels_last")
+    writer.node("Transpose", [node.input], moved, name=moved, perm=[0, 2, 3, 1])
+    writer.node("Reshape", [moved, writer.integers(f"{name}.shape", node.shape)], flat, name=name)
+    writer.alias(flat, name)
+    writer.flat[name] = flat, tuple(int(n or 0) for n in shape[1:])
+    return True
+
+
+def read_by(writer: Writer, node: Linear) -> tuple[str, Linear]:
+    """The tensor of the file that a layer reads, and the layer with the columns of its weight in the order of that tensor."""
+    if node.input not in writer.flat:
+        return node.input, node
+    source, (channels, *space) = writer.flat[node.input]
+    weight = node.weight.reshape(-1, channels, *space).permute(0, 2, 3, 1).reshape(node.weight.shape)
+    return source, replace(node, weight=weight)
