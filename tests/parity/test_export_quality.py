@@ -18,6 +18,7 @@ from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, Linear
 from truequant.reports import versions
 from truequant.runtimes import digest, onnx_bytes
+from truequant.runtimes.hidden_edges import hidden
 
 MATRIX = script("exactness")
 MODELS = [
@@ -81,12 +82,15 @@ def described(model: Any, program: IntegerProgram) -> None:
     written = {o for node in model.graph.node for o in node.output}
     assert len(model.graph.value_info) == len({i.name for i in model.graph.value_info})
     assert {i.name for i in model.graph.value_info} <= written
+    left_out = hidden(program) - written
     for name, edge in program.edges.items():
+        if name in left_out:
+            continue
         expected = onnx.TensorProto.INT8 if edge.signed else onnx.TensorProto.UINT8
         assert infos[name].elem_type == expected
         assert infos[name].HasField("shape")
     for node in program.nodes:
-        assert node.output in infos
+        assert node.output in infos or node.output in left_out
 
 
 def test_the_small_net_is_tidy() -> None:

@@ -17,10 +17,11 @@ from tests.programs import edge, program, random_linear, residual_net
 from tests.scripts import script
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.integer.nodes import Add, Island, Linear, Sub, Table
+from truequant.integer.nodes import Add, Conv, Island, Linear, Sub, Table
 from truequant.runtimes import onnx_bytes
 from truequant.runtimes.census import optimized
 from truequant.runtimes.packages import onnx
+from truequant.runtimes.pooled_sums import pooling_of
 
 MATRIX = script("exactness")
 FLOAT_OPS = frozenset(
@@ -52,8 +53,14 @@ class Observed:
         return {root for root, node in self.nodes if node.op_type in ops}
 
     def kernels(self) -> dict[str, str]:
-        """Integer kernels by the node that they compute."""
-        return {root: n.op_type for root, n in self.nodes if n.op_type.startswith(("QLinear", "QGemm"))}
+        """Integer kernels by the node that they compute, float kernels on centred codes among them."""
+        found = {root: n.op_type for root, n in self.nodes if n.op_type.startswith(("QLinear", "QGemm"))}
+        return found | {root: "Conv" for root, n in self.nodes if self.on_integers(n)}
+
+    def on_integers(self, node: Any) -> bool:
+        """Whether a convolution reads codes less their zero point."""
+        writer = self.writers.get(node.input[0]) if node.op_type in ("Conv", "FusedConv") else None
+        return writer is not None and writer.op_type == "DequantizeLinear" and writer.input[1] == "one"
 
     def float_kernels(self) -> set[str]:
         """Ops between DequantizeLinear and QuantizeLinear, islands apart."""
@@ -61,7 +68,8 @@ class Observed:
         def dequantized(node: Any) -> bool:
             return any(name in self.writers and self.writers[name].op_type == "DequantizeLinear" for name in node.input)
 
-        return {r for r, n in self.nodes if n.op_type in FLOAT_OPS and dequantized(n) and not isinstance(self.kinds[r], Island)}
+        found = {r for r, n in self.nodes if n.op_type in FLOAT_OPS and dequantized(n) and not self.on_integers(n)}
+        return {root for root in found if not isinstance(self.kinds[root], Island)}
 
     def islands(self) -> set[str]:
         quantizing = ("QuantizeLinear", "DequantizeLinear")
@@ -98,7 +106,8 @@ def agrees(of: IntegerProgram, form: Any, level: Any) -> tq.runtimes.Lint:
         assert nodes("weights") == seen.unsigned_weights()
     assert nodes("packed") == seen.unpacked()
     quantized = {r for r, n in seen.nodes if n.op_type == "QuantizeLinear"}
-    assert quantized == {n.output for n in of.nodes if type(n).__name__ == "Quantize"} | nodes("level", "wide")
+    pooled = {pool.output for n in of.nodes if isinstance(n, Conv) and (pool := pooling_of(of, n, form)) is not None}
+    assert quantized == {n.output for n in of.nodes if type(n).__name__ == "Quantize"} | nodes("level", "wide") | pooled
     return predicted
 
 

@@ -35,6 +35,7 @@ from truequant.integer.nodes import (
 )
 from truequant.integer.wide import SUMS
 from truequant.runtimes.export import program_of
+from truequant.runtimes.pooled_sums import pooling_of
 from truequant.runtimes.proofs import proven
 from truequant.runtimes.session import Level
 from truequant.runtimes.shipped import read_program
@@ -75,7 +76,9 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Lint:
-    """fused: the integer kernel that each node becomes; missed: what does not fuse, in the order of the program."""
+    """fused: the integer kernel that each node becomes, "Conv" for float sums of integers that are pooled first (see
+    `pooled_sums`), which miss nothing at any level; missed: what does not fuse, in the order of the program.
+    """
 
     fused: Mapping[str, str]
     missed: tuple[Miss, ...]
@@ -136,7 +139,7 @@ def lint(
         missed += found
         kernel = _KERNELS.get(type(node), ("", ""))[0]
         if kernel and not any(miss.kind in ("level", "wide", "pairs", "values") for miss in found):
-            fused[node.output] = kernel
+            fused[node.output] = "Conv" if setting.pooled(node) else kernel
     return Lint(fused, tuple(missed), form, level, program.target)
 
 
@@ -163,12 +166,16 @@ class _Setting:
         """Whether a node lies in the file as Quantize and Dequantize around a float op."""
         if not isinstance(node, tuple(_KERNELS)) or node.output not in self.program.edges:
             return False
-        signed = isinstance(node, Conv) and self.program.edges[node.input].signed and self._runs_here
-        return self.form == "qdq" and not signed and not self.paired(node)
+        signed = self.program.edges[node.output].signed and self._runs_here
+        return self.form == "qdq" and not signed and not self.paired(node) and not self.pooled(node)
 
     @property
     def _runs_here(self) -> bool:
         return self.program.target not in TARGETS or TARGETS[self.program.target].runs_here
+
+    def pooled(self, node: Node) -> MaxPool | None:
+        """The pooling that takes a convolution's sums as they are."""
+        return pooling_of(self.program, node, self.form) if isinstance(node, Conv) else None
 
     def paired(self, node: Node) -> bool:
         """Whether a node ships as a table of all pairs."""
@@ -240,11 +247,11 @@ def _clamp(setting: _Setting, node: Node) -> Iterator[Miss]:
     narrow = (edge.qmin, edge.qmax) != whole and (low, high) == (edge.qmin, edge.qmax)
     why = f"the clamp to codes {low} … {high} is not the kernel's own, {whole[0]} … {whole[1]}"
     fix = "unsigned codes of 8 bits" if narrow else "a grid of its own behind a relu has zero point 0, which is the clamp"
-    yield Miss(node.output, "clamp", "Clip on codes", why, fix)
+    yield Miss((setting.pooled(node) or node).output, "clamp", "Clip on codes", why, fix)
 
 
 def _weights(setting: _Setting, node: Node) -> Iterator[Miss]:
-    if isinstance(node, (Conv, Linear)) and saturates(setting.program, node):
+    if isinstance(node, (Conv, Linear)) and saturates(setting.program, node) and not setting.pooled(node):
         yield Miss(
             node.output, "weights", "unsigned weights, at half the speed where VNNI is",
             "pairs of signed ones could saturate on CPUs without VNNI",
@@ -253,7 +260,7 @@ def _weights(setting: _Setting, node: Node) -> Iterator[Miss]:
 
 
 def _packed(setting: _Setting, node: Node) -> Iterator[Miss]:
-    if setting.level == "none" and isinstance(node, (Conv, Linear)) and packs(node.weight):
+    if setting.level == "none" and isinstance(node, (Conv, Linear)) and packs(node.weight) and not setting.pooled(node):
         yield Miss(
             node.output, "packed", "Cast of its weights at each call", "level 'none' does not fold what unpacks 4-bit weights",
             "level='basic' or more",

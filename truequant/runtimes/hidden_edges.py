@@ -13,6 +13,15 @@ from truequant.runtimes.packages import onnx
 from truequant.runtimes.pooled_sums import pooling_of
 
 
+def hidden(program: IntegerProgram) -> frozenset[str]:
+    """The edges that a file in QDQ form may do without."""
+    return frozenset(
+        node.output
+        for node in program.nodes
+        if (isinstance(node, Conv) and pooling_of(program, node)) or (isinstance(node, Reshape) and readers_of(program, node))
+    )
+
+
 def show(graph: Any, program: IntegerProgram) -> None:
     """Append to an ONNX graph nodes that write the codes of its hidden edges, with the file's own constants.
 
@@ -24,7 +33,7 @@ def show(graph: Any, program: IntegerProgram) -> None:
             continue
         if isinstance(node, Conv) and (pool := pooling_of(program, node)) is not None:
             _requantized(graph, node, _behind_pooling(writers, pool.output))
-        elif isinstance(node, Reshape) and readers_of(program, node):
+        elif isinstance(node, Reshape):
             flat = next((n for n in graph.node if n.op_type == "Reshape" and n.name == node.output), None)
             if flat is not None:
                 _append(graph, "Reshape", [node.input, *flat.input[1:]], node.output)
@@ -48,7 +57,9 @@ def _requantized(graph: Any, layer: Conv, behind: dict[str, Any]) -> None:
     last = [0, *range(2, rank + 2), 1]
     moved = _append(graph, "Transpose", [behind["MaxPool"].input[0]], f"{name}.shown.last", perm=last)
     # The file repeats the factors along a row, or has one axis of them before those of space.
-    factors = _append(graph, "Reshape", [behind["Mul"].input[1], _integers(graph, f"{name}.shown.flat", -1)], f"{name}.shown.all")
+    factors = _append(
+        graph, "Reshape", [behind["Mul"].input[1], _integers(graph, f"{name}.shown.flat", -1)], f"{name}.shown.all"
+    )
     ends = [_integers(graph, f"{name}.shown.{end}", at) for end, at in (("begin", 0), ("end", channels))]
     factors = _append(graph, "Slice", [factors, *ends], f"{name}.shown.factors")
     scaled = _append(graph, "Mul", [moved, factors], f"{name}.shown.scaled")

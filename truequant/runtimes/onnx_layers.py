@@ -38,8 +38,7 @@ def conv(writer: Writer, node: Conv) -> None:
     signs = [writer.edge(n).signed for n in (node.input, node.output)]
     if len(set(signs)) == 2:
         raise ExportError(f"'{node.output}': a convolution between signed and unsigned codes", fix="one dtype for activations")
-    # QDQ fusion does not reach a convolution of signed activations unless a session option allows it.
-    if writer.by_name(node) or (signs[0] and writer.runs_here):
+    if writer.by_name(node):
         writer.kernel("QLinearConv", _operands(writer, node), node.output, node.low, node.high, **attributes)
         return
     _in_float(writer, node, node.input, node.output, "Conv", **attributes)

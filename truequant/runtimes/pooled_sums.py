@@ -49,31 +49,26 @@ def pooling_of(program: IntegerProgram, node: Conv, form: Form = "qdq") -> MaxPo
 
 
 def write_sums(writer: Writer, node: Conv, **attributes: Any) -> None:
-    """`sum((xq - zx) * wq) + bq` as float32, cut to what `node.low` leaves of it."""
+    """`sum((xq - zx) * wq) + bq` as float32. The pooling keeps onnxruntime from multiplying the weights by the factors
+    behind it, which would round.
+    """
     name = node.output
     centred = writer.fresh(f"{name}.{node.input}.centred")
     one, zero = writer.constant("one", np.float32(1)), writer.scale_and_zero(node.input)[1]
     writer.node("DequantizeLinear", [node.input, one, zero], centred, name=centred)
     weight = writer.constant(f"{name}.weight", numpy_of(node.weight).astype(np.float32))
     bias = writer.constant(f"{name}.bias", numpy_of(node.bias).astype(np.float32))
-    sums, cut = writer.fresh(f"{name}.sums"), writer.fresh(f"{name}.cut")
+    sums = writer.fresh(f"{name}.sums")
     writer.node("Conv", [centred, weight, bias], sums, name=name, **attributes)
-    # A Relu or Clip behind the sums also keeps onnxruntime from multiplying the weights by what follows the pooling.
-    if node.low >= writer.edge(name).zero_point:
-        writer.node("Relu", [sums], cut, name=cut)
-    else:
-        ends = (("least", -FLOAT32_EXACT), ("most", FLOAT32_EXACT))
-        bounds = [writer.constant(f"{name}.{side}", np.float32(n)) for side, n in ends]
-        writer.node("Clip", [sums, *bounds], cut, name=cut)
-    writer.sums[name] = node, cut
-    writer.floats |= {centred: node.input, sums: name, cut: name}
+    writer.sums[name] = node, sums
+    writer.floats |= {centred: node.input, sums: name}
 
 
 def write_pooling(writer: Writer, node: MaxPool, **attributes: Any) -> None:
     """The largest sum of each window, requantized."""
-    name, (layer, cut) = node.output, writer.sums[node.input]
+    name, (layer, sums) = node.output, writer.sums[node.input]
     pooled, scaled = writer.fresh(f"{name}.sums"), writer.fresh(f"{name}.scaled")
-    writer.node("MaxPool", [cut], pooled, name=name, **attributes)
+    writer.node("MaxPool", [sums], pooled, name=name, **attributes)
     writer.floats[pooled] = name
     raw = writer.unclipped(name, layer.low, layer.high)
     constants = [writer.constant("one", np.float32(1)), writer.scale_and_zero(name)[1]]

@@ -127,8 +127,13 @@ class Writer:
         return limits_of(edge)
 
     def by_name(self, node: Node) -> bool:
-        """Whether a node is written as an integer kernel by name. None has codes of more than 8 bits."""
-        return self.form == "qoperator" and not is_wide(node, self.program.edges)
+        """Whether a node is written as an integer kernel by name. None has codes of more than 8 bits.
+
+        Signed codes are, in QDQ form too: onnxruntime makes some of them unsigned, and fuses neither those nor what reads them.
+        """
+        if is_wide(node, self.program.edges) or node.output not in self.program.edges:
+            return False
+        return self.form == "qoperator" or (self.form == "qdq" and self.runs_here and self.edge(node.output).signed)
 
     def scale_and_zero(self, name: str) -> list[str]:
         """Constants with the scale and zero point of an edge."""
