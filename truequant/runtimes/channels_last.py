@@ -23,8 +23,10 @@ def readers_of(program: IntegerProgram, node: Reshape, form: Form = "qdq") -> tu
     """The linear layers that read an image flattened channels-last in this form of the file; none where its codes are written
     in their own order.
     """
-    target, edge = TARGETS.get(program.target), program.edges[node.output]
-    if form != "qdq" or not (target is None or target.runs_here) or edge.wide or node.output in program.output_names():
+    target, edge = TARGETS.get(program.target), program.edges.get(node.output)
+    if form != "qdq" or not (target is None or target.runs_here):
+        return ()
+    if edge is None or edge.wide or node.output in program.output_names():
         return ()
     if len(node.shape) != 2 or node.shape[0] not in (0, -1) or not _behind_a_convolution(program, node):
         return ()
