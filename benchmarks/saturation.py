@@ -63,7 +63,7 @@ def emulated(program: Any, images: torch.Tensor, cpu: str | None) -> dict[str, A
     """Outputs and codes of a file; cpu None runs it here."""
     with tempfile.TemporaryDirectory() as folder:
         model, x, y = (Path(folder) / name for name in ("m.onnx", "x.npy", "y.npz"))
-        model.write_bytes(onnx_bytes(program, show_edges=True))
+        model.write_bytes(onnx_bytes(program, form="qoperator", show_edges=True))
         np.save(x, images.numpy())
         before = [] if cpu is None else [shutil.which("qemu-x86_64") or "qemu-x86_64", "-cpu", cpu]
         done = subprocess.run(
@@ -137,7 +137,7 @@ def main() -> None:
         if chosen.part in ("all", "speed"):
             speed += speed_rows(model, made, data.test_images, {1: 100, 64: 20})
     if accuracy:
-        title = f"The same file on an emulated CPU with AVX2 and without VNNI ({CPU}), {chosen.images} test images of MNIST"
+        title = f"The same QOperator file on an emulated CPU with AVX2 and without VNNI ({CPU}), {chosen.images} test images of MNIST"
         harness.publish("saturation", chosen, accuracy, ("model", "weights"), ACCURACY, title)
     if speed:
         title = "What the remedies cost in onnxruntime on this machine"

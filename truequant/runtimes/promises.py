@@ -42,7 +42,9 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
 
 
 def saturating_layers(program: IntegerProgram) -> list[str]:
-    """Layers whose pairs of u8 x s8 products could leave int16, if their weights were shipped signed."""
+    """Layers whose pairs of u8 x s8 products could leave int16, if their weights were shipped signed, in the form of the file
+    that saturates most: in QDQ form some layers sum in float32 (`pooled_sums`).
+    """
     layers = [n for n in program.nodes if isinstance(n, (Conv, Linear)) and not is_wide(n, program.edges)]
     return [node.output for node in layers if layer_bound(program, node) > numerics.INT16_MAX]
 
