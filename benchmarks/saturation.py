@@ -137,7 +137,8 @@ def main() -> None:
         if chosen.part in ("all", "speed"):
             speed += speed_rows(model, made, data.test_images, {1: 100, 64: 20})
     if accuracy:
-        title = f"The same QOperator file on an emulated CPU with AVX2 and without VNNI ({CPU}), {chosen.images} test images of MNIST"
+        where = f"an emulated CPU with AVX2 and without VNNI ({CPU})"
+        title = f"The same QOperator file on {where}, {chosen.images} test images of MNIST"
         harness.publish("saturation", chosen, accuracy, ("model", "weights"), ACCURACY, title)
     if speed:
         title = "What the remedies cost in onnxruntime on this machine"
