@@ -37,5 +37,13 @@ PyObject* fake_quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t co
 PyObject* fake_quantize_learned(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* fake_binarize(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* fake_quantize_weight(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* rounded_bias(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* quantize(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* shifted_bias(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* layer_operands(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace truequant

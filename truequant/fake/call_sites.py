@@ -19,6 +19,7 @@ from torch._C import (
 from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError
+from truequant.fake import passes
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
@@ -71,18 +72,20 @@ class CallSites(TorchFunctionMode):
         self.sites: Sites = table.get(frame.key, {})
         self.seen: dict[str, int] = {}
         self.outer: CallSites | None = None
+        self.plain = training and not local.marking and local.recorder is None and not torch.compiler.is_compiling()
+        """Whether an op that has neither weights nor a kernel of its own runs here as it does in the float model."""
         self.recomputes = training and not torch.compiler.is_compiling() and not in_backward()
         if self.recomputes:
             self.around, self.had_gradients = checkpoint_around(), torch.is_grad_enabled()
 
     def __enter__(self) -> CallSites:
-        super().__enter__()  # type: ignore[no-untyped-call]
+        _push_on_torch_function_stack(self)
         self.outer, local.calls = local.calls, self
         return self
 
     def __exit__(self, *error: Any) -> None:
         local.calls = self.outer
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _pop_torch_function_stack()
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,22 +94,30 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
-        op = counted_as(op, args, kwargs)
-        ordinal = self.seen.get(op.name, 0)
-        self.seen[op.name] = ordinal + 1
-        site = self.sites.get((op.name, ordinal))
+        name = counted_as(op, args, kwargs).name
+        ordinal = self.seen.get(name, 0)
+        self.seen[name] = ordinal + 1
+        site = self.sites.get((name, ordinal))
         if site is None:
             if self.binding.acts or local.recorder is not None or local.marking:
-                self._expect(op.name, ordinal, args)
+                self._expect(name, ordinal, args)
             return func(*args, **kwargs)
         if self.recomputes:
-            refuse_part(self.binding.name, op.name, self.around, self.had_gradients)
-        with Frame(self.frame.key):
-            if site.plan.action in ("layer", "weight_only", "dynamic"):
+            refuse_part(self.binding.name, name, self.around, self.had_gradients)
+        plan, run = site.plan, _views.get(func, func)
+        overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
+        if self.plain and site.carries is None and not overwrites:
+            if site.quantizer is None and plan.action in _MOVES:
+                return run(*args, **kwargs)
+            if plan.action in _PLAIN:
+                return passes.finished(site, [run(*args, **kwargs)])
+        outer, local.frame = local.frame, Frame(self.frame.key)
+        try:
+            if plan.action in ("layer", "weight_only", "dynamic"):
                 return _functional_layer(site, func, args, kwargs)
-            if site.plan.writes_back or kwargs.get("inplace") or writes_in_place(func):
-                return _in_place_call(site, func, args, kwargs)
-            return site.run(_views.get(func, func), args, kwargs)
+            return _in_place_call(site, func, args, kwargs) if overwrites else site.run(run, args, kwargs)
+        finally:
+            local.frame = outer
 
     def _expect(self, op: str, ordinal: int, args: Sequence[Any]) -> None:
         """A call that planning never saw must not pass silently."""
@@ -161,6 +172,10 @@ class LeafCall(TorchFunctionMode):
         return self.site.run(func, args, kwargs or {})
 
 
+_MOVES = frozenset(("movement", "identity", "clamp"))
+"""Actions that are in training nothing but the op where no quantizer is behind it."""
+_PLAIN = frozenset(("movement", "identity", "float", "table"))
+"""Actions that are in training the op and the quantizer behind it."""
 _WATCHED = frozenset(
     (
         "linear",

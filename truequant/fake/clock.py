@@ -56,7 +56,7 @@ class Clock:
         if not torch.is_grad_enabled() or in_backward() or torch.compiler.is_compiling():
             return
         token = _Token()
-        for leaf in pytree.tree_leaves(outputs):
+        for leaf in [outputs] if isinstance(outputs, Tensor) else pytree.tree_leaves(outputs):
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                 leaf.grad_fn.register_prehook(token.finish)
                 if not self._waiting or self._waiting[-1]() is not token:

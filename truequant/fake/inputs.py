@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from truequant.fake import passes
 from truequant.fake.clock import local
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
@@ -28,6 +30,8 @@ def quantize_inputs(
     quantizers: tuple[InputQuantizer, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`args, kwargs` with the planned tensors quantized."""
+    if len(args) == len(quantizers) == 1 and not kwargs and type(args[0]) is Tensor and quantizers[0].where == 0:
+        return (_quantized(quantizers[0], args[0]),), kwargs
     table = {(q.where, q.nth): q for q in quantizers}
     seen: Counter[int | str] = Counter()
 
@@ -36,14 +40,14 @@ def quantize_inputs(
             return leaf
         q = table.get((where, seen[where]))
         seen[where] += 1
-        if q is None:
-            return leaf
-        if local.marking:
-            return mark(leaf, f"{q.name}:quantizer")
-        y = q.quantizer(leaf)
-        if local.recorder is not None:
-            local.recorder(q.name, q.quantizer.codes(y))
-        return y
+        return leaf if q is None else _quantized(q, leaf)
 
-    quantized = tuple(pytree.tree_map(lambda leaf, i=i: visit(i, leaf), a) for i, a in enumerate(args))
-    return quantized, {k: pytree.tree_map(lambda leaf, k=k: visit(k, leaf), v) for k, v in kwargs.items()}
+    quantized = tuple(pytree.tree_map(partial(visit, i), a) for i, a in enumerate(args))
+    return quantized, {k: pytree.tree_map(partial(visit, k), v) for k, v in kwargs.items()}
+
+
+def _quantized(q: InputQuantizer, x: Tensor) -> Tensor:
+    y: Tensor = mark(x, f"{q.name}:quantizer") if local.marking else passes.called(q.quantizer, x)
+    if local.recorder is not None and not local.marking:
+        local.recorder(q.name, q.quantizer.codes(y))
+    return y

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules import module as module_hooks
 
-from truequant import kernels
+from truequant import kernels, numerics
+from truequant.fake.clock import local
 from truequant.fake.transposed import layer_weight
 from truequant.planning import clamp_bounds
 
@@ -36,8 +37,25 @@ def _clip_of(site: RuntimeSite) -> kernels.Clip:
     return _CLIPS[plan.op], low, math.inf if plan.maximum is None else plan.maximum
 
 
+def _led(quantizer: FakeQuantize, x: Tensor | list[Tensor], other: Tensor | None, clip: kernels.Clip) -> Tensor | None:
+    """What `FakeQuantize.in_pass` does in an ordinary step, whose questions a kernel asks; None where it must be asked."""
+    if torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
+        return None
+    y = kernel.quantize(x, other, quantizer.__dict__, local, *clip)
+    return None if y is NotImplemented else y
+
+
+def called(quantizer: FakeQuantize, x: Tensor) -> Tensor:
+    """`quantizer(x)`."""
+    y = None if hooks_everywhere() else _led(quantizer, x, None, kernels.NO_CLIP)
+    result: Tensor = quantizer(x) if y is None else y
+    return result
+
+
 def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
     """The quantized tensor of a list, in its own memory where nothing but the list holds it."""
+    if (y := _led(quantizer, x, None, kernels.NO_CLIP)) is not None:
+        return y
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
         return kernel.fake_quantize(
@@ -45,6 +63,15 @@ def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
         )
 
     return quantizer.in_pass(compute)
+
+
+def finished(site: RuntimeSite, result: list[Any]) -> Any:
+    """As `site.finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
+    if site.quantizer is not None and isinstance(result[0], Tensor):
+        y = alone(site.quantizer, result)
+        if y is not None:
+            return y
+    return site.finish(result.pop())
 
 
 def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
@@ -59,6 +86,8 @@ def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
         return quantizer(kernels.clipped(x, clip)) if torch.is_grad_enabled() else None
     if quantizer.shift is not None:
         return quantizer.learned_pass(x, clip)
+    if (y := _led(quantizer, x, None, clip)) is not None:
+        return y
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
         return kernel.fake_quantize(x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)
@@ -69,9 +98,13 @@ def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
 def added(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The quantized sum of two activations, clipped where a clamp alone reads it."""
     end = site.carries
-    if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args) or end is None or end.quantizer is None:
+    if kwargs or len(args) != 2 or end is None or end.quantizer is None:
+        return None
+    if not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
         return None
     quantizer, clip = end.quantizer, _clip_of(end)
+    if (y := _led(quantizer, args[0], args[1], clip)) is not None:
+        return _handed_on(site, y)
     if not quantizer.can_pass():
         return None
     a, b = _in_one_layout(*args)
@@ -109,9 +142,10 @@ def normalized(module: Any, site: RuntimeSite, args: Any, kwargs: dict[str, Any]
         return None
     module._check_input_dim(x)
     layer, parameters, buffers = site.layer, module._parameters, module._buffers
-    owner: Any = layer.owner
-    shifted = layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, x.dtype)
+    shifted = shifted_bias(layer, x.dtype)
     beta = parameters["bias"] if shifted is None else shifted
+
+    y = _norm_led(module, x, beta, quantizer, clip)
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
         return kernel.fake_quantize_norm(
@@ -119,16 +153,52 @@ def normalized(module: Any, site: RuntimeSite, args: Any, kwargs: dict[str, Any]
             quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip,
         )  # fmt: skip
 
-    y = quantizer.in_pass(compute)
+    if y is None:
+        y = quantizer.in_pass(compute)
     if y is not None:
         buffers["num_batches_tracked"].add_(1)
     return _handed_on(site, y)
+
+
+def _norm_led(module: Any, x: Tensor, beta: Tensor | None, quantizer: FakeQuantize, clip: kernels.Clip) -> Tensor | None:
+    """As `_led`, of a BatchNorm."""
+    if torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
+        return None
+    buffers = module._buffers
+    y = kernel.quantize_norm(
+        x, module._parameters["weight"], beta, buffers["running_mean"], buffers["running_var"], module.eps, module.momentum,
+        quantizer.__dict__, local, *clip,
+    )  # fmt: skip
+    return None if y is NotImplemented else y
+
+
+def shifted_bias(layer: RuntimeSite, dtype: torch.dtype) -> Tensor | None:
+    """`layer.shifted_bias` of the layer that a BatchNorm in training follows."""
+    norm, owner, quantizer, reads = cast(Any, layer.norm), cast(Any, layer.owner), layer.weight, layer.reads[0]
+    kernel = None if torch.compiler.is_compiling() else kernels.compiled()
+    if kernel is not None and quantizer is not None and reads is not None and dtype == torch.float32 and layer.clock.enabled:
+        y = kernel.shifted_bias(
+            owner.bias, norm._buffers, norm._parameters, norm.eps, reads.__dict__, quantizer.__dict__,
+            numerics.folds_free(quantizer.scheme),
+        )  # fmt: skip
+        if y is not NotImplemented:
+            return y  # type: ignore[no-any-return]
+    return layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, dtype)
 
 
 def _handed_on(site: RuntimeSite, y: Tensor | None) -> Tensor | None:
     if y is not None and site.carries is not site:
         setattr(y, CARRIED, site.carries)
     return y
+
+
+def hooks_everywhere() -> bool:
+    """Whether a hook sees every module that is called, quantizers too."""
+    hooks = module_hooks
+    return bool(
+        hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks or hooks._global_backward_pre_hooks
+    )  # fmt: skip
 
 
 def _hooked(module: Any) -> bool:

@@ -32,6 +32,8 @@ class WeightQuantizer(Grid):
         plain = scheme.dtype.bits > 1 and not tied and scheme.granularity in (PerTensor(), PerChannel(0))
         grouped = isinstance(scheme.granularity, PerGroup)
         self.compiled_scheme = compiled_scheme(scheme) if plain or grouped else None
+        self.reads_range = isinstance(scheme.observer, (MinMax, MovingAverage, Entropy))
+        """Whether a compiled kernel can read the range from a weight."""
         self.group = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
@@ -183,7 +185,7 @@ class WeightQuantizer(Grid):
         if scheme is None or torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
             return None
         follows = self.follows_weight()
-        reads = follows and isinstance(self.scheme.observer, (MinMax, MovingAverage, Entropy))
+        reads = follows and self.reads_range
         scale = self.scale
         if reads and not self.training:
             scale = torch.empty_like(scale)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from truequant.errors import PlanError, StateError
-from truequant.fake import passes
+from truequant.fake import layers, passes
 from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, run_in_place, suspend
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
@@ -46,11 +46,12 @@ class QATModuleWrapper(nn.Module):
         key = key_of(self, binding.multiple)
         if binding.outermost:
             return self._outermost(args, kwargs)
-        suspended = suspend()
+        suspended, outer, frame = suspend(), local.frame, Frame(key)
+        local.frame = frame
         try:
-            with Frame(key) as frame:
-                return self._forward(binding, frame, args, kwargs)
+            return self._forward(binding, frame, args, kwargs)
         finally:
+            local.frame = outer
             resume(suspended)
 
     def _forward(self, binding: Binding, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -89,8 +90,9 @@ class QATModuleWrapper(nn.Module):
             linear: Any = F.linear if site.plan.op == "linear" else getattr(module, "_conv_forward", None)
             if site.plan.op in TRANSPOSED:
                 linear = module_call(site.plan.op, module, args, kwargs)
-            weight = layer_weight(site.plan.op, module)
-            return site.run_layer(linear, args[0] if args else kwargs["input"], weight, module.bias)
+            x, weight, bias = args[0] if args else kwargs["input"], layer_weight(site.plan.op, module), module.bias
+            y = layers.trained(site, linear, x, weight, bias)
+            return site.run_layer(linear, x, weight, bias) if y is None else y
         forward = super().forward
         if site.weights and site.clock.enabled:
             return site.run(lambda *a, **k: self._with_weights(site, forward, a, k), args, kwargs)
@@ -109,8 +111,7 @@ class QATModuleWrapper(nn.Module):
 
     def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """BatchNorm in training, moved by what rounding the folded bias will do; its own bias is shadowed for this call."""
-        owner: Any = layer.owner
-        shifted = layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, args[0].dtype)
+        shifted = passes.shifted_bias(layer, args[0].dtype)
         if shifted is None:
             return forward(*args, **kwargs)
         self.__dict__["bias"] = shifted

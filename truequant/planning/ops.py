@@ -222,7 +222,9 @@ def counted_as(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Op:
 
     Masks and positions are computed differently while a model is traced; they must not shift the count of calls on activations.
     """
-    if op.role is Role.LOOKUP or any(t.is_floating_point() for t in _tensors((*args, *kwargs.values()))):
+    if op.role is Role.LOOKUP or (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
+        return op
+    if any(t.is_floating_point() for t in _tensors((*args, *kwargs.values()))):
         return op
     return Op(f"{op.name}_int", Role.FLOAT, op.functions)
 

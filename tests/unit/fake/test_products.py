@@ -96,12 +96,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         return y
 
     monkeypatch.setattr("truequant.fake.sites.product", counted)
+    monkeypatch.setattr("truequant.fake.layers.product", counted)
     monkeypatch.setattr("truequant.fake.linears.product", counted)
     return found
 
 
 def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("truequant.fake.sites.product", lambda linear, *operands: linear(*operands))
+    monkeypatch.setattr("truequant.fake.layers.product", lambda linear, *operands: linear(*operands))
     monkeypatch.setattr("truequant.fake.linears.product", lambda linear, *operands: linear(*operands))
 
 
