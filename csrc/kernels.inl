@@ -47,6 +47,59 @@ inline uint32_t load_tail_bits(const uint8_t* mask, int64_t at, int64_t n) {
 }
 
 // Smallest and largest of vectors of values.
+// Vectors in flight: the steps of one fill the pipelines of the CPU while those of another wait for their operands.
+constexpr int kSeveral = Vector::several;
+constexpr int64_t kStride = kSeveral * Vector::width;
+constexpr uint32_t kEvery = (1u << Vector::width) - 1;
+static_assert(kSeveral % 2 == 0 && kStride <= 64 && kAlign % kStride == 0);
+
+// How `kStride` elements lie in as many vectors: one vector behind the other, or, where that spares shuffles, the even elements
+// of 2 * width in one vector and the odd ones in the next.
+template <class T, class V = Vector>
+struct Order {
+  using Vectors = V::F[kSeveral];
+  static constexpr bool pairs = std::is_same_v<T, BFloat16> && V::pairs;
+
+  static TRUEQUANT_INLINE void load(const T* p, Vectors& v) {
+    if constexpr (pairs) {
+      for (int k = 0; k < kSeveral; k += 2) V::load_pairs(p + k * V::width, v[k], v[k + 1]);
+    } else {
+      for (int k = 0; k < kSeveral; ++k) v[k] = V::load(p + k * V::width);
+    }
+  }
+  // nan: whether there may be one.
+  static TRUEQUANT_INLINE void store(T* p, const Vectors& v, bool nan) {
+    if constexpr (pairs) {
+      if (__builtin_expect(nan, 0)) {
+        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<true>(p + k * V::width, v[k], v[k + 1]);
+      } else {
+        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<false>(p + k * V::width, v[k], v[k + 1]);
+      }
+    } else {
+      for (int k = 0; k < kSeveral; ++k) V::store(p + k * V::width, v[k]);
+    }
+  }
+  // v + w in the precision of T.
+  static TRUEQUANT_INLINE void add(Vectors& v, const Vectors& w) {
+    for (int k = 0; k < kSeveral; ++k) {
+      v[k] = V::add(v[k], w[k]);
+      if constexpr (sizeof(T) != 4) v[k] = V::rounded(v[k], T{});
+    }
+  }
+  static TRUEQUANT_INLINE void store_bits(uint8_t* mask, int64_t at, const uint32_t (&bits)[kSeveral]) {
+    uint64_t all = 0;
+    for (int k = 0; k < kSeveral; ++k) {
+      if constexpr (!pairs) all |= static_cast<uint64_t>(bits[k] & kEvery) << k * V::width;
+      else if (k % 2) all |= V::woven(bits[k - 1], bits[k]) << (k - 1) * V::width;
+    }
+    if constexpr (std::endian::native == std::endian::little) {
+      std::memcpy(mask + (at >> 3), &all, kStride / 8);
+    } else {
+      for (int k = 0; k < kStride / 8; ++k) mask[(at >> 3) + k] = static_cast<uint8_t>(all >> 8 * k);
+    }
+  }
+};
+
 struct Extremes {
   Vector::F min = Vector::set(INFINITY), max = Vector::set(-INFINITY);
   uint32_t nan = 0;
@@ -55,6 +108,17 @@ struct Extremes {
     min = Vector::min(v, min);
     max = Vector::max(v, max);
     nan |= Vector::unordered(v, v);
+  }
+  // Whether one of them was NaN.
+  TRUEQUANT_INLINE bool widen(const Vector::F (&v)[kSeveral]) {
+    uint32_t found = 0;
+    for (int k = 0; k < kSeveral; ++k) {
+      min = Vector::min(v[k], min);
+      max = Vector::max(v[k], max);
+      if (k % 2) found |= Vector::unordered(v[k - 1], v[k]);
+    }
+    nan |= found;
+    return found != 0;
   }
   void merge_into(Seen& seen) const {
     float low[Vector::width], high[Vector::width];
@@ -66,7 +130,6 @@ struct Extremes {
     }
     seen.nan |= nan != 0;
   }
-  static constexpr uint32_t kAll = (1u << Vector::width) - 1;
 };
 
 // The value after the clip, and where its gradient passes.
@@ -106,19 +169,37 @@ struct Steps {
     const uint32_t close = Vector::at_most(near, Vector::abs(Vector::sub(t, rounded)));
     return __builtin_expect(close == 0, 1) ? rounded : Vector::rint(Vector::div(v, scale));
   }
+
+  // The same of grids of few codes.
+  TRUEQUANT_INLINE void several(const Vector::F (&v)[kSeveral], Vector::F (&rounded)[kSeveral]) const {
+    Vector::F farthest = Vector::set(0.0f);
+    for (int k = 0; k < kSeveral; ++k) {
+      const Vector::F t = Vector::mul(v[k], reciprocal);
+      rounded[k] = Vector::rint(t);
+      farthest = Vector::farther(Vector::sub(t, rounded[k]), farthest);
+    }
+    if (__builtin_expect(Vector::at_most(near, farthest) != 0, 0)) {
+      for (int k = 0; k < kSeveral; ++k) rounded[k] = Vector::rint(Vector::div(v[k], scale));
+    }
+  }
 };
 
 template <int CLIP>
 struct Quantizer {
   Clipping<CLIP> clipping;
   Steps steps;
-  Vector::F scale, zero_point, qmin, qmax;
+  Vector::F scale, zero_point, qmin, qmax, lowest, highest;
   uint32_t straight, passed = ~0u;
+  bool folds;
   Extremes seen;
 
   explicit Quantizer(const Grid& g)
       : clipping(g), steps(g), scale(Vector::set(g.scale)), zero_point(Vector::set(g.zero_point)), qmin(Vector::set(g.qmin)),
-        qmax(Vector::set(g.qmax)), straight(g.straight) {}
+        qmax(Vector::set(g.qmax)), lowest(Vector::set(g.qmin - g.zero_point)), highest(Vector::set(g.qmax - g.zero_point)),
+        straight(g.straight), folds(g.qmax - g.qmin <= kFewCodes && is_code(g.qmin) && is_code(g.zero_point)) {}
+
+  // An integer that keeps sums with others like it exact.
+  static bool is_code(float v) { return std::fabs(v) <= 65536.0f && std::nearbyint(v) == v; }
 
   Vector::F operator()(Vector::F before, uint32_t& bits) {
     const Vector::F v = clipping.clip(before);
@@ -129,9 +210,26 @@ struct Quantizer {
     passed &= bits;
     return Vector::mul(Vector::sub(inside, zero_point), scale);
   }
+
+  // The same in place, of grids that `folds` says of: with whole codes the zero point moves the ends of the clamp, exactly,
+  // and (code - zero point) * scale is never -0. Whether one is NaN.
+  TRUEQUANT_INLINE bool operator()(Vector::F (&v)[kSeveral], uint32_t (&bits)[kSeveral]) {
+    Vector::F clipped[kSeveral], rounded[kSeveral];
+    for (int k = 0; k < kSeveral; ++k) clipped[k] = clipping.clip(v[k]);
+    const bool nan = seen.widen(clipped);
+    steps.several(clipped, rounded);
+    for (int k = 0; k < kSeveral; ++k) {
+      const Vector::F inside = Vector::min(highest, Vector::max(lowest, rounded[k]));
+      bits[k] = (Vector::equal(rounded[k], inside) | straight) & clipping.passes(v[k], clipped[k]);
+      passed &= bits[k];
+      v[k] = Vector::mul_unsigned_zero(inside, scale);
+    }
+    return nan;
+  }
+
   void merge_into(Seen& all) const {
     seen.merge_into(all);
-    all.stopped |= (~passed & Extremes::kAll) != 0;
+    all.stopped |= (~passed & kEvery) != 0;
   }
 };
 
@@ -140,9 +238,7 @@ template <class T>
 Vector::F sum(const T* a, const T* b) {
   const Vector::F s = Vector::add(Vector::load(a), Vector::load(b));
   if constexpr (sizeof(T) == 4) return s;
-  T rounded[Vector::width];
-  Vector::store(rounded, s);
-  return Vector::load(rounded);
+  else return Vector::rounded(s, T{});
 }
 
 template <class T, int CLIP, bool SUM>
@@ -150,6 +246,18 @@ void forward_of(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, const Gr
   Quantizer<CLIP> quantize(grid);
   uint32_t bits;
   int64_t i = 0;
+  for (; quantize.folds && i + kStride <= n; i += kStride) {
+    Vector::F v[kSeveral], w[kSeveral];
+    uint32_t several[kSeveral];
+    Order<T>::load(a + i, v);
+    if constexpr (SUM) {
+      Order<T>::load(b + i, w);
+      Order<T>::add(v, w);
+    }
+    const bool nan = quantize(v, several);
+    Order<T>::store(y + i, v, nan);
+    if (mask != nullptr) Order<T>::store_bits(mask, i, several);
+  }
   for (; i + Vector::width <= n; i += Vector::width) {
     Vector::F v;
     if constexpr (SUM) v = sum(a + i, b + i);
@@ -205,6 +313,11 @@ void range(const void* x, int64_t n, Seen& seen) {
   const T* from = static_cast<const T*>(x);
   Extremes extremes;
   int64_t i = 0;
+  for (; i + kStride <= n; i += kStride) {
+    Vector::F v[kSeveral];
+    Order<T>::load(from + i, v);
+    extremes.widen(v);
+  }
   for (; i + Vector::width <= n; i += Vector::width) extremes.widen(Vector::load(from + i));
   if (i < n) extremes.widen(Vector::load(Tail<T>(from + i, n - i).values));
   extremes.merge_into(seen);

@@ -21,7 +21,7 @@ struct QuotientOf {
       F q = V::mul(v, reciprocal);
       const F size = V::abs(q);
       const uint32_t held = (V::at_most(smallest, size) & V::at_most(size, largest)) | V::equal(v, none);
-      if (__builtin_expect(held == Extremes::kAll, 1)) {
+      if (__builtin_expect(held == kEvery, 1)) {
         q = V::mul_add(V::sub_mul(v, q, scale), reciprocal, q);
         return V::mul_add(V::sub_mul(v, q, scale), reciprocal, q);
       }

@@ -1,6 +1,7 @@
 // Eight floats in an AVX register. Comparisons give bits, one an element.
 struct Vector {
-  static constexpr int width = 8;
+  static constexpr int width = 8, several = 2;
+  static constexpr bool pairs = false;
   using F = __m256;
 
   static F set(float v) { return _mm256_set1_ps(v); }
@@ -23,9 +24,18 @@ struct Vector {
     const __m128i packed = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
   }
+  // To the precision of two-byte floats.
+  template <class T>
+  static F rounded(F v, T) {
+    T values[width];
+    store(values, v);
+    return load(values);
+  }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  // a * b, +0 where that is -0.
+  static F mul_unsigned_zero(F a, F b) { return _mm256_fmadd_ps(a, b, _mm256_setzero_ps()); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static constexpr bool fuses = true;
   static F mul_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -34,6 +44,8 @@ struct Vector {
   static F rint(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F floor(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
   static void store(int32_t* p, F whole) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvttps_epi32(whole)); }
+  // max(|a|, largest), which is never NaN: where `a` is, `largest`.
+  static F farther(F a, F largest) { return max(abs(a), largest); }
   // Both give the second operand where one is NaN.
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }

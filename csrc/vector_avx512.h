@@ -1,6 +1,7 @@
 // Sixteen floats in an AVX-512 register. Comparisons give bits, one an element.
 struct Vector {
-  static constexpr int width = 16;
+  static constexpr int width = 16, several = 4;
+  static constexpr bool pairs = true;
   using F = __m512;
 
   static F set(float v) { return _mm512_set1_ps(v); }
@@ -21,14 +22,47 @@ struct Vector {
   static void store(Half* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+  // Every second element of 32: no shuffle is needed.
+  static void load_pairs(const BFloat16* p, F& even, F& odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+  // The upper halves of the results are `v` rounded to even.
+  static __m512i upper(F v) {
+    const __m512i u = _mm512_castps_si512(v), up = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000)), up, _mm512_set1_epi32(1));
+  }
+  template <bool NAN_TOO>
+  static void store_pairs(BFloat16* p, F even, F odd) {
+    __m512i a = upper(even), b = upper(odd);
+    if constexpr (NAN_TOO) {
+      const __m512i nan = _mm512_set1_epi32(0x7fc00000);
+      a = _mm512_mask_mov_epi32(a, _mm512_cmp_ps_mask(even, even, _CMP_UNORD_Q), nan);
+      b = _mm512_mask_mov_epi32(b, _mm512_cmp_ps_mask(odd, odd, _CMP_UNORD_Q), nan);
+    }
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b));
+  }
+  // Bits of even and of odd elements.
+  static uint64_t woven(uint32_t even, uint32_t odd) { return _pdep_u32(even, 0x55555555) | _pdep_u32(odd, 0xaaaaaaaa); }
+  // To the precision of two-byte floats.
+  static F rounded(F v, BFloat16) {
+    const __m512i r = _mm512_and_si512(upper(v), _mm512_set1_epi32(static_cast<int>(0xffff0000)));
+    return _mm512_mask_mov_ps(_mm512_castsi512_ps(r), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
+  }
+  static F rounded(F v, Half) { return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  // a * b, +0 where that is -0.
+  static F mul_unsigned_zero(F a, F b) { return _mm512_fmadd_ps(a, b, _mm512_setzero_ps()); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static constexpr bool fuses = true;
   static F mul_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F sub_mul(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
   static F abs(F a) { return _mm512_abs_ps(a); }
+  // max(|a|, largest), which is never NaN: where `a` is, `largest`.
+  static F farther(F a, F largest) { return _mm512_range_ps(a, largest, 0b1011); }
   static F rint(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F floor(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
   static void store(int32_t* p, F whole) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(whole)); }

@@ -1,6 +1,7 @@
 // Eight floats in whatever registers the baseline has, by the vector extension of GCC and Clang.
 struct Vector {
-  static constexpr int width = 8;
+  static constexpr int width = 8, several = 2;
+  static constexpr bool pairs = false;
   typedef float F __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
 
@@ -31,9 +32,18 @@ struct Vector {
   static void store(Half* p, F v) {
     for (int k = 0; k < width; ++k) p[k].bits = c10::detail::fp16_ieee_from_fp32_value(v[k]);
   }
+  // To the precision of two-byte floats.
+  template <class T>
+  static F rounded(F v, T) {
+    T values[width];
+    store(values, v);
+    return load(values);
+  }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
+  // a * b, +0 where that is -0.
+  static F mul_unsigned_zero(F a, F b) { return a * b + 0.0f; }
   static F div(F a, F b) { return a / b; }
   static constexpr bool fuses = false;  // no product and sum in one rounding that every CPU has
   static F abs(F a) { return reinterpret_cast<F>(reinterpret_cast<I>(a) & (I{} + INT32_MAX)); }
@@ -53,6 +63,8 @@ struct Vector {
     const I v = __builtin_convertvector(whole, I);
     std::memcpy(p, &v, sizeof v);
   }
+  // max(|a|, largest), which is never NaN: where `a` is, `largest`.
+  static F farther(F a, F largest) { return max(abs(a), largest); }
   // Both give the second operand where one is NaN.
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
