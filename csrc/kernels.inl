@@ -157,7 +157,7 @@ struct Clipping {
 // integer lies between the two: for |v / s| < 1024 never unless t is within 2^-12 of one. Then, and where there are more codes
 // than that, the quotient is taken. Larger values are clipped either way.
 struct Steps {
-  Vector::F scale, reciprocal, near;
+  Vector::F scale, reciprocal, near, shift = Vector::set(0x1.8p23f), none = Vector::set(0.0f);
 
   explicit Steps(const Grid& g)
       : scale(Vector::set(g.scale)), reciprocal(Vector::set(1.0f / g.scale)),
@@ -170,16 +170,16 @@ struct Steps {
     return __builtin_expect(close == 0, 1) ? rounded : Vector::rint(Vector::div(v, scale));
   }
 
-  // The same of grids of few codes.
+  // The same of grids of few codes, and never -0. In the sum with 1.5 * 2^23 a product below 2^22 is rounded to an integer, half
+  // to even; a larger one remains beyond all codes.
   TRUEQUANT_INLINE void several(const Vector::F (&v)[kSeveral], Vector::F (&rounded)[kSeveral]) const {
     Vector::F farthest = Vector::set(0.0f);
     for (int k = 0; k < kSeveral; ++k) {
-      const Vector::F t = Vector::mul(v[k], reciprocal);
-      rounded[k] = Vector::rint(t);
-      farthest = Vector::farther(Vector::sub(t, rounded[k]), farthest);
+      rounded[k] = Vector::sub(Vector::product_plus(v[k], reciprocal, shift), shift);
+      farthest = Vector::farther(Vector::product_minus(v[k], reciprocal, rounded[k]), farthest);
     }
     if (__builtin_expect(Vector::at_most(near, farthest) != 0, 0)) {
-      for (int k = 0; k < kSeveral; ++k) rounded[k] = Vector::rint(Vector::div(v[k], scale));
+      for (int k = 0; k < kSeveral; ++k) rounded[k] = Vector::add(Vector::rint(Vector::div(v[k], scale)), none);
     }
   }
 };
@@ -222,7 +222,7 @@ struct Quantizer {
       const Vector::F inside = Vector::min(highest, Vector::max(lowest, rounded[k]));
       bits[k] = (Vector::equal(rounded[k], inside) | straight) & clipping.passes(v[k], clipped[k]);
       passed &= bits[k];
-      v[k] = Vector::mul_unsigned_zero(inside, scale);
+      v[k] = Vector::mul(inside, scale);
     }
     return nan;
   }

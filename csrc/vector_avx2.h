@@ -34,12 +34,13 @@ struct Vector {
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-  // a * b, +0 where that is -0.
-  static F mul_unsigned_zero(F a, F b) { return _mm256_fmadd_ps(a, b, _mm256_setzero_ps()); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static constexpr bool fuses = true;
   static F mul_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F sub_mul(F c, F a, F b) { return _mm256_fnmadd_ps(a, b, c); }
+  // In one rounding where that is as quick.
+  static F product_plus(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F product_minus(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
   static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static F rint(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F floor(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }

@@ -54,12 +54,13 @@ struct Vector {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  // a * b, +0 where that is -0.
-  static F mul_unsigned_zero(F a, F b) { return _mm512_fmadd_ps(a, b, _mm512_setzero_ps()); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static constexpr bool fuses = true;
   static F mul_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F sub_mul(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
+  // In one rounding where that is as quick.
+  static F product_plus(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F product_minus(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
   static F abs(F a) { return _mm512_abs_ps(a); }
   // max(|a|, largest), which is never NaN: where `a` is, `largest`.
   static F farther(F a, F largest) { return _mm512_range_ps(a, largest, 0b1011); }

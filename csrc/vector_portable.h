@@ -42,10 +42,11 @@ struct Vector {
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
-  // a * b, +0 where that is -0.
-  static F mul_unsigned_zero(F a, F b) { return a * b + 0.0f; }
   static F div(F a, F b) { return a / b; }
   static constexpr bool fuses = false;  // no product and sum in one rounding that every CPU has
+  // In one rounding where that is as quick.
+  static F product_plus(F a, F b, F c) { return a * b + c; }
+  static F product_minus(F a, F b, F c) { return a * b - c; }
   static F abs(F a) { return reinterpret_cast<F>(reinterpret_cast<I>(a) & (I{} + INT32_MAX)); }
   // Below 2^23 adding 2^23 rounds to an integer, half to even; above it every float is one.
   static F rint(F a) {
