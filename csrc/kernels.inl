@@ -67,17 +67,27 @@ struct Order {
       for (int k = 0; k < kSeveral; ++k) v[k] = V::load(p + k * V::width);
     }
   }
-  // nan: whether there may be one.
+  // nan: whether there may be one. EASY: whether `never_tied` said so.
+  template <bool EASY>
   static TRUEQUANT_INLINE void store(T* p, const Vectors& v, bool nan) {
     if constexpr (pairs) {
       if (__builtin_expect(nan, 0)) {
-        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<true>(p + k * V::width, v[k], v[k + 1]);
+        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<true, false>(p + k * V::width, v[k], v[k + 1]);
       } else {
-        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<false>(p + k * V::width, v[k], v[k + 1]);
+        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<false, EASY>(p + k * V::width, v[k], v[k + 1]);
       }
     } else {
       for (int k = 0; k < kSeveral; ++k) V::store(p + k * V::width, v[k]);
     }
+  }
+  // Whether the products of `scale` with the integers from `first` to `last` are rounded alike by every rule for ties.
+  static bool never_tied(float first, float last, float scale) {
+    if constexpr (pairs) {
+      for (float code = first; code <= last; ++code) {
+        if (V::is_tied(code * scale)) return false;
+      }
+    }
+    return true;
   }
   // v + w in the precision of T.
   static TRUEQUANT_INLINE void add(Vectors& v, const Vectors& w) {
@@ -170,14 +180,33 @@ struct Steps {
     return __builtin_expect(close == 0, 1) ? rounded : Vector::rint(Vector::div(v, scale));
   }
 
+  Vector::F by_product(Vector::F v) const { return Vector::sub(Vector::product_plus(v, reciprocal, shift), shift); }
+
+  // Whether the product does for all two-byte floats: a half integer lies between product and quotient of none but those next to
+  // the middles of neighbouring codes.
+  template <class T>
+  bool product_does(float lowest, float highest) const {
+    float middles[Vector::width];
+    for (float first = lowest - 0.5f; first <= highest + 0.5f; first += Vector::width) {
+      for (int k = 0; k < Vector::width; ++k) middles[k] = first + static_cast<float>(k);
+      const Vector::F v = Vector::rounded(Vector::mul(Vector::load(middles), scale), T{});
+      if (Vector::equal(by_product(v), Vector::rint(Vector::div(v, scale))) != kEvery) return false;
+    }
+    return true;
+  }
+
   // The same of grids of few codes, and never -0. In the sum with 1.5 * 2^23 a product below 2^22 is rounded to an integer, half
   // to even; a larger one remains beyond all codes.
+  //
+  // EASY: where the product is known to do.
+  template <bool EASY>
   TRUEQUANT_INLINE void several(const Vector::F (&v)[kSeveral], Vector::F (&rounded)[kSeveral]) const {
-    Vector::F farthest = Vector::set(0.0f);
+    Vector::F farthest = none;
     for (int k = 0; k < kSeveral; ++k) {
-      rounded[k] = Vector::sub(Vector::product_plus(v[k], reciprocal, shift), shift);
-      farthest = Vector::farther(Vector::product_minus(v[k], reciprocal, rounded[k]), farthest);
+      rounded[k] = by_product(v[k]);
+      if constexpr (!EASY) farthest = Vector::farther(Vector::product_minus(v[k], reciprocal, rounded[k]), farthest);
     }
+    if constexpr (EASY) return;
     if (__builtin_expect(Vector::at_most(near, farthest) != 0, 0)) {
       for (int k = 0; k < kSeveral; ++k) rounded[k] = Vector::add(Vector::rint(Vector::div(v[k], scale)), none);
     }
@@ -211,13 +240,21 @@ struct Quantizer {
     return Vector::mul(Vector::sub(inside, zero_point), scale);
   }
 
+  // Whether of two-byte floats neither a quotient nor the rounding of a result needs a second look, whatever the values are.
+  template <class T>
+  bool is_easy(const Grid& g) const {
+    const float first = g.qmin - g.zero_point, last = g.qmax - g.zero_point;
+    return steps.template product_does<T>(first, last) && Order<T>::never_tied(first, last, g.scale);
+  }
+
   // The same in place, of grids that `folds` says of: with whole codes the zero point moves the ends of the clamp, exactly,
   // and (code - zero point) * scale is never -0. Whether one is NaN.
-  TRUEQUANT_INLINE bool operator()(Vector::F (&v)[kSeveral], uint32_t (&bits)[kSeveral]) {
+  template <bool EASY>
+  TRUEQUANT_INLINE bool several(Vector::F (&v)[kSeveral], uint32_t (&bits)[kSeveral]) {
     Vector::F clipped[kSeveral], rounded[kSeveral];
     for (int k = 0; k < kSeveral; ++k) clipped[k] = clipping.clip(v[k]);
     const bool nan = seen.widen(clipped);
-    steps.several(clipped, rounded);
+    steps.template several<EASY>(clipped, rounded);
     for (int k = 0; k < kSeveral; ++k) {
       const Vector::F inside = Vector::min(highest, Vector::max(lowest, rounded[k]));
       bits[k] = (Vector::equal(rounded[k], inside) | straight) & clipping.passes(v[k], clipped[k]);
@@ -241,22 +278,39 @@ Vector::F sum(const T* a, const T* b) {
   else return Vector::rounded(s, T{});
 }
 
-template <class T, int CLIP, bool SUM>
-void forward_of(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, const Grid& grid, Seen& seen) {
-  Quantizer<CLIP> quantize(grid);
-  uint32_t bits;
+// As many elements as fill vectors in flight; how many those are. EASY: see `is_easy`.
+template <class T, bool SUM, bool EASY, int CLIP>
+int64_t forward_strides(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, Quantizer<CLIP>& all) {
+  Quantizer<CLIP> quantize = all;  // in registers
   int64_t i = 0;
-  for (; quantize.folds && i + kStride <= n; i += kStride) {
+  for (; i + kStride <= n; i += kStride) {
     Vector::F v[kSeveral], w[kSeveral];
-    uint32_t several[kSeveral];
+    uint32_t bits[kSeveral];
     Order<T>::load(a + i, v);
     if constexpr (SUM) {
       Order<T>::load(b + i, w);
       Order<T>::add(v, w);
     }
-    const bool nan = quantize(v, several);
-    Order<T>::store(y + i, v, nan);
-    if (mask != nullptr) Order<T>::store_bits(mask, i, several);
+    const bool nan = quantize.template several<EASY>(v, bits);
+    Order<T>::template store<EASY>(y + i, v, nan);
+    if (mask != nullptr) Order<T>::store_bits(mask, i, bits);
+  }
+  all = quantize;
+  return i;
+}
+
+constexpr int64_t kManyElements = 16384;  // that are worth a look at all codes
+
+template <class T, int CLIP, bool SUM>
+void forward_of(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, const Grid& grid, Seen& seen) {
+  Quantizer<CLIP> quantize(grid);
+  uint32_t bits;
+  int64_t i = 0;
+  if (quantize.folds) {
+    if constexpr (sizeof(T) == 2) {
+      if (n >= kManyElements && quantize.template is_easy<T>(grid)) i = forward_strides<T, SUM, true>(a, b, y, mask, n, quantize);
+    }
+    if (i == 0) i = forward_strides<T, SUM, false>(a, b, y, mask, n, quantize);
   }
   for (; i + Vector::width <= n; i += Vector::width) {
     Vector::F v;

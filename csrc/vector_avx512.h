@@ -33,9 +33,13 @@ struct Vector {
     const __m512i u = _mm512_castps_si512(v), up = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
     return _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000)), up, _mm512_set1_epi32(1));
   }
-  template <bool NAN_TOO>
+  // Whether rounding the upper half to even and rounding it up differ.
+  static bool is_tied(float v) { return (std::bit_cast<uint32_t>(v) & 0x1ffff) == 0x8000; }
+  template <bool NAN_TOO, bool NEVER_TIED>
   static void store_pairs(BFloat16* p, F even, F odd) {
-    __m512i a = upper(even), b = upper(odd);
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    __m512i a = NEVER_TIED ? _mm512_add_epi32(_mm512_castps_si512(even), half) : upper(even);
+    __m512i b = NEVER_TIED ? _mm512_add_epi32(_mm512_castps_si512(odd), half) : upper(odd);
     if constexpr (NAN_TOO) {
       const __m512i nan = _mm512_set1_epi32(0x7fc00000);
       a = _mm512_mask_mov_epi32(a, _mm512_cmp_ps_mask(even, even, _CMP_UNORD_Q), nan);
