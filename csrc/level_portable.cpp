@@ -19,6 +19,7 @@ namespace {
 
 #include "vector_portable.h"
 
+#include "quantizer.inl"
 #include "kernels.inl"
 #include "kernels_learned.inl"
 #include "kernels_histogram.inl"

@@ -29,6 +29,7 @@ namespace {
 
 #include TRUEQUANT_VECTOR
 
+#include "quantizer.inl"
 #include "kernels.inl"
 #include "kernels_learned.inl"
 #include "kernels_histogram.inl"

@@ -20,7 +20,7 @@ enum Clip {
   kClips = 4
 };
 
-// Codes of a grid of at most so many may be found by a product with 1 / scale: see `Quantizer`.
+// Codes at most so far from the zero point may be found by a product with 1 / scale: see `Steps`.
 constexpr float kFewCodes = 1000.0f;
 
 struct Grid {

@@ -180,3 +180,24 @@ def test_around_every_tie(level: str, top: int) -> None:
         return found
 
     assert_same(level, run)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_two_byte_floats(level: str, dtype: torch.dtype) -> None:
+    """Of a tensor of many two-byte floats a kernel asks once what could go wrong: with quotients near half an integer, with
+    products in the middle of two such floats, whose scale is the last one here.
+    """
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    tied = torch.tensor([0x3D008000], dtype=torch.int32).view(torch.float32)[0]
+
+    def run() -> list[Tensor]:
+        found = []
+        for scale in (*(torch.rand(120) + 0.01), torch.tensor(0.0625), tied):
+            zero = torch.randint(0, 255, ()).float()
+            x = every.clone().requires_grad_()
+            y = kernels.fake_quantize(x, scale, zero, 0, 255)
+            found += [y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]]
+        return found
+
+    assert_same(level, run)
