@@ -1,6 +1,6 @@
 // Eight floats in an AVX register. Comparisons give bits, one an element.
 struct Vector {
-  static constexpr int width = 8, several = 2;
+  static constexpr int width = 8, several = 4;
   static constexpr bool pairs = false;
   using F = __m256;
 

@@ -1,36 +1,55 @@
-// Eight floats in whatever registers the baseline has, by the vector extension of GCC and Clang.
+// Eight floats in two registers of the baseline, by the vector extension of GCC and Clang. (One vector of 32 bytes would do too,
+// but where registers have 16, GCC compares and selects its elements one by one.)
 struct Vector {
   static constexpr int width = 8, several = 2;
   static constexpr bool pairs = false;
-  typedef float F __attribute__((vector_size(32)));
-  typedef int32_t I __attribute__((vector_size(32)));
+  typedef float V __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  typedef uint32_t U __attribute__((vector_size(16)));
+  typedef uint16_t Short __attribute__((vector_size(8)));
+  struct F {
+    V half[2];
+  };
 
-  static F set(float v) { return F{v, v, v, v, v, v, v, v}; }
+  template <class G>
+  static F each(const G& g) {
+    return {{g(0), g(1)}};
+  }
+  static V as_float(I v) { return reinterpret_cast<V>(v); }
+  static I as_int(V v) { return reinterpret_cast<I>(v); }
+
+  static F set(float v) {
+    return each([&](int) { return V{v, v, v, v}; });
+  }
   static F load(const float* p) {
     F v;
     std::memcpy(&v, p, sizeof v);
     return v;
   }
   static F load(const BFloat16* p) {
-    I v;
-    for (int k = 0; k < width; ++k) v[k] = static_cast<int32_t>(static_cast<uint32_t>(p[k].bits) << 16);
-    return reinterpret_cast<F>(v);
+    return each([&](int h) {
+      Short bits;
+      std::memcpy(&bits, p + 4 * h, sizeof bits);
+      return reinterpret_cast<V>(__builtin_convertvector(bits, U) << 16);
+    });
   }
   static F load(const Half* p) {
-    F v;
-    for (int k = 0; k < width; ++k) v[k] = c10::detail::fp16_ieee_to_fp32_value(p[k].bits);
-    return v;
+    return each([&](int h) {
+      const auto of = [&](int k) { return c10::detail::fp16_ieee_to_fp32_value(p[4 * h + k].bits); };
+      return V{of(0), of(1), of(2), of(3)};
+    });
   }
   static void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
   static void store(BFloat16* p, F v) {
-    const I u = reinterpret_cast<I>(v);
-    for (int k = 0; k < width; ++k) {
-      const uint32_t bits = static_cast<uint32_t>(u[k]);
-      p[k].bits = static_cast<uint16_t>(v[k] != v[k] ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    for (int h = 0; h < 2; ++h) {
+      const U u = reinterpret_cast<U>(v.half[h]);
+      const U rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+      const Short bits = __builtin_convertvector(v.half[h] == v.half[h] ? rounded : U{} + 0x7fc0, Short);
+      std::memcpy(p + 4 * h, &bits, sizeof bits);
     }
   }
   static void store(Half* p, F v) {
-    for (int k = 0; k < width; ++k) p[k].bits = c10::detail::fp16_ieee_from_fp32_value(v[k]);
+    for (int k = 0; k < width; ++k) p[k].bits = c10::detail::fp16_ieee_from_fp32_value(v.half[k / 4][k % 4]);
   }
   // To the precision of two-byte floats.
   template <class T>
@@ -39,58 +58,89 @@ struct Vector {
     store(values, v);
     return load(values);
   }
-  static F add(F a, F b) { return a + b; }
-  static F sub(F a, F b) { return a - b; }
-  static F mul(F a, F b) { return a * b; }
-  static F div(F a, F b) { return a / b; }
+  static F add(F a, F b) {
+    return each([&](int h) { return a.half[h] + b.half[h]; });
+  }
+  static F sub(F a, F b) {
+    return each([&](int h) { return a.half[h] - b.half[h]; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int h) { return a.half[h] * b.half[h]; });
+  }
+  static F div(F a, F b) {
+    return each([&](int h) { return a.half[h] / b.half[h]; });
+  }
   static constexpr bool fuses = false;  // no product and sum in one rounding that every CPU has
   // In one rounding where that is as quick.
-  static F product_plus(F a, F b, F c) { return a * b + c; }
-  static F product_minus(F a, F b, F c) { return a * b - c; }
-  static F abs(F a) { return reinterpret_cast<F>(reinterpret_cast<I>(a) & (I{} + INT32_MAX)); }
+  static F product_plus(F a, F b, F c) { return add(mul(a, b), c); }
+  static F product_minus(F a, F b, F c) { return sub(mul(a, b), c); }
+  static F abs(F a) {
+    return each([&](int h) { return as_float(as_int(a.half[h]) & INT32_MAX); });
+  }
   // Below 2^23 adding 2^23 rounds to an integer, half to even; above it every float is one.
   static F rint(F a) {
-    const I sign = reinterpret_cast<I>(a) & (I{} + INT32_MIN);
-    const F size = reinterpret_cast<F>(reinterpret_cast<I>(a) & (I{} + INT32_MAX));
-    const F shift = set(8388608.0f);
-    const F rounded = reinterpret_cast<F>(reinterpret_cast<I>((size + shift) - shift) | sign);
-    return size < shift ? rounded : a;
+    return each([&](int h) {
+      const I sign = as_int(a.half[h]) & INT32_MIN;
+      const V size = as_float(as_int(a.half[h]) & INT32_MAX), shift = V{} + 8388608.0f;
+      const V rounded = as_float(as_int((size + shift) - shift) | sign);
+      return size < shift ? rounded : a.half[h];
+    });
   }
   static F floor(F a) {
     const F rounded = rint(a);
-    return rounded > a ? rounded - 1.0f : rounded;
+    return each([&](int h) { return rounded.half[h] > a.half[h] ? rounded.half[h] - 1.0f : rounded.half[h]; });
   }
   static void store(int32_t* p, F whole) {
-    const I v = __builtin_convertvector(whole, I);
-    std::memcpy(p, &v, sizeof v);
+    for (int h = 0; h < 2; ++h) {
+      const I v = __builtin_convertvector(whole.half[h], I);
+      std::memcpy(p + 4 * h, &v, sizeof v);
+    }
   }
   // max(|a|, largest), which is never NaN: where `a` is, `largest`.
   static F farther(F a, F largest) { return max(abs(a), largest); }
   // Both give the second operand where one is NaN.
-  static F min(F a, F b) { return a < b ? a : b; }
-  static F max(F a, F b) { return a > b ? a : b; }
-  static uint32_t bits(I mask) {
+  static F min(F a, F b) {
+    return each([&](int h) { return a.half[h] < b.half[h] ? a.half[h] : b.half[h]; });
+  }
+  static F max(F a, F b) {
+    return each([&](int h) { return a.half[h] > b.half[h] ? a.half[h] : b.half[h]; });
+  }
+  template <class G>
+  static uint32_t bits(const G& g) {
+    uint32_t found = 0;
+    for (int h = 0; h < 2; ++h) {
+      const I mask = g(h);
 #ifdef __SSE2__
-    __m128 half[2];
-    std::memcpy(half, &mask, sizeof mask);
-    return static_cast<uint32_t>(_mm_movemask_ps(half[0]) | _mm_movemask_ps(half[1]) << 4);
+      found |= static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask))) << 4 * h;
 #else
-    uint32_t result = 0;
-    for (int k = 0; k < width; ++k) result |= (static_cast<uint32_t>(mask[k]) & 1u) << k;
-    return result;
+      const I weighed = mask & I{1, 2, 4, 8};
+      found |= static_cast<uint32_t>(weighed[0] | weighed[1] | weighed[2] | weighed[3]) << 4 * h;
 #endif
+    }
+    return found;
   }
-  static uint32_t equal(F a, F b) { return bits(a == b); }
-  static uint32_t less(F a, F b) { return bits(a < b); }
-  static uint32_t at_most(F a, F b) { return bits(a <= b); }
-  static uint32_t unordered(F a, F b) { return bits((a != a) | (b != b)); }
-  static I wide(uint32_t bits) {
-    const I one = {1, 2, 4, 8, 16, 32, 64, 128};
-    return ((I{} + static_cast<int32_t>(bits)) & one) == one;
+  static uint32_t equal(F a, F b) {
+    return bits([&](int h) { return a.half[h] == b.half[h]; });
   }
-  static F select(uint32_t bits, F a, F b) { return wide(bits) ? a : b; }
+  static uint32_t less(F a, F b) {
+    return bits([&](int h) { return a.half[h] < b.half[h]; });
+  }
+  static uint32_t at_most(F a, F b) {
+    return bits([&](int h) { return a.half[h] <= b.half[h]; });
+  }
+  static uint32_t unordered(F a, F b) {
+    return bits([&](int h) { return (a.half[h] != a.half[h]) | (b.half[h] != b.half[h]); });
+  }
+  static I wide(uint32_t bits, int h) {
+    const I one = {1, 2, 4, 8};
+    return ((I{} + static_cast<int32_t>(bits >> 4 * h)) & one) == one;
+  }
+  static F select(uint32_t bits, F a, F b) {
+    return each([&](int h) { return wide(bits, h) ? a.half[h] : b.half[h]; });
+  }
   static void keep(uint32_t bits, const float* g, float* d) {
-    store(d, reinterpret_cast<F>(reinterpret_cast<I>(load(g)) & wide(bits)));
+    const F v = load(g);
+    store(d, each([&](int h) { return as_float(as_int(v.half[h]) & wide(bits, h)); }));
   }
   static void keep(uint32_t bits, const uint16_t* g, uint16_t* d) {
     for (int k = 0; k < width; ++k) d[k] = bits >> k & 1 ? g[k] : 0;
