@@ -94,7 +94,8 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
-        name = counted_as(op, args, kwargs).name
+        plain = args and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        name = op.name if plain else counted_as(op, args, kwargs).name
         ordinal = self.seen.get(name, 0)
         self.seen[name] = ordinal + 1
         site = self.sites.get((name, ordinal))
@@ -102,7 +103,7 @@ class CallSites(TorchFunctionMode):
             if self.binding.acts or local.recorder is not None or local.marking:
                 self._expect(name, ordinal, args)
             return func(*args, **kwargs)
-        if self.recomputes:
+        if self.recomputes and (checkpoint_around() is not self.around or self.had_gradients != torch.is_grad_enabled()):
             refuse_part(self.binding.name, name, self.around, self.had_gradients)
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)

@@ -102,7 +102,7 @@ class QATModuleWrapper(nn.Module):
             if site.carries is not None and (y := passes.normalized(self, site, args, kwargs)) is not None:
                 return y
             return site.finish(self._shifted(site.layer, forward, args, kwargs))
-        if getattr(self, "inplace", False) is True:
+        if self.__dict__.get("inplace") is True or getattr(type(self), "inplace", False) is True:
             return self._in_place(site, args, kwargs)
         if action in _NEED_ARGUMENTS and site.exact():
             with LeafCall(site):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -206,6 +207,10 @@ _PROPERTIES = frozenset(
 )
 
 
+_OTHERS: dict[Callable[..., Any], Op] = {}
+"""Builtin functions that are not in the table, as far as they were called: to find the name of one takes long."""
+
+
 def op_of(function: Callable[..., Any]) -> Op | None:
     """The op that a function computes; one of role FLOAT for a function that is not in the table, None for a property."""
     op = _BY_FUNCTION.get(function)
@@ -214,7 +219,12 @@ def op_of(function: Callable[..., Any]) -> Op | None:
     name = getattr(function, "__name__", "")
     if name in _PROPERTIES:
         return None
-    return Op(_label(function), Role.FLOAT, (function,))
+    if torch.compiler.is_compiling() or not isinstance(function, BuiltinFunctionType):
+        return Op(_label(function), Role.FLOAT, (function,))
+    op = _OTHERS.get(function)
+    if op is None:
+        op = _OTHERS[function] = Op(_label(function), Role.FLOAT, (function,))
+    return op
 
 
 def counted_as(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Op:
