@@ -47,8 +47,8 @@ DEPENDS = (
     "fake/grid.py", "fake/algorithms", "fake/sites.py", "demo/models.py", "demo/training.py",
 )  # fmt: skip
 VERIFIED_IMAGES = 500
-REFINED = ("lsq+", "ewgs", "batchnorm", "freezing", "binary")
-"""Algorithms that are LSQ and more."""
+REFINED = ("lsq+", "ewgs", "batchnorm", "freezing", "binary", "pact", "dampening", "stochastic", "tqt", "distilled", "ternary")
+"""Algorithms that beat plain LSQ somewhere."""
 
 
 @dataclass(frozen=True, order=True)
