@@ -60,13 +60,13 @@ int64_t forward_strides(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, 
   int64_t i = 0;
   for (; i + kStride <= n; i += kStride) {
     Vector::F v[kSeveral], w[kSeveral];
-    uint32_t bits[kSeveral];
+    uint64_t bits;
     Order<T>::load(a + i, v);
     if constexpr (SUM) {
       Order<T>::load(b + i, w);
       Order<T>::add(v, w);
     }
-    const bool nan = quantize.template several<EASY>(v, bits);
+    const bool nan = quantize.template several<T, EASY>(v, bits);
     Order<T>::template store<EASY>(y + i, v, nan);
     if (mask != nullptr) Order<T>::store_bits(mask, i, bits);
   }

@@ -119,13 +119,13 @@ void normalize_run(const float* x, float* y, uint8_t* mask, int64_t n, const flo
   int64_t i = 0;
   for (; quantize.folds && i + kStride <= n; i += kStride) {
     Vector::F v[kSeveral];
-    uint32_t several[kSeveral];
+    uint64_t several;
     Order<float>::load(x + i, v);
     for (int k = 0; k < kSeveral; ++k) {
       const int64_t at = i + k * Vector::width;
       v[k] = Vector::add(Vector::mul(v[k], channels<VARYING>(factor, at)), channels<VARYING>(shift, at));
     }
-    const bool nan = quantize.template several<false>(v, several);
+    const bool nan = quantize.template several<float, false>(v, several);
     if (y != nullptr) Order<float>::store<false>(y + i, v, nan);
     if (mask != nullptr) Order<float>::store_bits(mask, i, several);
   }

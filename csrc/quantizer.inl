@@ -6,6 +6,7 @@
 constexpr int kSeveral = Vector::several;
 constexpr int64_t kStride = kSeveral * Vector::width;
 constexpr uint32_t kEvery = (1u << Vector::width) - 1;
+constexpr uint64_t kWhole = ~uint64_t{0} >> (64 - kStride);
 static_assert(kSeveral % 2 == 0 && kStride <= 64 && kAlign % kStride == 0);
 
 // How `kStride` elements lie in as many vectors: one vector behind the other, or, where that spares shuffles, the even elements
@@ -51,12 +52,16 @@ struct Order {
       if constexpr (sizeof(T) != 4) v[k] = V::rounded(v[k], T{});
     }
   }
-  static TRUEQUANT_INLINE void store_bits(uint8_t* mask, int64_t at, const uint32_t (&bits)[kSeveral]) {
+  // Bits of the vectors in the order of elements.
+  static TRUEQUANT_INLINE uint64_t in_order(const uint32_t (&bits)[kSeveral]) {
     uint64_t all = 0;
     for (int k = 0; k < kSeveral; ++k) {
       if constexpr (!pairs) all |= static_cast<uint64_t>(bits[k] & kEvery) << k * V::width;
       else if (k % 2) all |= V::woven(bits[k - 1], bits[k]) << (k - 1) * V::width;
     }
+    return all;
+  }
+  static TRUEQUANT_INLINE void store_bits(uint8_t* mask, int64_t at, uint64_t all) {
     if constexpr (std::endian::native == std::endian::little) {
       std::memcpy(mask + (at >> 3), &all, kStride / 8);
     } else {
@@ -178,6 +183,7 @@ struct Quantizer {
   Steps steps;
   Vector::F scale, zero_point, qmin, qmax, lowest, highest;
   uint32_t straight, passed = ~0u;
+  uint64_t all_passed = ~uint64_t{0};
   bool folds;
   Extremes seen;
 
@@ -206,9 +212,10 @@ struct Quantizer {
   }
 
   // The same in place, of grids that `folds` says of: with whole codes the zero point moves the ends of the clamp, exactly,
-  // and (code - zero point) * scale is never -0. Whether one is NaN.
-  template <bool EASY>
-  TRUEQUANT_INLINE bool several(Vector::F (&v)[kSeveral], uint32_t (&bits)[kSeveral]) {
+  // and (code - zero point) * scale is never -0. `bits` in the order of elements; whether one is NaN.
+  template <class T, bool EASY>
+  TRUEQUANT_INLINE bool several(Vector::F (&v)[kSeveral], uint64_t& all_bits) {
+    uint32_t bits[kSeveral];
     Vector::F clipped[kSeveral], rounded[kSeveral];
     for (int k = 0; k < kSeveral; ++k) clipped[k] = clipping.clip(v[k]);
     const bool nan = seen.widen(clipped);
@@ -216,14 +223,15 @@ struct Quantizer {
     for (int k = 0; k < kSeveral; ++k) {
       const Vector::F inside = Vector::min(highest, Vector::max(lowest, rounded[k]));
       bits[k] = (Vector::equal(rounded[k], inside) | straight) & clipping.passes(v[k], clipped[k]);
-      passed &= bits[k];
       v[k] = Vector::mul(inside, scale);
     }
+    all_bits = Order<T>::in_order(bits);
+    all_passed &= all_bits | ~kWhole;
     return nan;
   }
 
   void merge_into(Seen& all) const {
     seen.merge_into(all);
-    all.stopped |= (~passed & kEvery) != 0;
+    all.stopped |= (~passed & kEvery) != 0 || ~all_passed != 0;
   }
 };
