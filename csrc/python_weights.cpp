@@ -1,6 +1,4 @@
 // Weights and biases of layers.
-#include <ATen/ops/empty.h>
-
 #include "autograd.h"
 #include "folding.h"
 #include "python_calls.h"
@@ -83,11 +81,7 @@ PyObject* rounded_bias(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return not_implemented();
   }
   PyObject* moved = normalized ? args[4] : args[0];
-  at::Tensor y;
-  {
-    const at::AutoDispatchBelowAutograd below;
-    y = at::empty({channels}, at::TensorOptions().dtype(at::kFloat));
-  }
+  at::Tensor y = new_numbers(channels, at::kFloat);
   float* out = static_cast<float*>(y.mutable_data_ptr());
   bias_errors(out, channels, bias, normalized ? &norm : nullptr, *input_scale, scale, scales, args[8] == Py_True);
   if (moved != Py_None) {

@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -54,7 +54,12 @@ at::Tensor dense(const at::Tensor& x) {
   return copy;
 }
 
-at::Tensor new_mask(int64_t n) { return at::empty({(n + 7) / 8}, at::TensorOptions().dtype(at::kByte)); }
+// As torch's functions do it, less their way through the dispatcher, which takes longer than the kernels do for few elements.
+at::Tensor new_numbers(int64_t n, at::ScalarType dtype) { return at::detail::empty_cpu({n}, dtype); }
+
+at::Tensor new_like(const at::Tensor& x) { return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.scalar_type()); }
+
+at::Tensor new_mask(int64_t n) { return new_numbers((n + 7) / 8, at::kByte); }
 
 bool is_owned(const at::Tensor& x) {
   if (x.use_count() != 1 || !x.has_storage() || !x.is_non_overlapping_and_dense()) return false;
@@ -65,7 +70,7 @@ bool is_owned(const at::Tensor& x) {
 
 at::Tensor quantized(const at::Tensor& a, const at::Tensor* b, const Grid& grid, Clip clip, bool spent, at::Tensor* mask,
                      Seen& seen, Counting* counting) {
-  at::Tensor y = spent ? a.variable_data() : at::empty_like(a);
+  at::Tensor y = spent ? a.variable_data() : new_like(a);
   const int64_t n = a.numel();
   if (mask != nullptr) *mask = new_mask(n);
   uint8_t* bits = mask != nullptr ? mask->mutable_data_ptr<uint8_t>() : nullptr;

@@ -21,6 +21,12 @@ bool is_watched();
 // The elements of `x` without gaps, in the order of its strides: `x` itself where it has none.
 at::Tensor dense(const at::Tensor& x);
 
+// Memory for n numbers.
+at::Tensor new_numbers(int64_t n, at::ScalarType dtype);
+
+// Memory in the geometry of `x`, which is dense.
+at::Tensor new_like(const at::Tensor& x);
+
 // A bit for each of n elements.
 at::Tensor new_mask(int64_t n);
 

@@ -1,7 +1,6 @@
 #include "weights.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <atomic>
@@ -68,7 +67,7 @@ bool rows_of(Rows& rows, const at::Tensor& weight, int64_t scales, int64_t group
 
 at::Tensor quantized_weight(const at::Tensor& weight, float* scale, const Rows& rows, const Scheme& scheme, bool ranges,
                             bool differentiable, at::Tensor& mask) {
-  at::Tensor y = at::empty_like(weight);
+  at::Tensor y = new_like(weight);
   const Dtype dtype = dtype_of(weight.scalar_type());
   const auto forward = kernels().forward[dtype][kNone];
   const auto range = kernels().range[dtype];
