@@ -100,29 +100,6 @@ def test_what_inductor_makes_runs_in_vectors() -> None:
         assert "convert<double" not in loop or max(bounds) <= 16, loop
 
 
-@pytest.mark.slow
-def test_images_of_one_channel_are_laid_out_as_torch_lays_out() -> None:
-    """Not in a third order, which one channel allows and torch's convolutions copy back."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    x = torch.randn(8, 1, 16, 16)
-    qat = tq.prepare(nn.Sequential(conv(1, 16), nn.MaxPool2d(2), head(16)), x)
-    qat(x)
-    compiled = torch.compile(qat, fullgraph=True)
-    _, sources = run_and_get_code(lambda: compiled(x).square().mean().backward())
-    number = r"\((\d+), (\d+), (\d+), (\d+)\)"
-    found = re.findall(rf"empty_strided_cpu\({number}, {number}", "".join(sources))
-    assert len(found) > 5
-    for sizes, strides in ((f[:4], f[4:]) for f in (tuple(map(int, numbers)) for numbers in found)):
-        _, channels, height, width = sizes
-        planes, last = (
-            (channels * height * width, height * width, width, 1),
-            (channels * height * width, 1, width * channels, channels),
-        )
-        kept = [i for i, n in enumerate(sizes) if n > 1]
-        assert [strides[i] for i in kept] in ([planes[i] for i in kept], [last[i] for i in kept]), (sizes, strides)
-
-
 @pytest.mark.parametrize("clip", [(kernels.RELU, 0.0, 0.0), (kernels.HARDTANH, 0.0, 6.0), (kernels.CLAMP, -1.0, 2.0)])
 def test_a_clip_while_compiling_is_that_of_torch(clip: kernels.Clip) -> None:
     torch._dynamo.reset()

@@ -16,17 +16,6 @@ from torch.utils import _pytree as pytree
 from truequant.planning import Role, op_of, writes_in_place
 
 
-def as_laid_out(x: Tensor) -> Tensor:
-    """`x`. Compiled, what has one channel keeps its strides.
-
-    They could be called channels-last as well: Inductor would do so where a convolution reads what it has just computed, order
-    the gradients of the result likewise, and torch's convolution copy them back.
-    """
-    if torch.compiler.is_compiling() and x.dim() > 2 and x.shape[1] == 1:
-        return x.as_strided(x.shape, x.stride())
-    return x
-
-
 def on_contiguous(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """`function(*args, **kwargs)`, whose calls of torch's functions read contiguous tensors.
 

@@ -16,7 +16,6 @@ from torch.nn.modules import module as module_hooks
 
 from truequant import kernels, numerics
 from truequant.fake.clock import local
-from truequant.fake.layouts import as_laid_out
 from truequant.fake.transposed import layer_weight
 from truequant.planning import clamp_bounds
 
@@ -50,7 +49,7 @@ def called(quantizer: FakeQuantize, x: Tensor) -> Tensor:
     """`quantizer(x)`."""
     y = None if hooks_everywhere() else _led(quantizer, x, None, kernels.NO_CLIP)
     result: Tensor = quantizer(x) if y is None else y
-    return as_laid_out(result)
+    return result
 
 
 def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:

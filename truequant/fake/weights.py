@@ -14,7 +14,6 @@ from truequant.fake.clock import Clock, in_backward
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.fake.idle import beside
-from truequant.fake.layouts import as_laid_out
 from truequant.observers import weight_range
 from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
 
@@ -167,7 +166,7 @@ class WeightQuantizer(Grid):
         fake, zero = fake_of(scheme, self.training), torch.zeros_like(scale)
         if not self.tied or factor is None:
             scale, zero = (numerics.expand(v, scheme.granularity, tuple(weight.shape)) for v in (scale, zero))
-            return as_laid_out(self._with_frozen(fake(weight, scale, zero, scheme), scale))
+            return self._with_frozen(fake(weight, scale, zero, scheme), scale)
         size = numerics.along_axis(torch.clamp(factor.abs().float(), min=numerics.MIN_SCALE), 0, weight.dim())
         if self.algorithm.codes is not None:
             return (fake(weight * size, scale, zero, scheme) / size).to(weight.dtype)
