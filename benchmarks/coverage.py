@@ -158,7 +158,7 @@ def markdown(rows: list[Row]) -> str:
         "page.",
         "",
         "*equal*: the Int8 model's outputs are the evaluated model's, bit for bit. *integer*: share of the",
-        "multiply-accumulates of layers that run in integer kernels; what stays float is named by `print(tq.plan(…))`.",
+        "multiply-accumulates of layers whose sums are integers; what stays float is named by `print(tq.plan(…))`.",
         "",
         f"| model | {' | '.join(STEPS)} | codes compared | different | integer |",
         f"|---|{'---|' * len(STEPS)}---:|---:|---:|",

@@ -118,6 +118,20 @@ def test_the_first_layer_needs_no_fusion() -> None:
         exact(of, level=level)
 
 
+def test_images_of_any_size() -> None:
+    of = net()
+    nodes = tuple(n for n in of.nodes if n.output not in ("flat", "y.q", "y"))
+    edges = {name: of.edges[name] for name in ("x.q", "first", "pooled", "second", "pooled2")}
+    of = replace(of, nodes=(*nodes, Dequantize("pooled2", "y")), edges=edges)
+    of = replace(of, inputs=(ProgramInput("x", "float32", (None, 1, None, None)),))
+    assert pooling_of(of, first(of)) is not None
+    reader = EdgeReader(of)
+    for sizes in ((14, 14), (11, 23)):
+        x = values_of(random_codes((3, 1, *sizes), of.edges["x.q"], torch.Generator().manual_seed(2)), of.edges["x.q"])
+        for name, codes in Int8Model(of).codes(x).items():
+            assert torch.equal(reader.codes(x)[name].int(), codes.int()), name
+
+
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 @pytest.mark.parametrize("variant", [{}, {"zero_point": 90, "low": 70}, SIGNED, {"weights": 7}])
 def test_lint_knows(variant: dict[str, Any], form: str) -> None:
