@@ -19,6 +19,7 @@ from truequant.integer.nodes import Conv, Linear
 from truequant.reports import versions
 from truequant.runtimes import digest, onnx_bytes
 from truequant.runtimes.hidden_edges import hidden
+from truequant.runtimes.pooled_sums import pooling_of
 
 MATRIX = script("exactness")
 MODELS = [
@@ -46,6 +47,8 @@ def tidy(model: Any, program: IntegerProgram) -> None:
     unread = [o for node in graph.node for o in node.output if o and not readers[o] and o not in outputs]
     assert unread == [], "nodes that nobody reads"
     assert [c for c in constants if not readers[c]] == [], "constants that nobody reads"
+    pooled = {n.output for n in program.nodes if isinstance(n, Conv) and pooling_of(program, n)}
+    centred = {node.input[0] for node in graph.node if node.op_type == "Conv" and node.name in pooled}
     for node in graph.node:
         before = writers.get(node.input[0]) if node.input else None
         if before is None:
@@ -60,7 +63,8 @@ def tidy(model: Any, program: IntegerProgram) -> None:
             first, second = (list(n.attribute[0].ints) for n in (before, node))
             assert [first[i] for i in second] != sorted(first), f"{node.name} turns back what {before.name} turned"
         if node.op_type == "DequantizeLinear" and before.op_type == "QuantizeLinear":
-            assert list(node.input[1:3]) == list(before.input[1:3]), f"{node.name}: read on another grid than written"
+            own = 2 if node.output[0] in centred else 1  # codes less their zero point, whose scale is 1
+            assert list(node.input[own:3]) == list(before.input[own:3]), f"{node.name}: read on another grid than written"
     quantized = [n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"]
     assert len(set(quantized)) == len(quantized), "a value quantized twice"
 
