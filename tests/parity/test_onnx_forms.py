@@ -12,7 +12,7 @@ import torch
 
 import truequant as tq
 from tests.models import FAMILIES
-from tests.programs import edge, program, random_codes, random_conv, random_linear, values_of
+from tests.programs import edge, program, random_codes, random_conv, random_linear, residual_net, values_of
 from truequant.errors import ArgumentError, ExportError
 from truequant.integer import Int8Model
 from truequant.runtimes import CompiledModel, EdgeReader, census, onnx_bytes
@@ -150,3 +150,11 @@ def test_an_input_that_needs_no_copy_gets_none(monkeypatch: pytest.MonkeyPatch) 
     found = sessions.run(Watching(), {int8.program.inputs[0].name: x})
     assert seen == [x.data_ptr()]
     assert torch.equal(found[int8.program.output_names()[0]], int8(x))
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_a_batch_of_256(form: str) -> None:
+    p = residual_net()
+    x = torch.randn(256, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, found = Int8Model(p).codes(x), EdgeReader(p, form=form, threads=2).codes(x)  # type: ignore[arg-type]
+    assert all(torch.equal(found[name].int(), codes.int()) for name, codes in expected.items())
