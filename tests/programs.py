@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from truequant.integer import IntegerProgram, ProgramInput
-from truequant.integer.nodes import Add, Conv, Dequantize, Edge, GlobalAverage, Linear, MaxPool, Node, Quantize
+from truequant.integer.nodes import Add, Conv, Dequantize, Edge, GlobalAverage, Linear, MaxPool, Node, Quantize, Reshape
+from truequant.runtimes.channels_last import readers_of
+from truequant.runtimes.pooled_sums import pooling_of
 
 U8 = (0, 255)
 S8 = (-128, 127)
@@ -32,6 +34,12 @@ def program(node: Node, edges: dict[str, Edge], *names: str, rank: int = 4) -> I
     inputs, quantizers = codes_in(*names, rank=rank)
     last = (Dequantize(node.output, "y.value"),) if node.output in edges else ()
     return IntegerProgram(inputs, (*quantizers, node, *last), edges, "y.value" if last else node.output, "onnxruntime")
+
+
+def hidden(of: IntegerProgram) -> set[str]:
+    """The edges that a file in QDQ form may do without."""
+    pooled = {n.output for n in of.nodes if isinstance(n, Conv) and pooling_of(of, n)}
+    return pooled | {n.output for n in of.nodes if isinstance(n, Reshape) and readers_of(of, n)}
 
 
 def values_of(codes: Tensor, of: Edge) -> Tensor:

@@ -12,13 +12,12 @@ from torch import nn
 
 import truequant as tq
 from tests.models import FAMILIES
-from tests.programs import residual_net
+from tests.programs import hidden, residual_net
 from tests.scripts import script
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, Linear
 from truequant.reports import versions
 from truequant.runtimes import digest, onnx_bytes
-from truequant.runtimes.hidden_edges import hidden
 from truequant.runtimes.pooled_sums import pooling_of
 
 MATRIX = script("exactness")

@@ -16,13 +16,12 @@ from torch.nn import functional as F
 
 import truequant as tq
 from tests.parity.test_lint import agrees
-from tests.programs import S8, U8, edge, random_codes, random_conv, random_linear, values_of
+from tests.programs import S8, U8, edge, hidden, random_codes, random_conv, random_linear, values_of
 from truequant.errors import FileError
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.nodes import Conv, Dequantize, Edge, MaxPool, Node, Quantize, Reshape
 from truequant.runtimes import EdgeReader, census, onnx_bytes
 from truequant.runtimes.channels_last import readers_of
-from truequant.runtimes.hidden_edges import hidden
 from truequant.runtimes.pooled_sums import pooling_of
 
 SIZE = 14
@@ -226,6 +225,22 @@ def test_a_file_without_the_pooling_is_refused(tmp_path: Path) -> None:
     (pool,) = (n for n in model.graph.node if n.name == "pooled")
     pool.op_type = "AveragePool"
     onnx.save(model, path)
+    with pytest.raises(FileError, match="no tensor has the name of an edge"):
+        tq.verify(None, path, [images(of)], runtimes=("onnxruntime",))
+
+
+@pytest.mark.parametrize("odd", ["in a circle", "without an input"])
+def test_odd_nodes_behind_the_codes_are_refused(odd: str, tmp_path: Path) -> None:
+    of = net()
+    path = tmp_path / "net.onnx"
+    tq.export_onnx(of, path, program=True)
+    model = onnx.load(path)
+    nodes = {n.name: n for n in model.graph.node}
+    if odd == "in a circle":
+        nodes["pooled.places"].input[0] = "pooled.places"
+    else:
+        del nodes["pooled.scaled"].input[:]
+    path.write_bytes(model.SerializeToString())
     with pytest.raises(FileError, match="no tensor has the name of an edge"):
         tq.verify(None, path, [images(of)], runtimes=("onnxruntime",))
 

@@ -8,18 +8,12 @@ import numpy as np
 
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, Reshape
-from truequant.runtimes.channels_last import readers_of
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.pooled_sums import pooling_of
 
-
-def hidden(program: IntegerProgram) -> frozenset[str]:
-    """The edges that a file in QDQ form may do without."""
-    return frozenset(
-        node.output
-        for node in program.nodes
-        if (isinstance(node, Conv) and pooling_of(program, node)) or (isinstance(node, Reshape) and readers_of(program, node))
-    )
+_LONGEST = 8
+"""How many nodes `pooled_sums` writes at most from a pooling to its codes."""
+_INPUTS = {"Mul": 2, "QuantizeLinear": 3}
 
 
 def show(graph: Any, program: IntegerProgram) -> None:
@@ -40,12 +34,16 @@ def show(graph: Any, program: IntegerProgram) -> None:
 
 
 def _behind_pooling(writers: dict[str, Any], name: str) -> dict[str, Any]:
-    """The nodes that turn sums into the codes `name`, back to the pooling, by their ops."""
+    """The nodes that turn sums into the codes `name`, back to the pooling, by their ops. A file may hold anything there."""
     found: dict[str, Any] = {}
-    behind = writers.get(name)
-    while behind is not None and "MaxPool" not in found and len(found) < 8:
+    for _ in range(_LONGEST):
+        behind = writers.get(name)
+        if behind is None or len(behind.input) < _INPUTS.get(behind.op_type, 1):
+            break
         found.setdefault(behind.op_type, behind)
-        behind = writers.get(behind.input[0])
+        if behind.op_type == "MaxPool":
+            break
+        name = behind.input[0]
     return found
 
 
