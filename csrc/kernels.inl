@@ -44,7 +44,6 @@ inline uint32_t load_tail_bits(const uint8_t* mask, int64_t at, int64_t n) {
   return bits;
 }
 
-// Smallest and largest of vectors of values.
 // The sum in the precision of its operands.
 template <class T>
 Vector::F sum(const T* a, const T* b) {

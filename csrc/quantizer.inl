@@ -70,6 +70,7 @@ struct Order {
   }
 };
 
+// Smallest and largest of vectors of values.
 struct Extremes {
   Vector::F min = Vector::set(INFINITY), max = Vector::set(-INFINITY);
   uint32_t nan = 0;

@@ -94,8 +94,7 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
-        plain = args and isinstance(args[0], Tensor) and args[0].is_floating_point()
-        name = op.name if plain else counted_as(op, args, kwargs).name
+        name = counted_as(op, args, kwargs).name
         ordinal = self.seen.get(name, 0)
         self.seen[name] = ordinal + 1
         site = self.sites.get((name, ordinal))

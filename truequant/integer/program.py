@@ -53,6 +53,10 @@ class IntegerProgram:
         """Names in `outputs`, in order."""
         return tuple(_leaves(self.outputs))
 
+    def readers(self, name: str) -> tuple[Node, ...]:
+        """The nodes that read a name, in order."""
+        return tuple(node for node in self.nodes if name in inputs_of(node))
+
     def census(self) -> dict[str, int]:
         """How many nodes of each kind."""
         return dict(sorted(Counter(type(node).__name__ for node in self.nodes).items()))

@@ -12,8 +12,7 @@ from dataclasses import replace
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, AveragePool, Clamp, Conv, Linear, MaxPool, Node, Reshape, inputs_of
 from truequant.runtimes.pooled_sums import pooling_of
-from truequant.runtimes.writer import Form, Writer
-from truequant.schemes import TARGETS
+from truequant.runtimes.writer import Form, Writer, runs_here
 
 _KEEPS = (MaxPool, AveragePool, Add, Clamp)
 """What onnxruntime computes channels-last behind a convolution."""
@@ -23,14 +22,12 @@ def readers_of(program: IntegerProgram, node: Reshape, form: Form = "qdq") -> tu
     """The linear layers that read an image flattened channels-last in this form of the file; none where its codes are written
     in their own order.
     """
-    target, edge = TARGETS.get(program.target), program.edges.get(node.output)
-    if form != "qdq" or not (target is None or target.runs_here):
-        return ()
-    if edge is None or edge.wide or node.output in program.output_names():
+    edge = program.edges.get(node.output)
+    if form != "qdq" or not runs_here(program) or edge is None or edge.wide or node.output in program.output_names():
         return ()
     if len(node.shape) != 2 or node.shape[0] not in (0, -1) or not _behind_a_convolution(program, node):
         return ()
-    readers = [other for other in program.nodes if node.output in inputs_of(other)]
+    readers = program.readers(node.output)
     layers = tuple(other for other in readers if isinstance(other, Linear) and other.output in program.edges)
     return layers if layers and len(layers) == len(readers) else ()
 

@@ -24,8 +24,7 @@ from truequant.runtimes.onnx_nodes import write
 from truequant.runtimes.openvino_session import compiled
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.tables import require_exact_tables
-from truequant.runtimes.writer import IR_VERSION, Form, Writer, opsets
-from truequant.schemes import TARGETS
+from truequant.runtimes.writer import IR_VERSION, Form, Writer, opsets, runs_here
 
 _ELEMENTS = {
     "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "DOUBLE", "bool": "BOOL", "uint8": "UINT8",
@@ -87,10 +86,9 @@ def _in_parts(source: IntegerProgram, model: Any, path: Path, form: Form, progra
 
 
 def _prove(program: IntegerProgram, data: bytes, form: Form, folder: str | None = None) -> None:
-    target = TARGETS.get(program.target)
     if form == "openvino":
         compiled(data, folder=folder)
-    elif target is None or target.runs_here:
+    elif runs_here(program):
         require_integer_kernels(program, data, folder=folder)
         require_exact_tables(program, lambda tables: onnx_bytes(tables, form=form, show_edges=True))
 

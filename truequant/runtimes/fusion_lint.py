@@ -40,7 +40,7 @@ from truequant.runtimes.proofs import proven
 from truequant.runtimes.session import Level
 from truequant.runtimes.shipped import read_program
 from truequant.runtimes.weights import packs, saturates
-from truequant.runtimes.writer import Form, limits_of
+from truequant.runtimes.writer import Form, limits_of, runs_here
 from truequant.schemes import TARGETS, Target
 
 Kind = Literal["level", "wide", "pairs", "table", "clamp", "weights", "packed", "values", "float"]
@@ -166,12 +166,8 @@ class _Setting:
         """Whether a node lies in the file as Quantize and Dequantize around a float op."""
         if not isinstance(node, tuple(_KERNELS)) or node.output not in self.program.edges:
             return False
-        signed = self.program.edges[node.output].signed and self._runs_here
+        signed = self.program.edges[node.output].signed and runs_here(self.program)
         return self.form == "qdq" and not signed and not self.paired(node) and not self.pooled(node)
-
-    @property
-    def _runs_here(self) -> bool:
-        return self.program.target not in TARGETS or TARGETS[self.program.target].runs_here
 
     def pooled(self, node: Node) -> MaxPool | None:
         """The pooling that takes a convolution's sums as they are."""

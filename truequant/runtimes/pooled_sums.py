@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Conv, MaxPool, inputs_of
+from truequant.integer.nodes import Conv, MaxPool
 from truequant.numerics import FLOAT32_EXACT, accumulator_bound, multiplier
-from truequant.runtimes.writer import Form, Writer, numpy_of
-from truequant.schemes import TARGETS
+from truequant.runtimes.writer import Form, Writer, numpy_of, runs_here
 
 MAX_CHANNELS, MAX_PRODUCTS = 3, 1600
 """Input channels, and products for each place of the output, up to which the float kernel is the faster one
@@ -29,15 +28,14 @@ MAX_CHANNELS, MAX_PRODUCTS = 3, 1600
 
 def pooling_of(program: IntegerProgram, node: Conv, form: Form = "qdq") -> MaxPool | None:
     """The pooling that takes the sums of a convolution in this form of the file; None where its codes are written."""
-    target = TARGETS.get(program.target)
-    if form != "qdq" or not (target is None or target.runs_here):
+    if form != "qdq" or not runs_here(program):
         return None
     if node.groups > 1 or node.weight.shape[1] > MAX_CHANNELS or node.weight.numel() > MAX_PRODUCTS:
         return None
     source, edge = program.edges[node.input], program.edges.get(node.output)
     if edge is None or edge.wide or source.wide or node.output in program.output_names():
         return None
-    readers = [other for other in program.nodes if node.output in inputs_of(other)]
+    readers = program.readers(node.output)
     if len(readers) != 1 or not isinstance(readers[0], MaxPool):
         return None
     pool = readers[0]
@@ -72,20 +70,19 @@ def write_pooling(writer: Writer, node: MaxPool, **attributes: Any) -> None:
     writer.floats[pooled] = name
     raw = writer.unclipped(name, layer.low, layer.high)
     constants = [writer.constant("one", np.float32(1)), writer.scale_and_zero(name)[1]]
-    rows = _rows(writer, node)
+    rows, factor = _rows(writer, node), _factor(writer, layer)
     if rows is None:
-        factor = writer.constant(f"{layer.output}.multiplier", _factor(writer, layer).reshape(-1, *(1,) * len(layer.stride)))
-        writer.node("Mul", [pooled, factor], scaled, name=scaled)
-        writer.node("QuantizeLinear", [scaled, *constants], raw, name=f"{name}.quantize")
+        value, factor, codes = pooled, factor.reshape(-1, *(1,) * len(layer.stride)), raw
         writer.floats[scaled] = name
     else:
         height, width, channels = rows
-        moved, flat, codes, places = (writer.fresh(f"{name}.{part}") for part in ("moved", "rows", "codes", "places"))
+        moved, value, codes, places = (writer.fresh(f"{name}.{part}") for part in ("moved", "rows", "codes", "places"))
         writer.node("Transpose", [pooled], moved, name=moved, perm=[0, 2, 3, 1])
-        writer.node("Reshape", [moved, writer.integers(f"{flat}.shape", [0, 0, width * channels])], flat, name=flat)
-        factor = writer.constant(f"{layer.output}.multiplier", np.tile(_factor(writer, layer), width))
-        writer.node("Mul", [flat, factor], scaled, name=scaled)
-        writer.node("QuantizeLinear", [scaled, *constants], codes, name=f"{name}.quantize")
+        writer.node("Reshape", [moved, writer.integers(f"{value}.shape", [0, 0, width * channels])], value, name=value)
+        factor = np.tile(factor, width)
+    writer.node("Mul", [value, writer.constant(f"{layer.output}.multiplier", factor)], scaled, name=scaled)
+    writer.node("QuantizeLinear", [scaled, *constants], codes, name=f"{name}.quantize")
+    if rows is not None:
         shape = writer.integers(f"{places}.shape", [0, height, width, channels])
         writer.node("Reshape", [codes, shape], places, name=places)
         writer.node("Transpose", [places], raw, name=f"{name}.order", perm=[0, 3, 1, 2])
@@ -98,7 +95,7 @@ def _rows(writer: Writer, node: MaxPool) -> tuple[int, int, int] | None:
 
     Rows between the two orders keep it from taking both for nothing and moving the codes after all.
     """
-    readers = [other for other in writer.program.nodes if node.output in inputs_of(other)]
+    readers = writer.program.readers(node.output)
     shape = writer.shapes[node.output]
     if len(shape) != 4 or not any(isinstance(other, Conv) for other in readers):
         return None

@@ -13,7 +13,7 @@ from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import Add, Edge, Mul, Sub
 from truequant.runtimes.packages import onnx, onnxruntime
 from truequant.runtimes.promises import pairs_that_need_fma
-from truequant.runtimes.writer import IR_VERSION, MICROSOFT, Form, opsets
+from truequant.runtimes.writer import IR_VERSION, MICROSOFT, Form, opsets, runs_here
 from truequant.schemes import TARGETS, ArithmeticRule
 
 
@@ -30,7 +30,7 @@ def proven(program: IntegerProgram, node: Add | Sub | Mul, form: Form = "qdq") -
     op, quantize.
     """
     target = TARGETS.get(program.target)
-    if is_wide(node, program.edges) or (target is not None and not target.runs_here):
+    if is_wide(node, program.edges) or not runs_here(program):
         return True
     if isinstance(node, Sub):
         return False

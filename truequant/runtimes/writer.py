@@ -47,6 +47,12 @@ def limits_of(edge: Edge) -> tuple[int, int]:
     return int(whole.min), int(whole.max)
 
 
+def runs_here(program: IntegerProgram) -> bool:
+    """Whether the runtime of a program's target can be run here. One that is not known is taken at its word."""
+    target = TARGETS.get(program.target)
+    return target is None or target.runs_here
+
+
 class Writer:
     """Nodes, constants and value infos. The tensor of an edge has the edge's name."""
 
@@ -72,8 +78,7 @@ class Writer:
     @property
     def runs_here(self) -> bool:
         """Whether the target's runtime is one that runs here: others get plain QDQ, which they fuse in their own way."""
-        target = TARGETS.get(self.program.target)
-        return target is None or target.runs_here
+        return runs_here(self.program)
 
     # -- names and constants -------------------------------------------------------------------------------------------
     def fresh(self, name: str) -> str:
