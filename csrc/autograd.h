@@ -28,6 +28,10 @@ std::shared_ptr<const Origin> origin_of(const at::Tensor& x);
 void record_norm(const at::Tensor& y, const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const at::Tensor& mask,
                  const Moments& moments);
 
+// `initial * f(shift)`, f(t) = 1 + t for t >= 0 and exp(t) below, within the bounds of scales. The gradient of the shift is
+// multiplied by gain / initial^2. Plain float32 tensors of one shape.
+at::Tensor scale_of_shift(const at::Tensor& initial, const at::Tensor& shift, float gain);
+
 // A learned grid: `beyond` says of each offset (LSQ+) whether it lies beyond the top (1) or bottom (-1) of the codes.
 struct LearnedGrid {
   Channels channels;

@@ -1,7 +1,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/clamp.h>
+#include <ATen/ops/clamp_max.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -128,7 +130,63 @@ struct LearnedFakeQuantizeBackward final : torch::autograd::Node {
   std::vector<int64_t> sizes_;
 };
 
+// Gradient of a shift: each op of torch's that would have led to the scale, in its order.
+struct ShiftBackward final : torch::autograd::Node {
+  struct Slope {
+    float gain, initial, factor;  // factor: exp(t), or 1
+    bool inside;                  // the bounds of scales
+  };
+  ShiftBackward(edge_list edges, std::vector<Slope> slopes, at::IntArrayRef sizes)
+      : Node(std::move(edges)), slopes_(std::move(slopes)), sizes_(sizes.vec()) {}
+
+  std::string name() const override { return "ShiftBackward"; }
+
+  variable_list apply(variable_list&& grads) override {
+    variable_list result(1);
+    if (!grads[0].defined()) return result;
+    const bool again = torch::autograd::compute_requires_grad(grads[0]);
+    {
+      const at::AutoDispatchBelowAutograd below;
+      const at::Tensor g = grads[0].to(at::kFloat).contiguous();
+      const float* from = g.const_data_ptr<float>();
+      std::vector<float> own(slopes_.size());
+      for (size_t k = 0; k < own.size(); ++k) {
+        const Slope& slope = slopes_[k];
+        own[k] = slope.inside ? from[k] * slope.gain * slope.initial * slope.factor : 0.0f;
+      }
+      result[0] = tensor_of(own, sizes_);
+    }
+    if (again) set_node<OnceDifferentiable>(result[0], torch::autograd::collect_next_edges(grads[0]));
+    return result;
+  }
+
+ private:
+  std::vector<Slope> slopes_;
+  std::vector<int64_t> sizes_;
+};
+
 }  // namespace
+
+at::Tensor scale_of_shift(const at::Tensor& initial, const at::Tensor& shift, float gain) {
+  const bool differentiable = wants_gradient(shift, nullptr);
+  const at::Tensor start = initial.contiguous(), moved = shift.detach().contiguous();
+  const float *i = start.const_data_ptr<float>(), *t = moved.const_data_ptr<float>();
+  const int64_t c = moved.numel();
+  const bool falls = std::any_of(t, t + c, [](float v) { return v < 0; });
+  const at::Tensor powers = falls ? at::exp(at::clamp_max(moved, 0.0)) : moved;
+  const float* e = powers.const_data_ptr<float>();
+  std::vector<float> scale(c);
+  std::vector<ShiftBackward::Slope> slopes(differentiable ? c : 0);
+  for (int64_t k = 0; k < c; ++k) {
+    const float exact = i[k] * (t[k] < 0 ? e[k] : 1.0f + t[k]);
+    const bool inside = exact >= kMinScale && exact <= kMaxScale;
+    scale[k] = inside || exact != exact ? exact : exact < kMinScale ? kMinScale : kMaxScale;
+    if (differentiable) slopes[k] = {1.0f / (i[k] * i[k]) * gain, i[k], t[k] < 0 ? e[k] : 1.0f, inside};
+  }
+  at::Tensor y = tensor_of(scale, initial.sizes());
+  if (differentiable) set_node<ShiftBackward>(y, torch::autograd::collect_next_edges(shift), std::move(slopes), shift.sizes());
+  return y;
+}
 
 void record_learned(const at::Tensor& y, const at::Tensor& x, const at::Tensor& kept, const at::Tensor& scale,
                     const at::Tensor& offset, const LearnedGrid& grid) {

@@ -89,8 +89,14 @@ bool layout_of(Layout& layout, const at::Tensor& x, const at::Tensor& scale) {
     if (axis >= 0 || scale.size(k) != x.size(k + missing)) return false;
     axis = k + missing;
   }
+  return layout_along(layout, x, axis);
+}
+
+bool layout_along(Layout& layout, const at::Tensor& x, int64_t axis) {
+  if (axis < 0) axis += x.dim();
+  if (x.numel() == 0 || axis < 0 || axis >= x.dim()) return false;
   const int64_t channels = x.size(axis), inner = x.stride(axis);
-  layout = {n / (channels * inner), channels, inner};
+  layout = {x.numel() / (channels * inner), channels, inner};
   return true;
 }
 

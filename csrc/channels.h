@@ -17,6 +17,9 @@ struct Layout {
 // For `scale`, which broadcasts against the dense tensor `x`; false where its entries vary along more than one axis.
 bool layout_of(Layout& layout, const at::Tensor& x, const at::Tensor& scale);
 
+// For a scale for each index of an axis, which counts from the end where it is negative; false where there is none.
+bool layout_along(Layout& layout, const at::Tensor& x, int64_t axis);
+
 // A grid whose scale and zero point are those of each channel.
 struct Channels {
   std::vector<float> scale, zero_point;

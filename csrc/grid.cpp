@@ -30,9 +30,10 @@ Qparams scale_and_zero_point(float minimum, float maximum, const Scheme& scheme)
   return {scale, std::min(std::max(std::nearbyint(scheme.qmin - low / scale), scheme.qmin), scheme.qmax)};
 }
 
-void commit(const State& state, const Scheme& scheme) {
+bool fold(const State& state, const Scheme& scheme) {
   const float low = *state.pending_minimum, high = *state.pending_maximum;
-  if (low <= high) {
+  const bool there = low <= high;
+  if (there) {
     const bool first = *state.updates == 0 || *state.minimum > *state.maximum;
     if (first) {
       *state.minimum = low;
@@ -45,17 +46,23 @@ void commit(const State& state, const Scheme& scheme) {
       *state.minimum = std::min(*state.minimum, low);
       *state.maximum = std::max(*state.maximum, high);
     }
-    *state.updates += 1;
   }
   *state.pending_minimum = INFINITY;
   *state.pending_maximum = -INFINITY;
-  if (*state.updates > 0) {
-    Range range{*state.minimum, *state.maximum};
-    if (scheme.percent >= 0) range = percentile(state.histogram, range.low, range.high, scheme.percent);
-    const Qparams found = scale_and_zero_point(range.low, range.high, scheme);
-    *state.scale = found.scale;
-    *state.zero_point = found.zero_point;
-  }
+  return there;
+}
+
+void take_range(const State& state, const Scheme& scheme) {
+  Range range{*state.minimum, *state.maximum};
+  if (scheme.percent >= 0) range = percentile(state.histogram, range.low, range.high, scheme.percent);
+  const Qparams found = scale_and_zero_point(range.low, range.high, scheme);
+  *state.scale = found.scale;
+  *state.zero_point = found.zero_point;
+}
+
+void commit(const State& state, const Scheme& scheme) {
+  *state.updates += fold(state, scheme);
+  if (*state.updates > 0) take_range(state, scheme);
 }
 
 void merge(const State& state, const Seen& seen) {

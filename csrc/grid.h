@@ -35,7 +35,13 @@ struct Qparams {
 Qparams scale_and_zero_point(float minimum, float maximum, const Scheme& scheme);
 float bounded_scale(float scale, bool power_of_two);
 
-// Folds what is pending into the range, and sets scale and zero point from it.
+// Folds what is pending into the range; whether anything was.
+bool fold(const State& state, const Scheme& scheme);
+
+// Sets scale and zero point from the range.
+void take_range(const State& state, const Scheme& scheme);
+
+// Both, of a quantizer with one range: nothing is set before something was seen.
 void commit(const State& state, const Scheme& scheme);
 
 // Merges what was seen into what is pending. An end that is not finite counts as not seen.

@@ -295,6 +295,8 @@ PyMethodDef methods[] = {
     {"fake_quantize_norm", fast(fake_quantize_norm), METH_FASTCALL, nullptr},
     {"rounded_bias", fast(rounded_bias), METH_FASTCALL, nullptr},
     {"fake_quantize_channels", fast(fake_quantize_channels), METH_FASTCALL, nullptr},
+    {"quantize_channels", fast(quantize_channels), METH_FASTCALL, nullptr},
+    {"learned_scale", fast(learned_scale), METH_FASTCALL, nullptr},
     {"fake_quantize_learned", fast(fake_quantize_learned), METH_FASTCALL, nullptr},
     {"fake_binarize", fast(fake_binarize), METH_FASTCALL, nullptr},
     {"linear", fast(linear), METH_FASTCALL, nullptr},

@@ -34,6 +34,8 @@ inline Scheme scheme_of(PyObject* tuple) {
 }
 
 PyObject* fake_quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* learned_scale(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* fake_quantize_learned(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* fake_binarize(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count);

@@ -49,37 +49,144 @@ void set_range(Channels& channels, PyObject* qmin, PyObject* qmax) {
 
 float clamped(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
 
-// Merges what each channel saw into a buffer of what is pending.
-void merge_seen(const std::vector<Seen>& seen, float* low, float* high) {
-  for (size_t k = 0; k < seen.size(); ++k) {
-    if (seen[k].nan) continue;
-    if (std::isfinite(seen[k].min)) low[k] = std::min(low[k], seen[k].min);
-    if (std::isfinite(seen[k].max)) high[k] = std::max(high[k], seen[k].max);
-  }
-}
+// Observed ranges and what follows from them, one for each index of an axis, in the buffers of a quantizer and its observer.
+class Ranges {
+ public:
+  int64_t count = 0;
 
-bool is_pending(PyObject* argument, int64_t channels) {
-  const at::Tensor* found = numbers_of(argument);
-  return found != nullptr && found->numel() == channels && found->is_contiguous();
-}
+  bool read(PyObject* quantizer, PyObject* observer) {
+    PyObject* const names[] = {kScale, kZeroPoint, kMinimum, kMaximum, kPendingMinimum, kPendingMaximum};
+    for (int k = 0; k < 6; ++k) {
+      PyObject* found = PyDict_GetItem(k < 2 ? quantizer : observer, names[k]);
+      const at::Tensor* tensor = found == nullptr ? nullptr : numbers_of(found);
+      if (tensor == nullptr || !tensor->is_contiguous() || (k > 0 && tensor->numel() != count)) return false;
+      count = tensor->numel();
+      tensors_[k] = tensor;
+      numbers_[k] = static_cast<float*>(tensor->mutable_data_ptr());
+    }
+    PyObject* updates = PyDict_GetItem(observer, kUpdates);
+    if (updates == nullptr || !THPVariable_CheckExact(updates)) return false;
+    const at::Tensor& times = THPVariable_Unpack(updates);
+    if (!is_plain(times) || times.scalar_type() != at::kLong || times.numel() != 1) return false;
+    updates_ = static_cast<int64_t*>(times.mutable_data_ptr());
+    return true;
+  }
+
+  // What is pending takes effect. One update is one of all: a channel that was never seen has a range of nothing from then on.
+  void commit(const Scheme& scheme) const {
+    bool any = false;
+    for (int64_t k = 0; k < count; ++k) any |= fold(state(k), scheme);
+    *updates_ += any;
+    for (int64_t k = 0; k < count && *updates_ > 0; ++k) take_range(state(k), scheme);
+    changed(0);
+    changed(1);
+  }
+
+  void set_grid(Channels& channels, const Scheme& scheme) const {
+    channels.scale.assign(numbers_[0], numbers_[0] + count);
+    channels.zero_point.assign(numbers_[1], numbers_[1] + count);
+    channels.grid.qmin = scheme.qmin;
+    channels.grid.qmax = scheme.qmax;
+    channels.grid.straight = scheme.identity ? ~0u : 0u;
+  }
+
+  // Merges what each channel saw into what is pending.
+  void merge(const std::vector<Seen>& seen) const {
+    for (int64_t k = 0; k < count; ++k) truequant::merge(state(k), seen[k]);
+    changed(4);
+    changed(5);
+  }
+
+ private:
+  State state(int64_t k) const {
+    return {numbers_[0] + k, numbers_[1] + k, numbers_[2] + k, numbers_[3] + k, numbers_[4] + k, numbers_[5] + k, updates_, {}};
+  }
+  void changed(int k) const {
+    if (!tensors_[k]->is_inference()) tensors_[k]->unsafeGetTensorImpl()->bump_version();
+  }
+
+  inline static PyObject* const kScale = PyUnicode_InternFromString("scale");
+  inline static PyObject* const kZeroPoint = PyUnicode_InternFromString("zero_point");
+  inline static PyObject* const kMinimum = PyUnicode_InternFromString("minimum");
+  inline static PyObject* const kMaximum = PyUnicode_InternFromString("maximum");
+  inline static PyObject* const kPendingMinimum = PyUnicode_InternFromString("pending_minimum");
+  inline static PyObject* const kPendingMaximum = PyUnicode_InternFromString("pending_maximum");
+  inline static PyObject* const kUpdates = PyUnicode_InternFromString("updates");
+
+  const at::Tensor* tensors_[6] = {};
+  float* numbers_[6] = {};
+  int64_t* updates_ = nullptr;
+};
 
 }  // namespace
 
-// fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity, low, high)
+// quantize_channels(x, axis, quantizer, observer, scheme, commits)
 //
-// With the straight-through gradient. low, high: None, or the pending ranges of the channels, which are widened by x.
+// As `fake_quantize`, of an observed range for each index of an axis.
+PyObject* quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 6, "quantize_channels takes 6 arguments, got ", count);
+  if (!THPVariable_CheckExact(args[0])) return not_implemented();
+  const at::Tensor& x = THPVariable_Unpack(args[0]);
+  Ranges ranges;
+  if (!is_plain(x) || !is_known(x.scalar_type()) || is_watched() || !ranges.read(args[2], args[3])) return not_implemented();
+  const Scheme scheme = scheme_of(args[4]);
+  const int64_t axis = PyLong_AsLongLong(args[1]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  at::Tensor kept;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    kept = dense(x);
+  }
+  Channels channels;
+  if (!layout_along(channels.layout, kept, axis) || channels.layout.channels != ranges.count) return not_implemented();
+  if (args[5] == Py_True) ranges.commit(scheme);
+  ranges.set_grid(channels, scheme);
+  at::Tensor y;
+  {
+    const WithoutGil released;
+    const bool differentiable = wants_gradient(x, nullptr);
+    at::Tensor mask;
+    std::vector<Seen> seen;
+    {
+      const at::AutoDispatchBelowAutograd below;
+      y = quantized_channels(kept, channels, differentiable && !scheme.identity ? &mask : nullptr, &seen);
+    }
+    ranges.merge(seen);
+    if (differentiable) record(y, x, nullptr, mask);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// learned_scale(initial, shift, gain)
+//
+// `initial * f(shift)` with f(t) = 1 + t for t >= 0 and exp(t) below, within the bounds of scales; its gradient is multiplied by
+// gain / initial^2. Float32, of one shape; bit for bit what ops of torch's make of it.
+PyObject* learned_scale(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 3, "learned_scale takes 3 arguments, got ", count);
+  const at::Tensor* initial = numbers_of(args[0]);
+  if (initial == nullptr || is_watched() || !THPVariable_Check(args[1])) return not_implemented();
+  const at::Tensor& shift = THPVariable_Unpack(args[1]);
+  if (!is_plain(shift) || shift.scalar_type() != at::kFloat || shift.sizes() != initial->sizes()) return not_implemented();
+  const float gain = static_cast<float>(PyFloat_AsDouble(args[2]));
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  return THPVariable_Wrap(scale_of_shift(*initial, shift, gain));
+  END_HANDLE_TH_ERRORS
+}
+
+// fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity)
+//
+// With the straight-through gradient.
 PyObject* fake_quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 8, "fake_quantize_channels takes 8 arguments, got ", count);
+  TORCH_CHECK(count == 6, "fake_quantize_channels takes 6 arguments, got ", count);
   Channels channels;
   Operands given;
   if (!given.read(args[0], args[1], channels)) return not_implemented();
   const at::Tensor* zero = numbers_of(args[2]);
-  const bool watches = args[6] != Py_None;
-  const int64_t c = channels.layout.channels;
-  if (zero == nullptr || zero->numel() != c || (watches && (!is_pending(args[6], c) || !is_pending(args[7], c)))) {
-    return not_implemented();
-  }
+  if (zero == nullptr || zero->numel() != channels.layout.channels) return not_implemented();
   set_range(channels, args[3], args[4]);
   channels.zero_point = values_of(*zero);
   channels.grid.straight = args[5] == Py_True ? ~0u : 0u;
@@ -89,18 +196,10 @@ PyObject* fake_quantize_channels(PyObject*, PyObject* const* args, Py_ssize_t co
     const WithoutGil released;
     const bool differentiable = wants_gradient(*given.x, nullptr);
     at::Tensor mask;
-    std::vector<Seen> seen;
     {
       const at::AutoDispatchBelowAutograd below;
       const bool masks = differentiable && channels.grid.straight == 0;
-      y = quantized_channels(given.kept, channels, masks ? &mask : nullptr, watches ? &seen : nullptr);
-    }
-    if (watches) {
-      const at::Tensor &low = THPVariable_Unpack(args[6]), &high = THPVariable_Unpack(args[7]);
-      merge_seen(seen, static_cast<float*>(low.mutable_data_ptr()), static_cast<float*>(high.mutable_data_ptr()));
-      for (const at::Tensor* moved : {&low, &high}) {
-        if (!moved->is_inference()) moved->unsafeGetTensorImpl()->bump_version();
-      }
+      y = quantized_channels(given.kept, channels, masks ? &mask : nullptr, nullptr);
     }
     if (differentiable) record(y, *given.x, nullptr, mask);
   }

@@ -42,7 +42,7 @@ class FakeQuantize(Grid):
         self.observer = ActivationObserver(scheme, channels)
         known, counts = compiled_scheme(scheme), not self.observer.minmax_only
         self.compiled_scheme = known if self.scale.dim() == 0 else None
-        self.by_channel = known is not None and not counts and isinstance(scheme.granularity, PerChannel)
+        self.channel_scheme = known if not counts and isinstance(scheme.granularity, PerChannel) else None
         self.searches = counts and self.compiled_scheme is not None and not isinstance(scheme.observer, Percentile)
         self.observing = True
         self.clock = Clock()
@@ -97,7 +97,7 @@ class FakeQuantize(Grid):
         if torch.compiler.is_compiling():
             return None
         if self.compiled_scheme is None:
-            return self._by_channel(x, commits) if observes and self.by_channel else None
+            return self._by_channel(x, commits) if observes else None
         if observes and self.observer.minmax_only and kernels.on_device(x, self.scale) is not None:
             return self._on_device(x, commits)
         if (kernel := kernels.compiled()) is None or (observes and not self._alone()):
@@ -108,15 +108,10 @@ class FakeQuantize(Grid):
 
     def _by_channel(self, x: Tensor, commits: bool) -> Tensor | None:
         """Commit, quantize and observe with a scale a channel."""
-        if not x.is_cpu or kernels.compiled() is None:
+        scheme, granularity = self.channel_scheme, self.scheme.granularity
+        if scheme is None or not isinstance(granularity, PerChannel):
             return None
-        if commits:
-            self.commit()
-        scheme, observer = self.scheme, self.observer
-        return kernels.fake_quantize_channels(
-            x, *self.grid(x), scheme.qmin, scheme.qmax, observer.pending_minimum, observer.pending_maximum,
-            identity=scheme.gradient == "identity",
-        )  # fmt: skip
+        return kernels.quantize_channels(x, granularity.axis, self._buffers, self.observer._buffers, scheme, commits=commits)
 
     def can_pass(self) -> bool:
         """Whether a kernel may compute what is quantized as well: there is one, and nobody wants to see it."""
@@ -264,6 +259,8 @@ class FakeQuantize(Grid):
         """As a grid's; the observer looks for a range of that many codes."""
         changed = super().set_bits(bits)
         self.observer.scheme = self.scheme
+        if self.channel_scheme is not None:
+            self.channel_scheme = compiled_scheme(self.scheme)
         return changed
 
     def commit(self) -> None:

@@ -9,16 +9,17 @@ from truequant.kernels.chosen import (
     clipped,
     fake_binarize,
     fake_quantize,
-    fake_quantize_channels,
     fake_quantize_learned,
     fake_quantize_observed,
     fake_quantize_offset,
+    learned_scale,
     on_device,
+    quantize_channels,
 )
 from truequant.kernels.levels import compiled, describe, level, levels, use, using
 
 __all__ = [
     "CLAMP", "HARDTANH", "NO_CLIP", "RELU", "Clip", "clipped", "compiled", "describe", "fake_binarize", "fake_quantize",
-    "fake_quantize_channels", "fake_quantize_learned", "fake_quantize_observed", "fake_quantize_offset", "level", "levels",
-    "on_device", "use", "using",
+    "fake_quantize_learned", "fake_quantize_observed", "fake_quantize_offset", "learned_scale", "level", "levels", "on_device",
+    "quantize_channels", "use", "using",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from truequant.kernels import reference
 from truequant.kernels.levels import compiled
 
+Buffers = dict[str, Tensor | None]
 Clip = tuple[int, float, float]
 """What happens to a value before it is quantized: a kind, and the bounds of the last two."""
 NONE, RELU, HARDTANH, CLAMP = 0, 1, 2, 3
@@ -59,7 +60,7 @@ def _native(x: Tensor) -> ModuleType | None:
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, identity: bool = False) -> Tensor:
     """Fake quantization with the straight-through gradient. NaN passes through."""
     if (native := _native(x)) is not None and not scale.requires_grad:
-        y = native.fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity, None, None)
+        y = native.fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity)
         if y is not NotImplemented:
             return y  # type: ignore[no-any-return]
     kernels = on_device(x, scale) or reference
@@ -80,6 +81,16 @@ def fake_quantize_learned(
     return result
 
 
+def learned_scale(initial: Tensor, shift: Tensor, gain: float) -> Tensor | None:
+    """`positive(initial, shift)` of `truequant.fake.algorithms`, whose gradient is multiplied by `gain / initial**2`; None
+    where no kernel computes it.
+    """
+    if (native := _native(initial)) is None:
+        return None
+    y = native.learned_scale(initial, shift, gain)
+    return None if y is NotImplemented else y
+
+
 def fake_quantize_offset(x: Tensor, scale: Tensor, beta: Tensor, qmin: int, qmax: int, *, clip: Clip = NO_CLIP) -> Tensor:
     """Fake quantization of `x`, or of what a clip makes of it, whose scale and offset are trained (LSQ+)."""
     if (native := _native(x)) is not None:
@@ -98,15 +109,17 @@ def fake_binarize(x: Tensor, scale: Tensor, *, factor: float = 1.0, identity: bo
     return reference.fake_binarize(x, scale, factor=factor, identity=identity)
 
 
-def fake_quantize_channels(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, minimum: Tensor, maximum: Tensor, *, identity: bool
+def quantize_channels(
+    x: Tensor, axis: int, buffers: Buffers, observer: Buffers, scheme: tuple[float | bool, ...], *, commits: bool
 ) -> Tensor | None:
-    """`fake_quantize` of a scale for each index of an axis, which widens the ranges `minimum` and `maximum` of the channels
-    by what it sees; None, and nothing done, where no kernel knows `x`.
+    """Commit, fake-quantize and observe with a range for each index of `axis`; None, and nothing done, where no kernel can.
+
+    buffers, observer: those of the quantizer and its observer. scheme: as `truequant.fake.compiled` has it. commits: whether
+    what is pending takes effect first.
     """
     if (native := _native(x)) is None:
         return None
-    y = native.fake_quantize_channels(x, scale, zero_point, qmin, qmax, identity, minimum, maximum)
+    y = native.quantize_channels(x, axis, buffers, observer, scheme, commits)
     return None if y is NotImplemented else y
 
 

@@ -26,7 +26,9 @@ def gradient_scale(scheme: QuantScheme, elements: int) -> float:
 
 def trainable(scheme: QuantScheme, initial: Tensor, shift: Tensor, elements: int) -> Tensor:
     """The scale in force. A step of `shift` moves it by `initial * step`: dividing by `initial` twice makes that LSQ's step."""
-    return with_gain(positive(initial, shift), gradient_scale(scheme, elements) / (initial * initial))
+    gain = gradient_scale(scheme, elements)
+    scale = kernels.learned_scale(initial, shift, gain)
+    return with_gain(positive(initial, shift), gain / (initial * initial)) if scale is None else scale
 
 
 ALGORITHM = Algorithm(fake=fake, trainable=trainable)
