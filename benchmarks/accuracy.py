@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -90,9 +90,15 @@ def cells() -> Iterator[Cell]:
     for seed in seeds:  # what may beat textbook LSQ where plain LSQ does not
         for width in ("w4a4", "w2a2", "w1a1"):
             yield from (Cell("mlp", a, width, seed) for a in REFINED if accuracy_table.defined(a, width))
+        yield from (Cell("mlp", a, width, seed) for width in widths for a in recipes.COMBINATIONS)
     yield from (Cell("mobilenet", a, "w8a8", 0, True) for a in ("ptq min-max", "ptq best", "straight-through", "lsq"))
     for width in widths:
         yield from (Cell("mobilenet", a, width, 0) for a in recipes.RECIPES if accuracy_table.defined(a, width))
+
+
+def recipe(cell: Cell) -> Callable[[recipes.Job], nn.Module]:
+    """How a cell is trained."""
+    return (recipes.RECIPES | recipes.COMBINATIONS)[cell.algorithm]
 
 
 @cache
@@ -121,7 +127,10 @@ def digest(cell: Cell) -> str:
         recipes.rate,
         recipes.rounded,
     )
-    for function in (*shared, recipes.RECIPES[cell.algorithm]):
+    own = [recipe(cell)]
+    if cell.algorithm in recipes.COMBINATIONS:
+        own.append(recipes.lsq_plus)
+    for function in (*shared, *own):
         hashed.update(_meaning(inspect.getsource(function)))
     return hashed.hexdigest()[:16]
 
@@ -180,7 +189,7 @@ def run(cell: Cell, data: Data, cache: Path, code: str) -> dict[str, Any]:
     started = time.perf_counter()
     start, further = float_models(cell.model, cell.seed, data, cache)
     job = recipes.Job(copy.deepcopy(start), data.images, data.labels, cell.widths, cell.seed, cell.per_tensor)
-    trained = recipes.RECIPES[cell.algorithm](job)
+    trained = recipe(cell)(job)
     seconds = time.perf_counter() - started
     int8 = tq.convert(trained)
     runtime = tq.compile(int8, "onnxruntime")

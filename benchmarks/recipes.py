@@ -297,6 +297,17 @@ def batchnorm(job: Job) -> nn.Module:
     return tq.reestimate_batchnorm(qat, job.images[: 50 * 128].split(128)).eval()
 
 
+def lsq_plus_batchnorm(job: Job) -> nn.Module:
+    """LSQ+, then BatchNorm estimated again on 50 batches."""
+    return tq.reestimate_batchnorm(lsq_plus(job), job.images[: 50 * 128].split(128)).eval()
+
+
+def lsq_plus_batchnorm_all(job: Job) -> nn.Module:
+    """LSQ+, then BatchNorm estimated again on every training image, as a test image comes: not moved."""
+    images = job.images[: len(job.images) // 128 * 128]
+    return tq.reestimate_batchnorm(lsq_plus(job), images.split(128)).eval()
+
+
 def progressive(job: Job) -> nn.Module:
     """LSQ with 4 bits for a third of the steps, 3 for another, then those of the cell."""
     steps, final = fine(job).steps(len(job.images)), int(job.bits[1])
@@ -338,3 +349,8 @@ RECIPES: dict[str, Callable[[Job], nn.Module]] = {
     "progressive": progressive,
     "distilled": distilled,
 }
+COMBINATIONS: dict[str, Callable[[Job], nn.Module]] = {
+    "lsq+ batchnorm": lsq_plus_batchnorm,
+    "lsq+ batchnorm all": lsq_plus_batchnorm_all,
+}
+"""Two algorithms one behind the other, for the MLP, whose textbook figures leave plain LSQ the least room."""

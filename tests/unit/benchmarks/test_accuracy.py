@@ -28,6 +28,8 @@ def test_every_algorithm_has_its_cells_and_undefined_ones_have_none() -> None:
         for width in ("w4a4", "w2a2"):
             for seed in range(3):
                 assert (f"lenet/{algorithm}/{width}/{seed}" in found) is accuracy_table.defined(algorithm, width)
+    for combination in recipes.COMBINATIONS:
+        assert {f"mlp/{combination}/{width}/2" for width in accuracy_table.WIDTHS} <= found
     assert "lenet/lsq/w4a4/19" in found
     assert "lenet/lsq/w3a3-all/2" in found
     assert "lenet/dorefa/w8a8/0" not in found
@@ -40,6 +42,10 @@ def test_a_digest_follows_the_code_and_not_the_comments(monkeypatch: pytest.Monk
     cell = accuracy.Cell("lenet", "lsq", "w4a4", 0)
     before = accuracy.digest(cell)
     monkeypatch.setitem(recipes.RECIPES, "lsq", recipes.straight_through)
+    assert accuracy.digest(cell) != before
+    cell = accuracy.Cell("mlp", "lsq+ batchnorm", "w4a4", 0)
+    before = accuracy.digest(cell)
+    monkeypatch.setattr(recipes, "lsq_plus", recipes.straight_through)
     assert accuracy.digest(cell) != before
 
 
@@ -82,13 +88,14 @@ def test_the_best_of_post_training_methods_is_the_best_on_training_images(widths
 
 
 @pytest.mark.parametrize(
-    ("name", "widths"), [("lsq+", "w4a4"), ("dampening", "w2a2"), ("batchnorm", "w3a3-all"), ("distilled", "w8a8")]
+    ("name", "widths"),
+    [("lsq+", "w4a4"), ("dampening", "w2a2"), ("batchnorm", "w3a3-all"), ("distilled", "w8a8"), ("lsq+ batchnorm all", "w4a4")],
 )
 def test_recipes_train_what_converts_exactly(name: str, widths: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(recipes, "FINE", recipes.Recipe(epochs=1, learning_rate=0.01))
     images, labels = torch.rand(256, 1, 28, 28), torch.randint(0, 10, (256,))
-    trained = recipes.RECIPES[name](recipes.Job(MODELS["lenet"]().eval(), images, labels, widths, 0))
+    trained = (recipes.RECIPES | recipes.COMBINATIONS)[name](recipes.Job(MODELS["lenet"]().eval(), images, labels, widths, 0))
     assert not trained.training
     report = tq.verify(trained, tq.convert(trained), [images[:4]], runtimes=("reference",))
     assert report.codes_different == 0
