@@ -249,6 +249,8 @@ def main() -> None:
         except tq.TruequantError as e:  # the others are worth running all the same
             failed.append(cell.key)
             print(f"{cell.key}: {e}", file=sys.stderr, flush=True)
+            _keep({cell.key: {"failed": str(e).splitlines()[0], "code": current[cell.key]}})
+            _table(current)
             continue
         _keep({cell.key: row})
         _table(current)
@@ -262,7 +264,7 @@ def confirm(wanted: list[Cell], data: Data, cache: Path, current: dict[str, str]
     known = _results()
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in wanted:
-        if cell.key in known and known[cell.key]["code"] != current[cell.key]:
+        if cell.key in known and "failed" not in known[cell.key] and known[cell.key]["code"] != current[cell.key]:
             groups.setdefault((cell.model, cell.algorithm), []).append(cell)
     for group in groups.values():
         first = group[0]

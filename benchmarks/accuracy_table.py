@@ -81,17 +81,26 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def document(results: Results, current: Mapping[str, str]) -> str:
     """The page. `current`: digests of the code as it is now, by cell."""
+    failed = {key: row["failed"] for key, row in results.items() if "failed" in row}
+    results = {key: row for key, row in results.items() if key not in failed}
     parts = [_INTRODUCTION]
-    parts += [_model(results, current, model, end) for model in ("lenet", "mlp", "mobilenet") for end in ("", "-all")]
-    parts += [_per_tensor(results), _textbook(results), _gains(results), _stability(results), _deployed(results)]
+    parts += [_model(results, failed, current, model, end) for model in ("lenet", "mlp", "mobilenet") for end in ("", "-all")]
+    parts += [_failed(failed), _per_tensor(results), _textbook(results), _gains(results), _stability(results)]
+    parts += [_deployed(results)]
     return "\n".join(part for part in parts if part)
 
 
-def _model(results: Results, current: Mapping[str, str], model: str, end: str) -> str:
+def _model(results: Results, failed: Mapping[str, str], current: Mapping[str, str], model: str, end: str) -> str:
     names = list(dict.fromkeys(key.split("/")[1] for key in results if key.startswith(f"{model}/")))
     rows = []
+
+    def missing(name: str, width: str) -> str:
+        if any(key.startswith(f"{model}/{name}/{width}{end}/") for key in failed):
+            return "failed"
+        return "" if defined(name, width) else "–"
+
     for name in sorted(names, key=_order):
-        cells = [_cell(_of(results, model, name, width + end), current) or _missing(name, width) for width in WIDTHS]
+        cells = [_cell(_of(results, model, name, width + end), current) or missing(name, width) for width in WIDTHS]
         if any(c not in ("", "–") for c in cells):
             rows.append([name, *cells])
     if not rows:
@@ -107,8 +116,9 @@ def _order(name: str) -> tuple[int, str]:
     return (first.index(name), "") if name in first else (len(first), name)
 
 
-def _missing(algorithm: str, width: str) -> str:
-    return "" if defined(algorithm, width) else "–"
+def _failed(failed: Mapping[str, str]) -> str:
+    rows = [[key, message] for key, message in sorted(failed.items())]
+    return "## Failed\n\nRuns that ended with no model to convert.\n\n" + _table(("cell", "error"), rows) if rows else ""
 
 
 def _per_tensor(results: Results) -> str:

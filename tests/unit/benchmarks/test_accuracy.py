@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +62,12 @@ def test_the_page_tells_means_worst_seeds_stale_cells_and_what_gained() -> None:
     assert "| lsq | lenet w2a2 | 1 | -0.50 | no |" in page
     assert "| lenet | w2a2 | 99.14 | 98.00 | 1 | -1.14 |" in page
     assert "in 5; of 50 codes compared, 0 differed" in page
+    results["lenet/tqt/w4a4/0"] = {"failed": "'conv1.weight' is not finite", "code": "now"}
+    results["lenet/tqt/w2a2/0"] = row(98.1)
+    page = accuracy_table.document(results, dict.fromkeys(results, "now"))
+    assert "| tqt |  | failed |  | 98.10 ¹ |" in page
+    assert "| lenet/tqt/w4a4/0 | 'conv1.weight' is not finite |" in page
+    del results["lenet/tqt/w2a2/0"]
     results["lenet/lsq/w4a4/0"]["onnxruntime"] = 99.29
     assert "in 4; of 50" in accuracy_table.document(results, {})
 
@@ -99,3 +107,24 @@ def test_recipes_train_what_converts_exactly(name: str, widths: str, monkeypatch
     assert not trained.training
     report = tq.verify(trained, tq.convert(trained), [images[:4]], runtimes=("reference",))
     assert report.codes_different == 0
+
+
+def test_a_run_that_fails_is_kept_as_that_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(cell: accuracy.Cell, *_: Any) -> dict[str, Any]:
+        if cell.algorithm == "tqt":
+            raise tq.TruequantError("'conv1.weight' is not finite", fix="look for the step")
+        return row(98.0)
+
+    monkeypatch.setattr(accuracy, "run", run)
+    monkeypatch.setattr(accuracy, "load", lambda: None)
+    monkeypatch.setattr(accuracy, "ROOT", tmp_path)
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path / "accuracy.json")
+    monkeypatch.setattr(accuracy, "digest", lambda cell: "now")
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "--only", "mlp/t", "w2a2/0"])
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(SystemExit, match="1 cells failed: mlp/tqt/w2a2/0"):
+        accuracy.main()
+    found = json.loads((tmp_path / "accuracy.json").read_text())
+    assert found["mlp/ternary/w2a2/0"]["top1"] == 98.0
+    assert found["mlp/tqt/w2a2/0"] == {"failed": "'conv1.weight' is not finite", "code": "now"}
+    accuracy.main()  # known: nothing runs again
