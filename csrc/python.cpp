@@ -14,52 +14,21 @@
 namespace truequant {
 namespace {
 
-// A buffer of one number, or null.
-template <class T>
-T* number_of(PyObject* buffers, PyObject* name, at::ScalarType dtype) {
-  PyObject* found = PyDict_GetItem(buffers, name);
-  if (found == nullptr || !THPVariable_CheckExact(found)) return nullptr;
-  const at::Tensor& tensor = THPVariable_Unpack(found);
-  if (!is_plain(tensor) || tensor.scalar_type() != dtype || tensor.numel() != 1) return nullptr;
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-void changed(PyObject* buffers, PyObject* name) {
-  const at::Tensor& tensor = THPVariable_Unpack(PyDict_GetItem(buffers, name));
-  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
-}
-
-struct Names {
-  PyObject* scale = PyUnicode_InternFromString("scale");
-  PyObject* zero_point = PyUnicode_InternFromString("zero_point");
-  PyObject* minimum = PyUnicode_InternFromString("minimum");
-  PyObject* maximum = PyUnicode_InternFromString("maximum");
-  PyObject* pending_minimum = PyUnicode_InternFromString("pending_minimum");
-  PyObject* pending_maximum = PyUnicode_InternFromString("pending_maximum");
-  PyObject* updates = PyUnicode_InternFromString("updates");
-  PyObject* counts = PyUnicode_InternFromString("counts");
-  PyObject* exponent = PyUnicode_InternFromString("exponent");
-};
-
-const Names& names() {
-  static const Names all;
-  return all;
-}
-
 // The histogram of an observer, of no bins where it has none; false where it is none that a kernel can use.
 bool read_histogram(Histogram& histogram, PyObject* observer) {
-  PyObject* found = PyDict_GetItem(observer, names().counts);
+  PyObject* found = PyDict_GetItem(observer, buffer_names().counts);
   if (found == nullptr) return true;
   if (!THPVariable_CheckExact(found)) return false;
   const at::Tensor& counts = THPVariable_Unpack(found);
   const int64_t n = counts.numel();
   if (!is_plain(counts) || counts.scalar_type() != at::kLong || !counts.is_contiguous() || n < 4 || n % 2 || n > kMostBins) return false;
-  histogram = {static_cast<int64_t*>(counts.mutable_data_ptr()), number_of<int64_t>(observer, names().exponent, at::kLong), n / 2};
+  int64_t* exponent = number_of<int64_t>(observer, buffer_names().exponent, at::kLong);
+  histogram = {static_cast<int64_t*>(counts.mutable_data_ptr()), exponent, n / 2};
   return histogram.exponent != nullptr;
 }
 
 bool read_observer(State& state, PyObject* observer) {
-  const Names& n = names();
+  const BufferNames& n = buffer_names();
   state.minimum = number_of<float>(observer, n.minimum, at::kFloat);
   state.maximum = number_of<float>(observer, n.maximum, at::kFloat);
   state.pending_minimum = number_of<float>(observer, n.pending_minimum, at::kFloat);
@@ -70,7 +39,7 @@ bool read_observer(State& state, PyObject* observer) {
 }
 
 bool read_state(State& state, PyObject* quantizer, PyObject* observer) {
-  const Names& n = names();
+  const BufferNames& n = buffer_names();
   state.scale = number_of<float>(quantizer, n.scale, at::kFloat);
   state.zero_point = number_of<float>(quantizer, n.zero_point, at::kFloat);
   if (state.scale == nullptr || state.zero_point == nullptr) return false;
@@ -108,8 +77,8 @@ struct Call {
   }
   void take_commit(PyObject* const* args) {
     commit(state, scheme);
-    changed(args[0], names().scale);
-    changed(args[0], names().zero_point);
+    written(THPVariable_Unpack(PyDict_GetItem(args[0], buffer_names().scale)));
+    written(THPVariable_Unpack(PyDict_GetItem(args[0], buffer_names().zero_point)));
   }
   void set_grid() {
     grid.scale = *state.scale;
@@ -251,9 +220,8 @@ PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count)
                  masks ? &mask : nullptr, seen, call.counter(x.numel()));
     }
     if (tracks) {
-      for (const at::Tensor* moved : {&running_mean, &running_var}) {
-        if (!moved->is_inference()) moved->unsafeGetTensorImpl()->bump_version();
-      }
+      written(running_mean);
+      written(running_var);
     }
     call.keep(seen);
     if (!seen.stopped) mask.reset();

@@ -7,6 +7,7 @@
 #include <c10/util/Half.h>
 
 #include "grid.h"
+#include "tensors.h"
 
 namespace truequant {
 
@@ -23,6 +24,34 @@ inline float in_dtype(double v, at::ScalarType dtype) {
   if (dtype == at::kBFloat16) return static_cast<float>(c10::BFloat16(f));
   if (dtype == at::kHalf) return static_cast<float>(c10::Half(f));
   return f;
+}
+
+// What buffers of quantizers and observers are called.
+struct BufferNames {
+  PyObject* scale = PyUnicode_InternFromString("scale");
+  PyObject* zero_point = PyUnicode_InternFromString("zero_point");
+  PyObject* minimum = PyUnicode_InternFromString("minimum");
+  PyObject* maximum = PyUnicode_InternFromString("maximum");
+  PyObject* pending_minimum = PyUnicode_InternFromString("pending_minimum");
+  PyObject* pending_maximum = PyUnicode_InternFromString("pending_maximum");
+  PyObject* updates = PyUnicode_InternFromString("updates");
+  PyObject* counts = PyUnicode_InternFromString("counts");
+  PyObject* exponent = PyUnicode_InternFromString("exponent");
+};
+
+inline const BufferNames& buffer_names() {
+  static const BufferNames all;
+  return all;
+}
+
+// A buffer of one number, or null.
+template <class T>
+T* number_of(PyObject* buffers, PyObject* name, at::ScalarType dtype) {
+  PyObject* found = PyDict_GetItem(buffers, name);
+  if (found == nullptr || !THPVariable_CheckExact(found)) return nullptr;
+  const at::Tensor& tensor = THPVariable_Unpack(found);
+  if (!is_plain(tensor) || tensor.scalar_type() != dtype || tensor.numel() != 1) return nullptr;
+  return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 // The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1,

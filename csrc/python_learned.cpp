@@ -55,7 +55,8 @@ class Ranges {
   int64_t count = 0;
 
   bool read(PyObject* quantizer, PyObject* observer) {
-    PyObject* const names[] = {kScale, kZeroPoint, kMinimum, kMaximum, kPendingMinimum, kPendingMaximum};
+    const BufferNames& n = buffer_names();
+    PyObject* const names[] = {n.scale, n.zero_point, n.minimum, n.maximum, n.pending_minimum, n.pending_maximum};
     for (int k = 0; k < 6; ++k) {
       PyObject* found = PyDict_GetItem(k < 2 ? quantizer : observer, names[k]);
       const at::Tensor* tensor = found == nullptr ? nullptr : numbers_of(found);
@@ -64,12 +65,8 @@ class Ranges {
       tensors_[k] = tensor;
       numbers_[k] = static_cast<float*>(tensor->mutable_data_ptr());
     }
-    PyObject* updates = PyDict_GetItem(observer, kUpdates);
-    if (updates == nullptr || !THPVariable_CheckExact(updates)) return false;
-    const at::Tensor& times = THPVariable_Unpack(updates);
-    if (!is_plain(times) || times.scalar_type() != at::kLong || times.numel() != 1) return false;
-    updates_ = static_cast<int64_t*>(times.mutable_data_ptr());
-    return true;
+    updates_ = number_of<int64_t>(observer, n.updates, at::kLong);
+    return updates_ != nullptr;
   }
 
   // What is pending takes effect. One update is one of all: a channel that was never seen has a range of nothing from then on.
@@ -78,8 +75,8 @@ class Ranges {
     for (int64_t k = 0; k < count; ++k) any |= fold(state(k), scheme);
     *updates_ += any;
     for (int64_t k = 0; k < count && *updates_ > 0; ++k) take_range(state(k), scheme);
-    changed(0);
-    changed(1);
+    written(*tensors_[0]);
+    written(*tensors_[1]);
   }
 
   void set_grid(Channels& channels, const Scheme& scheme) const {
@@ -93,25 +90,14 @@ class Ranges {
   // Merges what each channel saw into what is pending.
   void merge(const std::vector<Seen>& seen) const {
     for (int64_t k = 0; k < count; ++k) truequant::merge(state(k), seen[k]);
-    changed(4);
-    changed(5);
+    written(*tensors_[4]);
+    written(*tensors_[5]);
   }
 
  private:
   State state(int64_t k) const {
     return {numbers_[0] + k, numbers_[1] + k, numbers_[2] + k, numbers_[3] + k, numbers_[4] + k, numbers_[5] + k, updates_, {}};
   }
-  void changed(int k) const {
-    if (!tensors_[k]->is_inference()) tensors_[k]->unsafeGetTensorImpl()->bump_version();
-  }
-
-  inline static PyObject* const kScale = PyUnicode_InternFromString("scale");
-  inline static PyObject* const kZeroPoint = PyUnicode_InternFromString("zero_point");
-  inline static PyObject* const kMinimum = PyUnicode_InternFromString("minimum");
-  inline static PyObject* const kMaximum = PyUnicode_InternFromString("maximum");
-  inline static PyObject* const kPendingMinimum = PyUnicode_InternFromString("pending_minimum");
-  inline static PyObject* const kPendingMaximum = PyUnicode_InternFromString("pending_maximum");
-  inline static PyObject* const kUpdates = PyUnicode_InternFromString("updates");
 
   const at::Tensor* tensors_[6] = {};
   float* numbers_[6] = {};

@@ -48,7 +48,7 @@ PyObject* fake_quantize_weight(PyObject*, PyObject* const* args, Py_ssize_t coun
       const at::AutoDispatchBelowAutograd below;
       y = quantized_weight(weight, static_cast<float*>(scale.mutable_data_ptr()), rows, scheme, ranges, differentiable, mask);
     }
-    if (ranges && !scale.is_inference()) scale.unsafeGetTensorImpl()->bump_version();
+    if (ranges) written(scale);
     const float* scales = static_cast<const float*>(scale.const_data_ptr());
     if (differentiable) record(y, weight, nullptr, mask, origin(scheme, rows, scales, weight, y));
   }

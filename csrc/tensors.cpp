@@ -47,6 +47,10 @@ bool is_watched() {
          c10::impl::tls_local_dispatch_key_set().included_.has_any(kInterpreted);
 }
 
+void written(const at::Tensor& x) {
+  if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();
+}
+
 at::Tensor dense(const at::Tensor& x) {
   if (x.is_non_overlapping_and_dense()) return x;
   at::Tensor copy = at::empty_like(x);

@@ -18,6 +18,9 @@ bool is_known(at::ScalarType dtype);
 // Whether an interpreter (dispatch modes, functional transforms, tracing) wants to see every op of torch's.
 bool is_watched();
 
+// Tells autograd that a kernel has written into `x`, as it knows of every op in place.
+void written(const at::Tensor& x);
+
 // The elements of `x` without gaps, in the order of its strides: `x` itself where it has none.
 at::Tensor dense(const at::Tensor& x);
 
