@@ -108,6 +108,10 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "tables": (lambda: Written(lambda y: F.mish(y) + F.softplus(y) - F.selu(y) + F.celu(y) - F.logsigmoid(y)), image),
     "spectral norm": (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU()), image),
     "low rank": (LowRank, vector),
+    "computed twice": (lambda: Written(lambda y: torch.cat([F.max_pool2d(y, 2), -F.max_pool2d(y, 2)], 1)), image),
+    "centred twice": (
+        lambda: Written(lambda y: (y - y.mean((2, 3), True)) * torch.sigmoid(y - y.mean((2, 3), True))), image,
+    ),
     "tied": (Tied, lambda: torch.randint(0, 30, (2, 5))),
     "exits": (Exits, vector),
     "clamped in float": (
@@ -140,7 +144,10 @@ def test_ships_exactly(name: str) -> None:
     int8 = tq.convert(qat)
     x = inputs()
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(leaves(call(qat, x)), leaves(call(int8, x)), strict=True))
+        expected = leaves(call(qat, x))
+        assert all(torch.equal(a, b) for a, b in zip(expected, leaves(call(int8, x)), strict=True))
+        shipped = leaves(call(tq.compile(int8, "onnxruntime"), x))  # proves its kernels, as export does
+        assert all(torch.equal(a, b) for a, b in zip(expected, shipped, strict=True))
     report = tq.verify(qat, int8, [x, inputs()])
     assert report.codes_compared > 0
     assert report.codes_different == 0

@@ -7,10 +7,10 @@ import onnx
 import pytest
 import torch
 
-from tests.programs import edge, program
+from tests.programs import codes_in, edge, program
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, ProgramInput
-from truequant.integer.nodes import MaxPool, Table
+from truequant.integer.nodes import Concat, Dequantize, MaxPool, Table
 from truequant.runtimes import export_onnx, onnx_bytes, require_integer_kernels
 from truequant.runtimes.tables import require_exact_tables
 
@@ -78,4 +78,19 @@ def test_a_node_that_is_another_one_is_named() -> None:
     node.op_type = "Identity"
     del node.attribute[:]
     with pytest.raises(ExportError, match="'y': onnxruntime runs no integer kernel for this MaxPool"):
+        require_integer_kernels(p, model.SerializeToString())
+
+
+def test_what_is_computed_twice_counts_as_the_kernel_that_computes_both() -> None:
+    pools = [MaxPool("x", output, (3,), (1,), (1,), (1,), False) for output in ("a", "b")]
+    inputs, quantizers = codes_in("x", rank=3)
+    nodes = (*quantizers, *pools, Concat(("a", "b"), "y", 1), Dequantize("y", "y.value"))
+    p = IntegerProgram(inputs, nodes, dict.fromkeys(("x", "a", "b", "y"), X), "y.value", "onnxruntime")
+    data = onnx_bytes(p)
+    assert require_integer_kernels(p, data)["MaxPool"] == 1, "onnxruntime computes it once"
+    model = onnx.load_model_from_string(data)
+    node = next(n for n in model.graph.node if list(n.output) == ["b"])
+    node.op_type = "Identity"
+    del node.attribute[:]
+    with pytest.raises(ExportError, match="'b': onnxruntime runs no integer kernel for this MaxPool"):
         require_integer_kernels(p, model.SerializeToString())

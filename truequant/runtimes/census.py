@@ -80,6 +80,7 @@ def require_integer_kernels(
     for output in writers:
         forms.setdefault(_LAYOUT.sub("", output), []).append(output)
     named = {node.name: node for node in graph.node}
+    twins: dict[str, list[str]] | None = None
     blocks = any(isinstance(node, WeightOnlyLinear) for node in program.nodes)
     for kernel in graph.node:
         if kernel.op_type == "MatMulNBits" and blocks:  # a float kernel for a float product
@@ -100,12 +101,20 @@ def require_integer_kernels(
             pooled |= {node.output, pool.output}
         if node.output in pooled:
             continue
-        names = forms.get(node.output, [])
-        # A kernel keeps its name where onnxruntime gives another one to the tensor that it writes.
-        same_name = named.get(node.output)
-        if same_name is not None and same_name.op_type in kernels:
+
+        def is_there(output: str, kernels: frozenset[str] = kernels) -> bool:
+            # A kernel keeps its name where onnxruntime gives another one to the tensor that it writes.
+            same_name = named.get(output)
+            if same_name is not None and same_name.op_type in kernels:
+                return True
+            return any(_kernel_behind(name, writers, kernels) for name in forms.get(output, []))
+
+        if is_there(node.output):
             continue
-        if not any(_kernel_behind(name, writers, kernels) for name in names):
+        names = forms.get(node.output, [])
+        if not names:
+            twins = _twins(data) if twins is None else twins
+        if names or not any(map(is_there, (twins or {}).get(node.output, []))):
             there = writers[names[0]] if names else None
             raise ExportError(
                 f"'{node.output}': onnxruntime runs no integer kernel for this {type(node).__name__}",
@@ -114,6 +123,31 @@ def require_integer_kernels(
                 fix=_FIX if level == "all" else f"form='qoperator': optimization level {level!r} does not fuse",
             )
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+
+
+def _twins(data: bytes) -> dict[str, list[str]]:
+    """By tensor of a file, all tensors that the same ops compute from the same inputs and constants: onnxruntime computes one of
+    them for all.
+    """
+    graph = onnx().load_model_from_string(data).graph
+    first: dict[str, str] = {}
+    classes: dict[object, list[str]] = {}
+
+    def add(name: str, value: object) -> None:
+        alike = classes.setdefault(value, [])
+        alike.append(name)
+        first[name] = alike[0]
+
+    for constant in graph.initializer:
+        name = constant.name
+        constant.ClearField("name")
+        add(name, constant.SerializeToString(deterministic=True))
+    for node in graph.node:
+        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+        inputs = tuple(first.get(name, name) for name in node.input)
+        for position, name in enumerate(node.output):
+            add(name, (node.domain, node.op_type, tuple(attributes), inputs, position))
+    return {name: alike for alike in classes.values() for name in alike}
 
 
 def _in_float(node: Conv, graph: Any) -> bool:
