@@ -126,8 +126,8 @@ def require_integer_kernels(
 
 
 def _twins(data: bytes) -> dict[str, list[str]]:
-    """By tensor of a file, all tensors that the same ops compute from the same inputs and constants: onnxruntime computes one of
-    them for all.
+    """By tensor of a file, all tensors that the same ops compute from the same constants and inputs: onnxruntime computes one
+    of them for all.
     """
     graph = onnx().load_model_from_string(data).graph
     first: dict[str, str] = {}
