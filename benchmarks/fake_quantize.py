@@ -3,8 +3,8 @@
     python benchmarks/fake_quantize.py [--megabytes N …] [--quick] [--record]
 
 forward: a quantizer in training, which commits, observes and quantizes, reads each element once and writes it once, and a bit
-for its gradient; backward reads the gradient and the bit and writes the gradient; that of a learned scale reads the input in
-place of the bit. A weight with one scale is read twice, since its extremes come first. `clone` reads and writes each element.
+for its gradient; backward, the node that autograd's engine calls, reads the gradient and the bit and writes the gradient; that
+of a learned scale reads the input in place of the bit. A weight with one scale is read twice, since its extremes come first. `clone` reads and writes each element.
 The share is (bytes moved / seconds) over the same of `clone`, measured in turns. The C library is told to keep freed memory, or
 both would mostly wait for fresh pages, which is none of a kernel's doing.
 """
@@ -53,7 +53,9 @@ def passes(quantizer: Callable[[Tensor], Tensor], x: Tensor, kind: str) -> Itera
     gradient = torch.randn_like(y)
     bits = 0.0 if kind == LEARNED else 1 / (8 * x.element_size())  # of the mask
     yield "forward", lambda: quantizer(x), 3.0 if kind == WHOLE else 2.0 + bits
-    yield "backward", lambda: torch.autograd.grad(y, x, gradient, retain_graph=True), 3.0 if kind == LEARNED else 2.0 + bits
+    backward = y.grad_fn
+    assert backward is not None
+    yield "backward", lambda: backward(gradient), 3.0 if kind == LEARNED else 2.0 + bits
 
 
 def quantizers() -> dict[str, Callable[[], torch.nn.Module]]:
@@ -88,8 +90,8 @@ def rows_of(kind: str, megabytes: float, dtype: torch.dtype, layout: str, given:
     if kind == STILL:
         quantizer.observing = False
     measured = list(passes(quantizer, x, kind))
-    detached = x.detach()
-    calls: dict[str, Callable[[], object]] = {"clone": detached.clone} | {name: call for name, call, _ in measured}
+    own = x.detach().clone()  # each call reads memory that no other call of its round has just brought into the caches
+    calls: dict[str, Callable[[], object]] = {"clone": own.clone} | {name: call for name, call, _ in measured}
     timings = harness.interleaved(calls, seconds=given.seconds, fewest=10)
     copied = 2 * size / timings["clone"].median
     for name, _, moved in measured:
