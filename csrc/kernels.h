@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels_codes.h"
 #include "kernels_histogram.h"
 #include "kernels_learned.h"
 #include "kernels_norm.h"
@@ -25,6 +26,7 @@ struct Kernels {
   NormKernels norm;
   LearnedKernels learned;
   HistogramKernels histogram;
+  CodeKernels codes;
 };
 
 const Kernels* portable_kernels();

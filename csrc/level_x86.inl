@@ -33,6 +33,7 @@ namespace {
 #include "kernels.inl"
 #include "kernels_learned.inl"
 #include "kernels_histogram.inl"
+#include "kernels_codes.inl"
 #include "kernels_norm.inl"
 
 }  // namespace

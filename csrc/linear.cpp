@@ -82,22 +82,26 @@ struct LinearBackward final : torch::autograd::Node {
   int64_t outputs_;
 };
 
-}  // namespace
-
-bool gains(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  if (!wants_gradient(x, weight, bias)) return false;
+// Whether an operand that the backward reads can be made again.
+bool gains(const at::Tensor& x, const at::Tensor& weight) {
   const std::shared_ptr<const Origin> of_x = origin_of(x), of_weight = origin_of(weight);
   return (weight.requires_grad() && of_x != nullptr) || (x.requires_grad() && of_weight != nullptr);
 }
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ProductGrids* grids) {
+  const bool differentiable = wants_gradient(x, weight, bias);
   at::Tensor y;
   {
     const at::AutoDispatchBelowAutograd below;
-    y = at::linear(x, weight, bias);
+    if (grids != nullptr) y = product_of_codes(x, weight, bias, *grids);
+    if (!y.defined() && differentiable && gains(x, weight)) y = at::linear(x, weight, bias);
   }
-  set_node<LinearBackward>(y, torch::autograd::collect_next_edges(x, weight, bias), x, weight, x.requires_grad(),
-                           weight.requires_grad());
+  if (y.defined() && differentiable) {
+    set_node<LinearBackward>(y, torch::autograd::collect_next_edges(x, weight, bias), x, weight, x.requires_grad(),
+                             weight.requires_grad());
+  }
   return y;
 }
 

@@ -1,14 +1,16 @@
-// Linear layers that keep what their operands were made from.
+// Linear layers that keep what their operands were made from, and sum codes in integers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "sums.h"
+
 namespace truequant {
 
-// Whether the product of these has a gradient, and an operand of it is one that can be made again.
-bool gains(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
-
-// `x @ weight.T + bias` (undefined: none) of operands of one dtype, `x` a matrix of rows without gaps or contiguous.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias);
+// `x @ weight.T + bias` (undefined: none) of operands of one dtype, `x` a matrix of rows without gaps or contiguous. `grids`, where
+// not null: on which the operands should lie; their codes are summed in integers then, where that is quicker.
+//
+// Undefined, and nothing computed, where neither that nor a backward that makes an operand again would be gained.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ProductGrids* grids);
 
 }  // namespace truequant

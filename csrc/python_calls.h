@@ -37,6 +37,7 @@ struct BufferNames {
   PyObject* updates = PyUnicode_InternFromString("updates");
   PyObject* counts = PyUnicode_InternFromString("counts");
   PyObject* exponent = PyUnicode_InternFromString("exponent");
+  PyObject* compiled_scheme = PyUnicode_InternFromString("compiled_scheme");
 };
 
 inline const BufferNames& buffer_names() {
@@ -53,6 +54,9 @@ T* number_of(PyObject* buffers, PyObject* name, at::ScalarType dtype) {
   if (!is_plain(tensor) || tensor.scalar_type() != dtype || tensor.numel() != 1) return nullptr;
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
+
+// The buffers of a quantizer with a range that learns none, by its dictionary; null for another.
+PyObject* buffers_in_force(PyObject* quantizer);
 
 // The scheme of a quantizer as Python has it: (qmin, qmax, symmetric, signed, power of two, identity, momentum or -1,
 // percent or -1).

@@ -155,14 +155,18 @@ class Pass {
 
 // The scale that is read in a forward, of a quantizer that learns none.
 PyObject* scale_in_force(PyObject* quantizer) {
-  if (!PyDict_Check(quantizer) || !is(quantizer, names().calibrated, Py_True) || !is(quantizer, names().shift, Py_None)) {
-    return nullptr;
-  }
-  PyObject* buffers = PyDict_GetItem(quantizer, names().buffers);
+  PyObject* buffers = buffers_in_force(quantizer);
   return buffers == nullptr ? nullptr : PyDict_GetItem(buffers, names().scale);
 }
 
 }  // namespace
+
+PyObject* buffers_in_force(PyObject* quantizer) {
+  if (!PyDict_Check(quantizer) || !is(quantizer, names().calibrated, Py_True) || !is(quantizer, names().shift, Py_None)) {
+    return nullptr;
+  }
+  return PyDict_GetItem(quantizer, names().buffers);
+}
 
 // quantize(x, other, quantizer, local, clip, low, high)
 //

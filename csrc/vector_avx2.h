@@ -45,6 +45,15 @@ struct Vector {
   static F rint(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F floor(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
   static void store(int32_t* p, F whole) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvttps_epi32(whole)); }
+  static void store(int8_t* p, F whole) {
+    const __m256i v = _mm256_cvttps_epi32(whole);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  static F difference(const int32_t* a, const int32_t* b) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))));
+  }
   // max(|a|, largest), which is never NaN: where `a` is, `largest`.
   static F farther(F a, F largest) { return max(abs(a), largest); }
   // Both give the second operand where one is NaN.

@@ -96,6 +96,19 @@ struct Vector {
       std::memcpy(p + 4 * h, &v, sizeof v);
     }
   }
+  static void store(int8_t* p, F whole) {
+    int32_t v[width];
+    store(v, whole);
+    for (int k = 0; k < width; ++k) p[k] = static_cast<int8_t>(v[k]);
+  }
+  static F difference(const int32_t* a, const int32_t* b) {
+    return each([&](int h) {
+      I v, w;
+      std::memcpy(&v, a + 4 * h, sizeof v);
+      std::memcpy(&w, b + 4 * h, sizeof w);
+      return __builtin_convertvector(v - w, V);
+    });
+  }
   // max(|a|, largest), which is never NaN: where `a` is, `largest`.
   static F farther(F a, F largest) { return max(abs(a), largest); }
   // Both give the second operand where one is NaN.

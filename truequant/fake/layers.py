@@ -27,5 +27,6 @@ def trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: 
     operands = kernel.layer_operands(weight, bias, quantizer.__dict__, None if reads is None else reads.__dict__)
     if operands is NotImplemented:
         return None
-    result: Tensor = passes.finished(site, [product(linear, x, *operands)])
+    sums = (site.reads[0], quantizer) if quantizer.sums_codes else ()
+    result: Tensor = passes.finished(site, [product(linear, x, *operands, *sums)])
     return result

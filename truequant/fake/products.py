@@ -1,8 +1,9 @@
-"""The product of a linear layer in training, which keeps for its backward what its quantized operands were made from."""
+"""The product of a linear layer in training: of codes, in integers, and with a backward that quantizes its operands again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +12,31 @@ from torch._C import _len_torch_function_stack
 
 from truequant import kernels
 
+if TYPE_CHECKING:
+    from truequant.fake.quantizers import FakeQuantize
+    from truequant.fake.weights import WeightQuantizer
+
 
 def product(
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None,
+    reads: FakeQuantize | None = None, quantizer: WeightQuantizer | None = None,
+) -> Tensor:  # fmt: skip
     """`linear(x, weight, bias)`.
 
     torch keeps `x` and `weight` for the backward: two tensors beside the ones that were quantized, of which the float model
     keeps the same two. A kernel keeps those instead where they are still there, and quantizes them again.
+
+    reads, quantizer: of `x` and `weight`. On a CPU with VNNI the codes of both are multiplied and summed in integers, where
+    each element is found to lie on its grid: exactly, in a fraction of the time of float32, whose sums differ by rounding.
     """
     if linear is F.linear and not torch.compiler.is_compiling() and (kernel := kernels.compiled()) is not None:
-        y = NotImplemented if _len_torch_function_stack() else kernel.linear(x, weight, bias)
+        y = (
+            NotImplemented
+            if _len_torch_function_stack()
+            else kernel.linear(
+                x, weight, bias, None if reads is None else reads.__dict__, None if quantizer is None else quantizer.__dict__
+            )
+        )
         if y is not NotImplemented:
             return y  # type: ignore[no-any-return]
     return linear(x, weight, bias)

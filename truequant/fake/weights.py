@@ -35,6 +35,8 @@ class WeightQuantizer(Grid):
         self.reads_range = isinstance(scheme.observer, (MinMax, MovingAverage, Entropy))
         """Whether a compiled kernel can read the range from a weight."""
         self.group = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
+        self.sums_codes = True
+        """Whether a linear layer may sum codes in integers in training (`Fusions.linear`)."""
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self.is_held = False

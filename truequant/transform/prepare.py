@@ -180,6 +180,8 @@ class _Preparation:
     def _make_sites(self) -> None:
         for site in self.plan.sites:
             weight = self._weight(site.weight) if site.weight is not None else None
+            if weight is not None:
+                weight.sums_codes = self.plan.config.fusions.linear
             self.sites[site.name] = RuntimeSite(
                 site, self.clock, self.modules[site.owner], tuple(self._activation(r) for r in site.reads), weight,
                 self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.arithmetic(site),
