@@ -82,6 +82,7 @@ class Bars:
         with contextlib.ExitStack() as stack:
             stack.callback(self._progress.remove_task, task)
             stack.callback(self._tasks.remove, task)
+            stack.callback(self._progress.refresh)  # what takes less than a quarter of a second is seen, too
             for item in items:
                 yield item
                 self._progress.advance(task)

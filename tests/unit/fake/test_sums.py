@@ -128,6 +128,8 @@ def test_what_lies_on_no_grid_is_torchs() -> None:
     weight = given.weight.detach() * 0.9
     assert torch.equal(given.result(weight=weight), F.linear(given.x, weight, given.bias))
     assert torch.equal(given.result(given.x[:15]), F.linear(given.x[:15], given.weight, given.bias))
+    long = Operands((16, (1 << 14) + 1), 16, *GRIDS[0])
+    assert torch.equal(long.result(), F.linear(long.x, long.weight, long.bias)), "its sums could exceed 32 bits"
     wide = Operands((40, 32), 24, QuantScheme(uint16), GRIDS[0][1])
     assert torch.equal(wide.result(), F.linear(wide.x, wide.weight, wide.bias))
 
