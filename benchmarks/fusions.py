@@ -25,7 +25,8 @@ CHOICES = {
     "without clamp": Fusions(clamp=False),
     "without add": Fusions(add=False),
     "without norm": Fusions(norm=False),
-    "none": Fusions(clamp=False, add=False, norm=False),
+    "without linear": Fusions(linear=False),
+    "none": Fusions(clamp=False, add=False, norm=False, linear=False),
 }
 
 
