@@ -218,7 +218,7 @@ def _keep(rows: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], help="words that a cell's key must contain, such as lenet lsq w4a4/0")
+    parser.add_argument("--only", nargs="*", default=[], help="what parts of a cell's key must begin with: lenet lsq w4a4/0")
     parser.add_argument("--limit", type=int, default=10**6, help="stop after so many cells")
     parser.add_argument("--rerun", action="store_true", help="run cells that are there already")
     parser.add_argument("--stale", action="store_true", help="run cells whose code has changed since")
@@ -233,7 +233,10 @@ def main() -> None:
     if options.table:
         _table(current)
         return
-    data, wanted = load(), [cell for cell in dict.fromkeys(cells()) if all(word in cell.key for word in options.only)]
+    data, wanted = (
+        load(),
+        [cell for cell in dict.fromkeys(cells()) if all(f"/{word}" in f"/{cell.key}" for word in options.only)],
+    )
     if options.confirm:
         confirm(wanted, data, options.cache, current)
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
 Results = Mapping[str, Any]
+Float = tuple[float, float]
+"""A float model by its top-1: where training starts, and after as many further epochs."""
 WIDTHS = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a1")
 _ONLY = {"ternary": ("w2a2",), "binary": ("w1a1",)}
 _NEVER = {  # 8-bit DoReFa weights would need odd codes of 9 bits; binary codes have nothing to round, dampen or freeze
@@ -43,7 +46,8 @@ and last layers keep 8 bits; `-all` quantizes them as the rest. PACT and DoReFa 
 the mobilenet's linear bottlenecks, activations have LSQ's grid with a zero point.
 
 A cell reads `mean / worst (seeds)`; a single seed is marked `¹`. `†`: the code that this cell depends on has changed since it
-ran (`--stale` runs it again).
+ran (`--stale` runs it again). `‡`: it ran on another CPU than most cells of its model, where the same float training rounds
+otherwise and ends in another float model; that one's figure is named beside **float**.
 """
 
 
@@ -63,15 +67,28 @@ def _seed(key: str) -> int:
     return int(key.rsplit("/", 1)[1])
 
 
-def _cell(found: list[tuple[str, Any]], current: Mapping[str, str]) -> str:
+def _cell(found: list[tuple[str, Any]], current: Mapping[str, str], floats: Mapping[int, list[Float]]) -> str:
     if not found:
         return ""
     found = found[:3] if len(found) >= 3 else found
     scores = [row["top1"] for _, row in found]
     stale = "†" if any(current.get(key) != row["code"] for key, row in found) else ""
+    elsewhere = "‡" if any(_float(row) != floats[_seed(key)][0] for key, row in found) else ""
     if len(scores) == 1:
-        return f"{scores[0]:.2f} ¹{stale}"
-    return f"{mean(scores):.2f} / {min(scores):.2f} ({len(scores)}){stale}"
+        return f"{scores[0]:.2f} ¹{stale}{elsewhere}"
+    return f"{mean(scores):.2f} / {min(scores):.2f} ({len(scores)}){stale}{elsewhere}"
+
+
+def _float(row: Mapping[str, Any]) -> Float:
+    return row["float_start"], row["float_further"]
+
+
+def _floats(rows: Iterable[tuple[str, Any]]) -> dict[int, list[Float]]:
+    """The float models of each seed, the one that most cells started from first."""
+    found: dict[int, Counter[Float]] = {}
+    for key, row in rows:
+        found.setdefault(_seed(key), Counter())[_float(row)] += 1
+    return {seed: [model for model, _ in counted.most_common()] for seed, counted in sorted(found.items())}
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -93,6 +110,7 @@ def document(results: Results, current: Mapping[str, str]) -> str:
 def _model(results: Results, failed: Mapping[str, str], current: Mapping[str, str], model: str, end: str) -> str:
     names = list(dict.fromkeys(key.split("/")[1] for key in results if key.startswith(f"{model}/")))
     rows = []
+    floats = _floats(item for item in results.items() if item[0].startswith(f"{model}/"))
 
     def missing(name: str, width: str) -> str:
         if any(key.startswith(f"{model}/{name}/{width}{end}/") for key in failed):
@@ -100,15 +118,18 @@ def _model(results: Results, failed: Mapping[str, str], current: Mapping[str, st
         return "" if defined(name, width) else "–"
 
     for name in sorted(names, key=_order):
-        cells = [_cell(_of(results, model, name, width + end), current) or missing(name, width) for width in WIDTHS]
+        cells = [_cell(_of(results, model, name, width + end), current, floats) or missing(name, width) for width in WIDTHS]
         if any(c not in ("", "–") for c in cells):
             rows.append([name, *cells])
     if not rows:
         return ""
-    float_scores = {_seed(key): row["float_further"] for key, row in results.items() if key.startswith(f"{model}/")}
-    floats = ", ".join(f"{score:.2f} (seed {seed})" for seed, score in sorted(float_scores.items())[:3])
+    told = ", ".join(
+        f"{further:.2f} (seed {seed}{', another CPU ‡' * (k > 0)})"
+        for seed, models in list(floats.items())[:3]
+        for k, (_, further) in enumerate(models)
+    )
     title = f"## {model}" + (", all layers" if end else "")
-    return f"{title}\n\nfloat: {floats}\n\n" + _table(("algorithm", *(w + end for w in WIDTHS)), rows)
+    return f"{title}\n\nfloat: {told}\n\n" + _table(("algorithm", *(w + end for w in WIDTHS)), rows)
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -149,12 +170,19 @@ def _textbook(results: Results) -> str:
 
 
 def _gains(results: Results) -> str:
-    """Whether each algorithm beats plain straight-through training somewhere, by the mean of the seeds that both have."""
+    """Whether each algorithm beats plain straight-through training somewhere, by the mean of the seeds that both have, from the
+    same float model.
+    """
     gains: dict[tuple[str, str, str], list[float]] = {}
     for key, row in results.items():
         model, algorithm, widths, seed = key.split("/")
         plain = results.get("/".join((model, "straight-through", widths, seed)))
-        if plain is not None and algorithm != "straight-through" and not algorithm.startswith("ptq"):
+        if (
+            plain is not None
+            and _float(plain) == _float(row)
+            and algorithm != "straight-through"
+            and not algorithm.startswith("ptq")
+        ):
             gains.setdefault((algorithm, model, widths), []).append(row["top1"] - plain["top1"])
     if not gains:
         return ""

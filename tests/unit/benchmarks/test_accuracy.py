@@ -62,6 +62,13 @@ def test_the_page_tells_means_worst_seeds_stale_cells_and_what_gained() -> None:
     assert "| lsq | lenet w2a2 | 1 | -0.50 | no |" in page
     assert "| lenet | w2a2 | 99.14 | 98.00 | 1 | -1.14 |" in page
     assert "in 5; of 50 codes compared, 0 differed" in page
+    assert "‡" not in page.split("## lenet")[1]
+    results["lenet/lsq/w2a2/0"]["float_further"] = 99.1  # trained on another CPU
+    page = accuracy_table.document(results, dict.fromkeys(results, "now"))
+    assert "float: 99.20 (seed 0), 99.10 (seed 0, another CPU ‡), 99.20 (seed 1), 99.20 (seed 2)" in page
+    assert "98.00 ¹†‡" in page
+    assert "| lsq | lenet w2a2 | 1 | -0.50 | no |" not in page, "gains are told from the same float model"
+    results["lenet/lsq/w2a2/0"]["float_further"] = 99.2
     results["lenet/tqt/w4a4/0"] = {"failed": "'conv1.weight' is not finite", "code": "now"}
     results["lenet/tqt/w2a2/0"] = row(98.1)
     page = accuracy_table.document(results, dict.fromkeys(results, "now"))
