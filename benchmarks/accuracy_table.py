@@ -46,8 +46,10 @@ and last layers keep 8 bits; `-all` quantizes them as the rest. PACT and DoReFa 
 the mobilenet's linear bottlenecks, activations have LSQ's grid with a zero point.
 
 A cell reads `mean / worst (seeds)`; a single seed is marked `¹`. `†`: the code that this cell depends on has changed since it
-ran (`--stale` runs it again). `‡`: it ran on another CPU than most cells of its model, where the same float training rounds
-otherwise and ends in another float model; that one's figure is named beside **float**.
+ran (`--stale` runs it again); in which order float32 sums are rounded, which differs between CPUs, is none of it. `‡`: it ran
+on another CPU than most cells of its model, where the same float training ends in another float model; that one's figure is
+named beside **float**. Single runs of the depthwise net at 2 bits can lie 20 points apart: on two CPUs EWGS gave 78.17 and
+97.31, PACT 97.23 and 75.54; at 4 bits 99.12 and 99.03, 99.04 and 99.08.
 """
 
 
