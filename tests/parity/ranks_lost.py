@@ -54,6 +54,10 @@ def restarted(folder: Path, dies: bool) -> None:
     (folder / f"told.{rank}").write_text(f"{life} {0 if found is None else found.step} {whole}")
     dist.barrier()
     dist.destroy_process_group()
+    (folder / f"left.{rank}.{life}").touch()
+    ends = time.monotonic() + 60
+    while rank == 0 and not all((folder / f"left.{r}.{life}").exists() for r in range(world)) and time.monotonic() < ends:
+        time.sleep(0.05)  # its process holds the store that the others still speak to
 
 
 if __name__ == "__main__":
