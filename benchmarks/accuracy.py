@@ -233,10 +233,8 @@ def main() -> None:
     if options.table:
         _table(current)
         return
-    data, wanted = (
-        load(),
-        [cell for cell in dict.fromkeys(cells()) if all(f"/{word}" in f"/{cell.key}" for word in options.only)],
-    )
+    data = load()
+    wanted = [cell for cell in dict.fromkeys(cells()) if all(f"/{word}" in f"/{cell.key}" for word in options.only)]
     if options.confirm:
         confirm(wanted, data, options.cache, current)
         return

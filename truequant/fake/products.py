@@ -29,14 +29,10 @@ def product(
     reads, quantizer: of `x` and `weight`. On a CPU with VNNI the codes of both are multiplied and summed in integers, where
     each element is found to lie on its grid: exactly, in a fraction of the time of float32, whose sums differ by rounding.
     """
-    if linear is F.linear and not torch.compiler.is_compiling() and (kernel := kernels.compiled()) is not None:
-        y = (
-            NotImplemented
-            if _len_torch_function_stack()
-            else kernel.linear(
-                x, weight, bias, None if reads is None else reads.__dict__, None if quantizer is None else quantizer.__dict__
-            )
-        )
-        if y is not NotImplemented:
-            return y  # type: ignore[no-any-return]
-    return linear(x, weight, bias)
+    if linear is not F.linear or torch.compiler.is_compiling() or _len_torch_function_stack():
+        return linear(x, weight, bias)
+    if (kernel := kernels.compiled()) is None:
+        return linear(x, weight, bias)
+    grids = (None, None) if reads is None or quantizer is None else (reads.__dict__, quantizer.__dict__)
+    y = kernel.linear(x, weight, bias, *grids)
+    return linear(x, weight, bias) if y is NotImplemented else y

@@ -112,9 +112,9 @@ def require_integer_kernels(
         if is_there(node.output):
             continue
         names = forms.get(node.output, [])
-        if not names:
-            twins = _twins(data) if twins is None else twins
-        if names or not any(map(is_there, (twins or {}).get(node.output, []))):
+        if not names and twins is None:
+            twins = _twins(data)
+        if names or twins is None or not any(map(is_there, twins.get(node.output, []))):
             there = writers[names[0]] if names else None
             raise ExportError(
                 f"'{node.output}': onnxruntime runs no integer kernel for this {type(node).__name__}",
