@@ -26,7 +26,7 @@ inline float in_dtype(double v, at::ScalarType dtype) {
   return f;
 }
 
-// What buffers of quantizers and observers are called.
+// What the buffers of quantizers and observers are called, and the scheme beside them.
 struct BufferNames {
   PyObject* scale = PyUnicode_InternFromString("scale");
   PyObject* zero_point = PyUnicode_InternFromString("zero_point");

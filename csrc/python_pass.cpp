@@ -21,18 +21,15 @@ struct Names {
   PyObject* state = PyUnicode_InternFromString("state");
   PyObject* step = PyUnicode_InternFromString("step");
   PyObject* seen_step = PyUnicode_InternFromString("_seen_step");
-  PyObject* scheme = PyUnicode_InternFromString("compiled_scheme");
   PyObject* buffers = PyUnicode_InternFromString("_buffers");
   PyObject* modules = PyUnicode_InternFromString("_modules");
   PyObject* observer = PyUnicode_InternFromString("observer");
-  PyObject* counts = PyUnicode_InternFromString("counts");
   PyObject* marking = PyUnicode_InternFromString("marking");
   PyObject* recorder = PyUnicode_InternFromString("recorder");
   PyObject* shift = PyUnicode_InternFromString("shift");
   PyObject* is_held = PyUnicode_InternFromString("is_held");
   PyObject* reads_range = PyUnicode_InternFromString("reads_range");
   PyObject* group = PyUnicode_InternFromString("group");
-  PyObject* scale = PyUnicode_InternFromString("scale");
   PyObject* running_mean = PyUnicode_InternFromString("running_mean");
   PyObject* running_var = PyUnicode_InternFromString("running_var");
   PyObject* weight = PyUnicode_InternFromString("weight");
@@ -92,7 +89,7 @@ bool is_at_work(PyObject* quantizer, PyObject*& clock, Mode& mode) {
   clock = PyDict_GetItem(quantizer, n.clock);
   if (clock == nullptr || !attribute_is(clock, n.enabled, Py_True)) return false;
   mode = mode_of(clock);
-  PyObject* scheme = PyDict_GetItem(quantizer, n.scheme);
+  PyObject* scheme = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
   return mode != Mode::kOther && scheme != nullptr && PyTuple_CheckExact(scheme);
 }
 
@@ -110,13 +107,14 @@ class Pass {
     }
     quantizer_ = quantizer;
     buffers_ = PyDict_GetItem(quantizer, n.buffers);
-    scheme_ = PyDict_GetItem(quantizer, n.scheme);
+    scheme_ = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
     PyObject* modules = PyDict_GetItem(quantizer, n.modules);
     PyObject* observer = modules == nullptr ? nullptr : PyDict_GetItem(modules, n.observer);
     if (buffers_ == nullptr || observer == nullptr) return false;
     const Owned attributes(PyObject_GetAttr(observer, n.dict));
     observer_ = attributes.object == nullptr ? nullptr : PyDict_GetItem(attributes.object, n.buffers);
-    if (observer_ == nullptr || PyDict_Contains(observer_, n.counts) != 0) return false;  // counts may need other processes'
+    // Counts may need other processes'.
+    if (observer_ == nullptr || PyDict_Contains(observer_, buffer_names().counts) != 0) return false;
     observes_ = is(quantizer, n.observing, Py_True) && mode == Mode::kTraining &&
                 torch::autograd::get_current_graph_task_id() == -1;
     if (!observes_) return true;
@@ -156,7 +154,7 @@ class Pass {
 // The scale that is read in a forward, of a quantizer that learns none.
 PyObject* scale_in_force(PyObject* quantizer) {
   PyObject* buffers = buffers_in_force(quantizer);
-  return buffers == nullptr ? nullptr : PyDict_GetItem(buffers, names().scale);
+  return buffers == nullptr ? nullptr : PyDict_GetItem(buffers, buffer_names().scale);
 }
 
 }  // namespace
@@ -234,7 +232,8 @@ PyObject* layer_operands(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (scale == nullptr || group == nullptr || (follows && !is(quantizer, n.reads_range, Py_True))) return not_implemented();
   const bool rounds = args[1] != Py_None && args[3] != Py_None;
   if (rounds && (reads = scale_in_force(args[3])) == nullptr) return not_implemented();
-  PyObject* of_weight[5] = {args[0], scale, PyDict_GetItem(quantizer, n.scheme), follows ? Py_True : Py_False, group};
+  PyObject* scheme = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
+  PyObject* of_weight[5] = {args[0], scale, scheme, follows ? Py_True : Py_False, group};
   const Owned weight(fake_quantize_weight(nullptr, of_weight, 5));
   if (weight.object == nullptr || weight.object == Py_NotImplemented) return Py_XNewRef(weight.object);
   if (!rounds) return PyTuple_Pack(2, weight.object, args[1]);
