@@ -132,18 +132,20 @@ def _rank(scenario: Callable[[int, int, Path], Found], rank: int, world: int, fo
 
 
 def fork(scenario: Callable[[int, int, Path], Found], world: int, folder: Path, seconds: float = 240) -> None:
-    """Run `scenario(rank, world, folder)` on every rank; SystemExit where one fails or takes too long."""
+    """Run `scenario(rank, world, folder)` on every rank; SystemExit where one fails or takes too long.
 
+    Where one has failed, the others have a minute to notice it and to end by themselves.
+    """
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=_rank, args=(scenario, rank, world, folder)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     end = time.monotonic() + seconds
-    while any(rank.exitcode is None for rank in ranks) and time.monotonic() < end:
-        if any(rank.exitcode for rank in ranks):
-            break
-        ranks[0].join(0.05)
-        time.sleep(0.01)
+    noticed = False
+    while (alive := [rank for rank in ranks if rank.exitcode is None]) and time.monotonic() < end:
+        if not noticed and any(rank.exitcode for rank in ranks):
+            noticed, end = True, min(end, time.monotonic() + 60)
+        alive[0].join(0.05)
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()
