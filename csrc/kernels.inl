@@ -52,11 +52,37 @@ Vector::F sum(const T* a, const T* b) {
   else return Vector::rounded(s, T{});
 }
 
-// As many elements as fill vectors in flight; how many those are. EASY: see `is_easy`.
+// One vector after the other, from `begin` to `end`.
+template <class T, bool SUM, int CLIP>
+void forward_vectors(const T* a, const T* b, T* y, uint8_t* mask, int64_t begin, int64_t end, const Grid& grid, Seen& seen) {
+  Quantizer<CLIP> quantize(grid);
+  uint32_t bits;
+  int64_t i = begin;
+  for (; i + Vector::width <= end; i += Vector::width) {
+    Vector::F v;
+    if constexpr (SUM) v = sum(a + i, b + i);
+    else v = Vector::load(a + i);
+    Vector::store(y + i, quantize(v, bits));
+    if (mask != nullptr) store_bits(mask, i, bits);
+  }
+  if (i < end) {
+    Tail<T> tail(a + i, end - i);
+    Vector::F v = Vector::load(tail.values);
+    if constexpr (SUM) {
+      const Tail<T> other(b + i, end - i);
+      v = sum(tail.values, other.values);
+    }
+    Vector::store(tail.values, quantize(v, bits));
+    copy_back(y + i, tail.values, end - i);
+    if (mask != nullptr) store_tail_bits(mask, i, bits, end - i);
+  }
+  quantize.merge_into(seen);
+}
+
+// As many elements from `i` on as fill vectors in flight, of a grid that folds, up to a NaN; where they end. EASY: see `is_easy`.
 template <class T, bool SUM, bool EASY, int CLIP>
-int64_t forward_strides(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, Quantizer<CLIP>& all) {
-  Quantizer<CLIP> quantize = all;  // in registers
-  int64_t i = 0;
+int64_t forward_strides(const T* a, const T* b, T* y, uint8_t* mask, int64_t i, int64_t n, const Grid& grid, Seen& seen) {
+  Quantizer<CLIP> quantize(grid);
   for (; i + kStride <= n; i += kStride) {
     Vector::F v[kSeveral], w[kSeveral];
     uint64_t bits;
@@ -65,47 +91,40 @@ int64_t forward_strides(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, 
       Order<T>::load(b + i, w);
       Order<T>::add(v, w);
     }
-    const bool nan = quantize.template several<T, EASY>(v, bits);
-    Order<T>::template store<EASY>(y + i, v, nan);
+    if (__builtin_expect(!quantize.template several<T, EASY>(v, bits), 0)) break;
+    Order<T>::template store<EASY>(y + i, v);
     if (mask != nullptr) Order<T>::store_bits(mask, i, bits);
   }
-  all = quantize;
+  quantize.merge_into(seen);
   return i;
 }
+
+#ifdef TRUEQUANT_WORDS
+#include "kernels_words.inl"
+#endif
 
 constexpr int64_t kManyElements = 16384;  // that are worth a look at all codes
 
 template <class T, int CLIP, bool SUM>
 void forward_of(const T* a, const T* b, T* y, uint8_t* mask, int64_t n, const Grid& grid, Seen& seen) {
-  Quantizer<CLIP> quantize(grid);
-  uint32_t bits;
   int64_t i = 0;
-  if (quantize.folds) {
-    if constexpr (sizeof(T) == 2) {
-      const bool easy = n >= kManyElements && quantize.template is_easy<T>(grid);
-      if (easy) i = forward_strides<T, SUM, true>(a, b, y, mask, n, quantize);
+  if (n >= kStride && folds(grid)) {
+    bool easy = false;
+    if constexpr (sizeof(T) == 2) easy = n >= kManyElements && is_easy<T>(grid);
+#ifdef TRUEQUANT_WORDS
+    if constexpr (sizeof(T) == 2 && !SUM && (CLIP == kNone || CLIP == kRelu)) {
+      if (easy) i = forward_words<T, CLIP>(a, y, mask, n, grid, seen);
     }
-    if (i == 0) i = forward_strides<T, SUM, false>(a, b, y, mask, n, quantize);
-  }
-  for (; i + Vector::width <= n; i += Vector::width) {
-    Vector::F v;
-    if constexpr (SUM) v = sum(a + i, b + i);
-    else v = Vector::load(a + i);
-    Vector::store(y + i, quantize(v, bits));
-    if (mask != nullptr) store_bits(mask, i, bits);
-  }
-  if (i < n) {
-    Tail<T> tail(a + i, n - i);
-    Vector::F v = Vector::load(tail.values);
-    if constexpr (SUM) {
-      const Tail<T> other(b + i, n - i);
-      v = sum(tail.values, other.values);
+#endif
+    while (i + kStride <= n) {
+      if (easy && sizeof(T) == 2) i = forward_strides<T, SUM, sizeof(T) == 2, CLIP>(a, b, y, mask, i, n, grid, seen);
+      else i = forward_strides<T, SUM, false, CLIP>(a, b, y, mask, i, n, grid, seen);
+      if (i + kStride > n) break;
+      forward_vectors<T, SUM, CLIP>(a, b, y, mask, i, i + kStride, grid, seen);
+      i += kStride;
     }
-    Vector::store(tail.values, quantize(v, bits));
-    copy_back(y + i, tail.values, n - i);
-    if (mask != nullptr) store_tail_bits(mask, i, bits, n - i);
   }
-  quantize.merge_into(seen);
+  if (i < n) forward_vectors<T, SUM, CLIP>(a, b, y, mask, i, n, grid, seen);
 }
 
 template <class T, int CLIP>
@@ -145,7 +164,8 @@ void range(const void* x, int64_t n, Seen& seen) {
   for (; i + kStride <= n; i += kStride) {
     Vector::F v[kSeveral];
     Order<T>::load(from + i, v);
-    extremes.widen(v);
+    extremes.look_for_nan(v);
+    extremes.widen<false>(v);
   }
   for (; i + Vector::width <= n; i += Vector::width) extremes.widen(Vector::load(from + i));
   if (i < n) extremes.widen(Vector::load(Tail<T>(from + i, n - i).values));

@@ -5,38 +5,74 @@
 // The product q = v * RN(1 / s) is less than two units in its last place away. c - a * b in one rounding has the residual
 // v - q * s whole, and adding its share of s once gives a neighbour of the quotient, twice the quotient itself (Markstein 1990,
 // "Computation of elementary functions on the IBM RISC System/6000 processor"): as long as nothing overflows or falls below the
-// smallest normal number on the way, which the bounds on s and q see to. Whatever lies outside is divided.
+// smallest normal number on the way, which the bounds on s and v see to. Whatever lies outside is divided.
 template <class V>
 struct QuotientOf {
   using F = typename V::F;
-  static constexpr float kSmallest = 0x1p-60f, kLargest = 0x1p60f;
-  F scale, reciprocal, none = V::set(0.0f), smallest = V::set(kSmallest), largest;
+  F scale, reciprocal, none = V::set(0.0f), nearest, farthest;
 
   explicit QuotientOf(float s)
-      : scale(V::set(s)), reciprocal(V::set(1.0f / s)),
-        largest(V::set(0x1p-40f <= s && s <= 0x1p40f ? kLargest : 0.0f)) {}
+      : scale(V::set(s)), reciprocal(V::set(1.0f / s)), nearest(V::set(s * 0x1p-59f)),
+        farthest(V::set(0x1p-40f <= s && s <= 0x1p40f ? s * 0x1p59f : 0.0f)) {}
 
-  F operator()(F v) const {
+  F operator()(F v) const { return V::div(v, scale); }
+
+  // False, and nothing is done, where one asks for a division.
+  TRUEQUANT_INLINE bool several(const F (&v)[kSeveral], F (&q)[kSeveral]) const {
     if constexpr (V::fuses) {
-      F q = V::mul(v, reciprocal);
-      const F size = V::abs(q);
-      const uint32_t held = (V::at_most(smallest, size) & V::at_most(size, largest)) | V::equal(v, none);
-      if (__builtin_expect(held == kEvery, 1)) {
-        q = V::mul_add(V::sub_mul(v, q, scale), reciprocal, q);
-        return V::mul_add(V::sub_mul(v, q, scale), reciprocal, q);
+      F far = none, near = V::set(std::bit_cast<float>(~uint32_t{0}));
+      for (int k = 0; k < kSeveral; ++k) {
+        const F size = V::abs(v[k]);
+        far = V::max_as_bits(size, far);  // NaN if there is one
+        near = V::min_but_zero(size, near);
       }
+      if (__builtin_expect(V::at_most(far, farthest) != kEvery || V::less(near, nearest) != 0, 0)) return false;
+      F rest[kSeveral];
+      for (int k = 0; k < kSeveral; ++k) q[k] = V::mul(v[k], reciprocal);
+      for (int times = 0; times < 2; ++times) {
+        for (int k = 0; k < kSeveral; ++k) rest[k] = V::sub_mul(v[k], q[k], scale);
+        for (int k = 0; k < kSeveral; ++k) q[k] = V::mul_add(rest[k], reciprocal, q[k]);
+      }
+    } else {
+      for (int k = 0; k < kSeveral; ++k) q[k] = V::div(v[k], scale);
     }
-    return V::div(v, scale);
+    return true;
   }
 };
 using Quotient = QuotientOf<Vector>;
+
+// The float next to `v`.
+inline float next_to(float v, bool up) {
+  if (v == 0.0f) return up ? 0x1p-149f : -0x1p-149f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(v) + ((v > 0.0f) == up ? 1 : -1));
+}
+
+// The last float p on the way to `edge - zero_point`, both whole, for which p + zero_point, rounded, does not reach `edge`: what is
+// rounded to `edge` begins in the middle between it and its neighbour, with it since the last bit of `edge` is 0.
+inline float last_before(float edge, float zero_point, bool up) {
+  const double begins = 0.5 * (static_cast<double>(edge) + next_to(edge, !up));
+  const double end = begins - zero_point;
+  const float p = static_cast<float>(end);
+  return (up ? p >= end : p <= end) ? next_to(p, !up) : p;
+}
 
 // Where the gradient of a value passes, and what a step of the scale does to its result.
 template <int RULE>
 struct Slopes {
   Vector::F qmin, qmax, none = Vector::set(0.0f), one = Vector::set(1.0f), minus = Vector::set(-1.0f);
+  Vector::F first, last, lowest, highest;  // of steps: on the grid, and inside of it
+  bool folds;
 
-  explicit Slopes(const Grid& g) : qmin(Vector::set(g.qmin)), qmax(Vector::set(g.qmax)) {}
+  explicit Slopes(const Grid& g) : qmin(Vector::set(g.qmin)), qmax(Vector::set(g.qmax)) {
+    const float below = g.zero_point - g.qmin, above = g.qmax - g.zero_point;
+    const auto is_whole = [](float v) { return std::nearbyint(v) == v && std::fabs(v) < 0x1p20f; };
+    folds = RULE == kLearned && is_whole(g.qmin) && is_whole(g.qmax) && is_whole(g.zero_point) && below >= 0 && above >= 0;
+    if (!folds) return;
+    first = Vector::set(-below);
+    last = Vector::set(above);
+    lowest = Vector::set(last_before(g.qmin, g.zero_point, false));
+    highest = Vector::set(last_before(g.qmax, g.zero_point, true));
+  }
 
   // steps: v / scale.
   uint32_t operator()(Vector::F v, Vector::F steps, Vector::F zero_point, Vector::F& slope) const {
@@ -58,6 +94,14 @@ struct Slopes {
       return inside;
     }
   }
+
+  // The same where `folds`, of steps that are not NaN: the zero point moves the ends.
+  uint32_t folded(Vector::F steps, Vector::F& slope) const {
+    const uint32_t inside = Vector::at_most(lowest, steps) & Vector::at_most(steps, highest);
+    const Vector::F moved = Vector::clamp(Vector::rint(steps), first, last);
+    slope = Vector::select(inside, Vector::sub(moved, steps), moved);
+    return inside;
+  }
 };
 
 template <class T>
@@ -68,16 +112,32 @@ void keep(uint32_t bits, const T* g, T* d) {
   Vector::keep(bits, reinterpret_cast<const Bits<T>*>(g), reinterpret_cast<Bits<T>*>(d));
 }
 
-struct Sums {
+template <bool OFFSET>
+struct SumsOf {
+  Doubles scale;
+
+  static SumsOf of(const Vector::F* terms, const Vector::F*) { return {Doubles::of(terms)}; }
+  static SumsOf nothing() { return {Doubles::set(0.0)}; }
+  static TRUEQUANT_INLINE SumsOf add(const SumsOf& a, const SumsOf& b) { return {Doubles::add(a.scale, b.scale)}; }
+};
+template <>
+struct SumsOf<true> {
   Doubles scale, offset;
+
+  static SumsOf of(const Vector::F* terms, const Vector::F* outside) { return {Doubles::of(terms), Doubles::of(outside)}; }
+  static SumsOf nothing() { return {Doubles::set(0.0), Doubles::set(0.0)}; }
+  static TRUEQUANT_INLINE SumsOf add(const SumsOf& a, const SumsOf& b) {
+    return {Doubles::add(a.scale, b.scale), Doubles::add(a.offset, b.offset)};
+  }
 };
 
-constexpr int64_t kGroup = 4 * kLanes;
+constexpr int64_t kGroup = 4 * kLanes, kChunk = 8 * kGroup;
 constexpr int kLevels = 6;  // of a tree of kBlock / kGroup leaves
 static_assert(kBlock / kGroup == 1 << (kLevels - 1));
 
 template <class T, int RULE, int CLIP>
 struct Gradients {
+  using Sums = SumsOf<RULE == kOffset>;
   const T *g, *x;
   T* d;
   int64_t n;
@@ -91,59 +151,103 @@ struct Gradients {
       : g(g_), x(x_), d(d_), n(n_), slopes(grid), clipping(grid), quotient(grid.scale),
         zero_point(Vector::set(grid.zero_point)), straight(grid.straight) {}
 
+  // One vector: its share of the sums, and its gradient. FOLDED: as `slopes` is.
+  template <bool FOLDED>
+  TRUEQUANT_INLINE void one(const T* from, Vector::F before, Vector::F v, Vector::F steps, T* to, Vector::F& term,
+                            Vector::F& outside) const {
+    const Vector::F gradient = Vector::load(from);
+    Vector::F slope;
+    const uint32_t inside = FOLDED ? slopes.folded(steps, slope) : slopes(v, steps, zero_point, slope);
+    term = Vector::mul(gradient, slope);
+    if constexpr (RULE == kOffset) outside = Vector::select(inside, slopes.none, gradient);
+    keep((inside | straight) & clipping.passes(before, v), from, to);
+  }
+
   // Sixteen elements.
-  TRUEQUANT_INLINE Sums whole(const T* from, const T* values, T* to) const {
-    float terms[kLanes], outside[kLanes];
-    for (int k = 0; k < kLanes; k += Vector::width) {
-      const Vector::F before = Vector::load(values + k), gradient = Vector::load(from + k), v = clipping.clip(before);
-      Vector::F slope;
-      const uint32_t inside = slopes(v, quotient(v), zero_point, slope);
-      Vector::store(terms + k, Vector::mul(gradient, slope));
-      if constexpr (RULE == kOffset) Vector::store(outside + k, Vector::select(inside, slopes.none, gradient));
-      keep((inside | straight) & clipping.passes(before, v), from + k, to + k);
+  Sums row(const T* from, const T* values, T* to) const {
+    Vector::F terms[kParts], outside[kParts];
+    for (int k = 0; k < kParts; ++k) {
+      const int64_t at = k * Vector::width;
+      const Vector::F before = Vector::load(values + at), v = clipping.clip(before);
+      one<false>(from + at, before, v, quotient(v), to + at, terms[k], outside[k]);
     }
-    if constexpr (RULE == kOffset) return {Doubles::of(terms), Doubles::of(outside)};
-    return {Doubles::of(terms), Doubles::set(0.0)};
+    return Sums::of(terms, outside);
+  }
+
+  // As many rows as fill the vectors in flight, of which the quotients are known.
+  template <bool FOLDED>
+  TRUEQUANT_INLINE void stride(int64_t at, const float* steps, Sums* rows) const {
+    Vector::F terms[kSeveral], outside[kSeveral];
+    for (int k = 0; k < kSeveral; ++k) {
+      const int64_t i = at + k * Vector::width;
+      const Vector::F before = Vector::load(x + i), v = clipping.clip(before);
+      one<FOLDED>(g + i, before, v, Vector::load(steps + k * Vector::width), d + i, terms[k], outside[k]);
+    }
+    for (int r = 0; r < kStride / kLanes; ++r) rows[r] = Sums::of(terms + r * kParts, outside + r * kParts);
   }
 
   Sums part(int64_t at) const {
-    if (at >= n) return {Doubles::set(0.0), Doubles::set(0.0)};
-    if (at + kLanes <= n) return whole(g + at, x + at, d + at);
+    if (at >= n) return Sums::nothing();
+    if (at + kLanes <= n) return row(g + at, x + at, d + at);
     T from[kLanes] = {}, values[kLanes] = {};
     std::copy(g + at, g + n, from);
     std::copy(x + at, x + n, values);
-    const Sums found = whole(from, values, from);
+    const Sums found = row(from, values, from);
     std::copy(from, from + (n - at), d + at);
     return found;
   }
 
-  static TRUEQUANT_INLINE Sums add(const Sums& a, const Sums& b) {
-    if constexpr (RULE == kOffset) return {Doubles::add(a.scale, b.scale), Doubles::add(a.offset, b.offset)};
-    return {Doubles::add(a.scale, b.scale), a.offset};
+  // Four rows, neighbours added first.
+  Sums group(int64_t at) const {
+    const Sums first = Sums::add(part(at), part(at + kLanes));
+    return Sums::add(first, Sums::add(part(at + 2 * kLanes), part(at + 3 * kLanes)));
+  }
+  template <bool FOLDED>
+  TRUEQUANT_INLINE Sums group(int64_t at, const float* steps) const {
+    Sums rows[kGroup / kLanes];
+    for (int64_t k = 0; k < kGroup; k += kStride) stride<FOLDED>(at + k, steps + k, rows + k / kLanes);
+    return Sums::add(Sums::add(rows[0], rows[1]), Sums::add(rows[2], rows[3]));
   }
 
-  // All elements, neighbours added first: groups of four rows are the leaves of a binary tree, of which `held` keeps the left
-  // halves that wait for their right ones.
-  TRUEQUANT_INLINE Sums all() const {
+  // The quotients of elements from `at` to `end`; false where one asks for a division. Apart from what follows, since the chain of
+  // operations of both is longer than what a CPU looks ahead.
+  bool quotients(int64_t at, int64_t end, float* steps) const {
+    for (int64_t i = at; i < end; i += kStride) {
+      Vector::F v[kSeveral], q[kSeveral];
+      for (int k = 0; k < kSeveral; ++k) v[k] = clipping.clip(Vector::load(x + i + k * Vector::width));
+      if (!quotient.several(v, q)) return false;
+      for (int k = 0; k < kSeveral; ++k) Vector::store(steps + (i - at) + k * Vector::width, q[k]);
+    }
+    return true;
+  }
+
+  // All elements: groups are the leaves of a binary tree, of which `held` keeps the left halves that wait for their right ones.
+  template <bool FOLDED>
+  Sums all() const {
     Sums held[kLevels];
     int64_t groups = 0, at = 0;
-    const auto hold = [&](Sums found) {
-      int level = 0;
-      for (int64_t k = groups++; k & 1; k >>= 1) found = add(held[level++], found);
+    const auto hold = [&](Sums found, int level) {
+      const int64_t before = groups;
+      groups += int64_t{1} << level;
+      for (; before >> level & 1; ++level) found = Sums::add(held[level], found);
       held[level] = found;
     };
-    const auto row = [&](int k) { return whole(g + at + k * kLanes, x + at + k * kLanes, d + at + k * kLanes); };
-    for (; at + kGroup <= n; at += kGroup) {
-      const Sums first = add(row(0), row(1));
-      hold(add(first, add(row(2), row(3))));
+    alignas(64) float steps[kChunk];
+    while (at + 2 * kGroup <= n) {
+      const int64_t end = at + std::min(kChunk, (n - at) / (2 * kGroup) * (2 * kGroup));
+      if (__builtin_expect(quotients(at, end, steps), 1)) {
+        for (int64_t i = 0; at < end; at += 2 * kGroup, i += 2 * kGroup) {
+          const Sums first = group<FOLDED>(at, steps + i);
+          hold(Sums::add(first, group<FOLDED>(at + kGroup, steps + i + kGroup)), 1);
+        }
+      } else {
+        for (; at < end; at += kGroup) hold(group(at), 0);
+      }
     }
-    if (at < n) {
-      const Sums first = add(part(at), part(at + kLanes));
-      hold(add(first, add(part(at + 2 * kLanes), part(at + 3 * kLanes))));
-    }
-    Sums sums{Doubles::set(0.0), Doubles::set(0.0)};
+    for (; at < n; at += kGroup) hold(group(at), 0);
+    Sums sums = Sums::nothing();
     for (int level = 0; level < kLevels; ++level) {
-      if (groups >> level & 1) sums = add(held[level], sums);
+      if (groups >> level & 1) sums = Sums::add(held[level], sums);
     }
     return sums;
   }
@@ -152,7 +256,7 @@ struct Gradients {
 template <class T, int RULE, int CLIP>
 void gradients(const void* g, const void* x, void* d, int64_t n, const Grid& grid, double* scale, double* offset) {
   const Gradients<T, RULE, CLIP> run(static_cast<const T*>(g), static_cast<const T*>(x), static_cast<T*>(d), n, grid);
-  const Sums sums = run.all();
+  const auto sums = run.slopes.folds ? run.template all<RULE == kLearned>() : run.template all<false>();
   sums.scale.store(scale);
   if constexpr (RULE == kOffset) sums.offset.store(offset);
 }

@@ -1,8 +1,6 @@
 // BatchNorm in training with a quantizer behind it. Sums run over sixteen lanes in double precision, element i of a run in lane
 // i % 16, so that every level adds in the same order.
 
-constexpr int kParts = kLanes / Vector::width;
-
 inline uint32_t load_lane_bits(const uint8_t* mask, int64_t at) {
   return static_cast<uint32_t>(mask[at >> 3]) | static_cast<uint32_t>(mask[(at >> 3) + 1]) << 8;
 }
@@ -114,26 +112,34 @@ inline void scaled(const float* x, float* y, int64_t n, const float* factor, con
 template <int CLIP, bool VARYING>
 void normalize_run(const float* x, float* y, uint8_t* mask, int64_t n, const float* factor, const float* shift, const Grid& grid,
                    Seen& seen) {
+  const auto normal = [&](int64_t at) {
+    const Vector::F v = Vector::mul(Vector::load(x + at), channels<VARYING>(factor, at));
+    return Vector::add(v, channels<VARYING>(shift, at));
+  };
+  const auto strides = [&](int64_t i) {
+    Quantizer<CLIP> quantize(grid);
+    for (; i + kStride <= n; i += kStride) {
+      Vector::F v[kSeveral];
+      uint64_t bits;
+      for (int k = 0; k < kSeveral; ++k) v[k] = normal(i + k * Vector::width);
+      if (__builtin_expect(!quantize.template several<float, false>(v, bits), 0)) break;
+      if (y != nullptr) Order<float>::store<false>(y + i, v);
+      if (mask != nullptr) Order<float>::store_bits(mask, i, bits);
+    }
+    quantize.merge_into(seen);
+    return i;
+  };
+  const bool few = n >= kStride && folds(grid);
   Quantizer<CLIP> quantize(grid);
   uint32_t bits;
   int64_t i = 0;
-  for (; quantize.folds && i + kStride <= n; i += kStride) {
-    Vector::F v[kSeveral];
-    uint64_t several;
-    Order<float>::load(x + i, v);
-    for (int k = 0; k < kSeveral; ++k) {
-      const int64_t at = i + k * Vector::width;
-      v[k] = Vector::add(Vector::mul(v[k], channels<VARYING>(factor, at)), channels<VARYING>(shift, at));
+  while (i + Vector::width <= n) {
+    if (few) i = strides(i);
+    for (const int64_t end = few ? std::min(n, i + kStride) : n; i + Vector::width <= end; i += Vector::width) {
+      const Vector::F q = quantize(normal(i), bits);
+      if (y != nullptr) Vector::store(y + i, q);
+      if (mask != nullptr) store_bits(mask, i, bits);
     }
-    const bool nan = quantize.template several<float, false>(v, several);
-    if (y != nullptr) Order<float>::store<false>(y + i, v, nan);
-    if (mask != nullptr) Order<float>::store_bits(mask, i, several);
-  }
-  for (; i + Vector::width <= n; i += Vector::width) {
-    const Vector::F v = Vector::mul(Vector::load(x + i), channels<VARYING>(factor, i));
-    const Vector::F q = quantize(Vector::add(v, channels<VARYING>(shift, i)), bits);
-    if (y != nullptr) Vector::store(y + i, q);
-    if (mask != nullptr) store_bits(mask, i, bits);
   }
   if (i < n) {
     Tail<float> tail(x + i, n - i);

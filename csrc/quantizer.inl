@@ -5,6 +5,7 @@
 // Vectors in flight: the steps of one fill the pipelines of the CPU while those of another wait for their operands.
 constexpr int kSeveral = Vector::several;
 constexpr int64_t kStride = kSeveral * Vector::width;
+constexpr int kParts = kLanes / Vector::width;
 constexpr uint32_t kEvery = (1u << Vector::width) - 1;
 constexpr uint64_t kWhole = ~uint64_t{0} >> (64 - kStride);
 static_assert(kSeveral % 2 == 0 && kStride <= 64 && kAlign % kStride == 0);
@@ -18,20 +19,16 @@ struct Order {
 
   static TRUEQUANT_INLINE void load(const T* p, Vectors& v) {
     if constexpr (pairs) {
-      for (int k = 0; k < kSeveral; k += 2) V::load_pairs(p + k * V::width, v[k], v[k + 1]);
+      for (int k = 0; k < kSeveral; k += 2) V::widen(V::load_words(p + k * V::width), v[k], v[k + 1], T{});
     } else {
       for (int k = 0; k < kSeveral; ++k) v[k] = V::load(p + k * V::width);
     }
   }
-  // nan: whether there may be one. EASY: whether `never_tied` said so.
+  // None of them is NaN. EASY: whether `never_tied` said so.
   template <bool EASY>
-  static TRUEQUANT_INLINE void store(T* p, const Vectors& v, bool nan) {
+  static TRUEQUANT_INLINE void store(T* p, const Vectors& v) {
     if constexpr (pairs) {
-      if (__builtin_expect(nan, 0)) {
-        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<true, false>(p + k * V::width, v[k], v[k + 1]);
-      } else {
-        for (int k = 0; k < kSeveral; k += 2) V::template store_pairs<false, EASY>(p + k * V::width, v[k], v[k + 1]);
-      }
+      for (int k = 0; k < kSeveral; k += 2) V::store_words(p + k * V::width, V::template narrow<EASY>(v[k], v[k + 1], T{}));
     } else {
       for (int k = 0; k < kSeveral; ++k) V::store(p + k * V::width, v[k]);
     }
@@ -80,25 +77,25 @@ struct Extremes {
     max = Vector::max(v, max);
     nan |= Vector::unordered(v, v);
   }
-  // Whether one of them was NaN.
-  TRUEQUANT_INLINE bool widen(const Vector::F (&v)[kSeveral]) {
-    uint32_t found = 0;
+  // NaN is passed over. POSITIVE: there is none, and nothing below +0.
+  template <bool POSITIVE>
+  TRUEQUANT_INLINE void widen(const Vector::F (&v)[kSeveral]) {
     for (int k = 0; k < kSeveral; ++k) {
-      min = Vector::min(v[k], min);
-      max = Vector::max(v[k], max);
-      if (k % 2) found |= Vector::unordered(v[k - 1], v[k]);
+      min = POSITIVE ? Vector::min_as_bits(v[k], min) : Vector::min(v[k], min);
+      max = POSITIVE ? Vector::max_as_bits(v[k], max) : Vector::max(v[k], max);
     }
+  }
+  // Whether one of them is NaN.
+  TRUEQUANT_INLINE bool look_for_nan(const Vector::F (&v)[kSeveral]) {
+    uint32_t found = 0;
+    for (int k = 0; k < kSeveral; k += 2) found |= Vector::unordered(v[k], v[k + 1]);
     nan |= found;
     return found != 0;
   }
-  void merge_into(Seen& seen) const {
-    float low[Vector::width], high[Vector::width];
-    Vector::store(low, min);
-    Vector::store(high, max);
-    for (int k = 0; k < Vector::width; ++k) {
-      seen.min = low[k] < seen.min ? low[k] : seen.min;
-      seen.max = high[k] > seen.max ? high[k] : seen.max;
-    }
+  TRUEQUANT_INLINE void merge_into(Seen& seen) const {
+    const float low = Vector::least(min), high = Vector::greatest(max);
+    seen.min = low < seen.min ? low : seen.min;
+    seen.max = high > seen.max ? high : seen.max;
     seen.nan |= nan != 0;
   }
 };
@@ -116,8 +113,8 @@ struct Clipping {
   }
   uint32_t passes(Vector::F before, Vector::F after) const {
     if constexpr (CLIP == kNone) return ~0u;
-    if constexpr (CLIP == kRelu) return ~Vector::at_most(after, low);
-    if constexpr (CLIP == kHardtanh) return ~(Vector::at_most(before, low) | Vector::at_most(high, before));
+    if constexpr (CLIP == kRelu) return Vector::not_at_most(after, low);
+    if constexpr (CLIP == kHardtanh) return Vector::not_at_most(before, low) & Vector::not_at_most(high, before);
     return Vector::at_most(low, before) & Vector::at_most(before, high);
   }
 };
@@ -160,40 +157,54 @@ struct Steps {
     return true;
   }
 
-  // The same of grids of few codes, and never -0. In the sum with 1.5 * 2^23 a product below 2^22 is rounded to an integer, half
-  // to even; a larger one remains beyond all codes.
+  // The same of grids of few codes, plus `shift`. In the sum with 1.5 * 2^23 a product below 2^22 is rounded to an integer, half to
+  // even; a larger one remains beyond all codes.
   //
   // EASY: where the product is known to do.
   template <bool EASY>
-  TRUEQUANT_INLINE void several(const Vector::F (&v)[kSeveral], Vector::F (&rounded)[kSeveral]) const {
+  TRUEQUANT_INLINE void several(const Vector::F (&v)[kSeveral], Vector::F (&shifted)[kSeveral]) const {
     Vector::F farthest = none;
     for (int k = 0; k < kSeveral; ++k) {
-      rounded[k] = by_product(v[k]);
-      if constexpr (!EASY) farthest = Vector::farther(Vector::product_minus(v[k], reciprocal, rounded[k]), farthest);
+      shifted[k] = Vector::product_plus(v[k], reciprocal, shift);
+      if constexpr (!EASY) {
+        const Vector::F rest = Vector::product_minus(v[k], reciprocal, Vector::sub(shifted[k], shift));
+        farthest = Vector::farther(rest, farthest);
+      }
     }
     if constexpr (EASY) return;
     if (__builtin_expect(Vector::at_most(near, farthest) != 0, 0)) {
-      for (int k = 0; k < kSeveral; ++k) rounded[k] = Vector::add(Vector::rint(Vector::div(v[k], scale)), none);
+      for (int k = 0; k < kSeveral; ++k) shifted[k] = Vector::add(Vector::rint(Vector::div(v[k], scale)), shift);
     }
   }
 };
+
+// Whether a grid has few codes and whole ones, 0 among them: then the zero point moves the ends of the clamp, exactly.
+inline bool folds(const Grid& g) {
+  const auto is_whole = [](float v) { return std::nearbyint(v) == v; };
+  return Steps(g).of_few_codes() && is_whole(g.qmin) && is_whole(g.qmax) && is_whole(g.zero_point) && g.qmin <= g.zero_point &&
+         g.zero_point <= g.qmax;
+}
+
+// Whether of two-byte floats neither a quotient nor the rounding of a result needs a second look, whatever the values are.
+template <class T>
+bool is_easy(const Grid& g) {
+  const float first = g.qmin - g.zero_point, last = g.qmax - g.zero_point;
+  return Steps(g).product_does<T>(first, last) && Order<T>::never_tied(first, last, g.scale);
+}
 
 template <int CLIP>
 struct Quantizer {
   Clipping<CLIP> clipping;
   Steps steps;
-  Vector::F scale, zero_point, qmin, qmax, lowest, highest;
+  Vector::F scale, zero_point, qmin, qmax, first, last;  // first and last code as `steps` gives them several at a time
   uint32_t straight, passed = ~0u;
   uint64_t all_passed = ~uint64_t{0};
-  bool folds;
   Extremes seen;
 
   explicit Quantizer(const Grid& g)
       : clipping(g), steps(g), scale(Vector::set(g.scale)), zero_point(Vector::set(g.zero_point)), qmin(Vector::set(g.qmin)),
-        qmax(Vector::set(g.qmax)), lowest(Vector::set(g.qmin - g.zero_point)), highest(Vector::set(g.qmax - g.zero_point)),
-        straight(g.straight), folds(steps.of_few_codes() && is_whole(g.qmin) && is_whole(g.qmax) && is_whole(g.zero_point)) {}
-
-  static bool is_whole(float v) { return std::nearbyint(v) == v; }
+        qmax(Vector::set(g.qmax)), first(Vector::set(0x1.8p23f + (g.qmin - g.zero_point))),
+        last(Vector::set(0x1.8p23f + (g.qmax - g.zero_point))), straight(g.straight) {}
 
   Vector::F operator()(Vector::F before, uint32_t& bits) {
     const Vector::F v = clipping.clip(before);
@@ -205,33 +216,33 @@ struct Quantizer {
     return Vector::mul(Vector::sub(inside, zero_point), scale);
   }
 
-  // Whether of two-byte floats neither a quotient nor the rounding of a result needs a second look, whatever the values are.
-  template <class T>
-  bool is_easy(const Grid& g) const {
-    const float first = g.qmin - g.zero_point, last = g.qmax - g.zero_point;
-    return steps.template product_does<T>(first, last) && Order<T>::never_tied(first, last, g.scale);
-  }
-
-  // The same in place, of grids that `folds` says of: with whole codes the zero point moves the ends of the clamp, exactly,
-  // and (code - zero point) * scale is never -0. `bits` in the order of elements; whether one is NaN.
+  // The same in place, of a grid that folds; (code - zero point) * scale is never -0. `bits` in the order of elements. False, and
+  // nothing is done, where one is NaN.
   template <class T, bool EASY>
   TRUEQUANT_INLINE bool several(Vector::F (&v)[kSeveral], uint64_t& all_bits) {
+    constexpr bool positive = CLIP == kRelu;
+    if (__builtin_expect(seen.look_for_nan(v), 0)) return false;
     uint32_t bits[kSeveral];
-    Vector::F clipped[kSeveral], rounded[kSeveral];
-    for (int k = 0; k < kSeveral; ++k) clipped[k] = clipping.clip(v[k]);
-    const bool nan = seen.widen(clipped);
-    steps.template several<EASY>(clipped, rounded);
+    Vector::F clipped[kSeveral], shifted[kSeveral];
+    for (int k = 0; k < kSeveral; ++k) clipped[k] = positive ? Vector::positive(v[k]) : clipping.clip(v[k]);
+    seen.template widen<positive>(clipped);
+    steps.template several<EASY>(clipped, shifted);
+    const Vector::F most = straight != 0 ? Vector::set(INFINITY) : last;
     for (int k = 0; k < kSeveral; ++k) {
-      const Vector::F inside = Vector::min(highest, Vector::max(lowest, rounded[k]));
-      bits[k] = (Vector::equal(rounded[k], inside) | straight) & clipping.passes(v[k], clipped[k]);
-      v[k] = Vector::mul(inside, scale);
+      Vector::F inside = Vector::min_as_bits(shifted[k], last);
+      if constexpr (!positive) inside = Vector::max_as_bits(inside, first);
+      if constexpr (positive) bits[k] = Vector::less(steps.none, clipped[k]) & Vector::at_most(shifted[k], most);
+      else if constexpr (CLIP == kNone) bits[k] = Vector::equal(shifted[k], inside);
+      else bits[k] = (Vector::equal(shifted[k], inside) | straight) & clipping.passes(v[k], clipped[k]);
+      v[k] = Vector::mul(Vector::sub(inside, steps.shift), scale);
     }
     all_bits = Order<T>::in_order(bits);
+    if constexpr (CLIP == kNone) all_bits |= straight != 0 ? kWhole : 0;
     all_passed &= all_bits | ~kWhole;
-    return nan;
+    return true;
   }
 
-  void merge_into(Seen& all) const {
+  TRUEQUANT_INLINE void merge_into(Seen& all) const {
     seen.merge_into(all);
     all.stopped |= (~passed & kEvery) != 0 || ~all_passed != 0;
   }

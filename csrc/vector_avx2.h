@@ -59,9 +59,43 @@ struct Vector {
   // Both give the second operand where one is NaN.
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  // Of all eight, none of which is NaN.
+  static float least(F v) {
+    float all[width], least = INFINITY;
+    store(all, v);
+    for (const float one : all) least = one < least ? one : least;
+    return least;
+  }
+  static float greatest(F v) {
+    float all[width], greatest = -INFINITY;
+    store(all, v);
+    for (const float one : all) greatest = one > greatest ? one : greatest;
+    return greatest;
+  }
+  // Of values that are not NaN, by their bits, which a CPU compares in more places than floats. They are sign and magnitude: a
+  // signed minimum bounds them from above, an unsigned one from below.
+  static F clamp(F v, F low, F high) {  // low <= -0, +0 <= high
+    const __m256i upper = _mm256_min_epi32(_mm256_castps_si256(v), _mm256_castps_si256(high));
+    return _mm256_castsi256_ps(_mm256_min_epu32(upper, _mm256_castps_si256(low)));
+  }
+  static F positive(F v) { return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(v), _mm256_setzero_si256())); }
+  // At most one of the two is below +0.
+  static F min_as_bits(F a, F b) {
+    return _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+  }
+  static F max_as_bits(F a, F b) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+  }
+  // The smaller one, as the float below it; zeros are passed over, and `smallest` begins with all bits set.
+  static F min_but_zero(F v, F smallest) {
+    const __m256i below = _mm256_sub_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(1));
+    return _mm256_castsi256_ps(_mm256_min_epu32(below, _mm256_castps_si256(smallest)));
+  }
   static uint32_t equal(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
   static uint32_t less(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   static uint32_t at_most(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)); }
+  // True of NaN.
+  static uint32_t not_at_most(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
   static uint32_t unordered(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)); }
   static __m256i wide(uint32_t bits) {
     const __m256i one = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -89,6 +123,10 @@ struct Doubles {
   }
   static Doubles set(double x) {
     return each([&](int) { return _mm256_set1_pd(x); });
+  }
+  static Doubles of(const Vector::F* v) {
+    const auto half = [&](int k) { return k % 2 ? _mm256_extractf128_ps(v[k / 2], 1) : _mm256_castps256_ps128(v[k / 2]); };
+    return each([&](int k) { return _mm256_cvtps_pd(half(k)); });
   }
   static Doubles of(const float* p) {
     return each([&](int k) { return _mm256_cvtps_pd(_mm_loadu_ps(p + 4 * k)); });

@@ -118,6 +118,24 @@ struct Vector {
   static F max(F a, F b) {
     return each([&](int h) { return a.half[h] > b.half[h] ? a.half[h] : b.half[h]; });
   }
+  // Of all eight, none of which is NaN.
+  static float least(F v) {
+    float all[width], least = INFINITY;
+    store(all, v);
+    for (const float one : all) least = one < least ? one : least;
+    return least;
+  }
+  static float greatest(F v) {
+    float all[width], greatest = -INFINITY;
+    store(all, v);
+    for (const float one : all) greatest = one > greatest ? one : greatest;
+    return greatest;
+  }
+  // Of values that are not NaN. clamp: low <= -0, +0 <= high.
+  static F clamp(F v, F low, F high) { return min(high, max(low, v)); }
+  static F positive(F v) { return max(v, set(0.0f)); }
+  static F min_as_bits(F a, F b) { return min(a, b); }
+  static F max_as_bits(F a, F b) { return max(a, b); }
   template <class G>
   static uint32_t bits(const G& g) {
     uint32_t found = 0;
@@ -140,6 +158,10 @@ struct Vector {
   }
   static uint32_t at_most(F a, F b) {
     return bits([&](int h) { return a.half[h] <= b.half[h]; });
+  }
+  // True of NaN.
+  static uint32_t not_at_most(F a, F b) {
+    return bits([&](int h) { return ~(a.half[h] <= b.half[h]); });
   }
   static uint32_t unordered(F a, F b) {
     return bits([&](int h) { return (a.half[h] != a.half[h]) | (b.half[h] != b.half[h]); });
@@ -172,6 +194,9 @@ struct Doubles {
   }
   static Doubles set(double x) {
     return each([&](int) { return x; });
+  }
+  static Doubles of(const Vector::F* v) {
+    return each([&](int k) { return static_cast<double>(v[k / 8].half[k % 8 / 4][k % 4]); });
   }
   static Doubles of(const float* p) {
     return each([&](int k) { return static_cast<double>(p[k]); });

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import truequant as tq
 from tests.unit.kernels.levels import LENGTHS, LEVELS, awkward, on_each, same
 from truequant import kernels
 from truequant.fake import FakeQuantize
@@ -24,6 +25,7 @@ from truequant.schemes import (
     uint4,
     uint8,
 )  # fmt: skip
+from truequant.schemes.scheme import Gradient
 
 SCHEMES = [
     QuantScheme(uint8), QuantScheme(uint8, symmetric=True), QuantScheme(int8), QuantScheme(int8, symmetric=False),
@@ -71,6 +73,48 @@ def test_several_steps(level: str, dtype: torch.dtype, scheme: QuantScheme) -> N
 def test_every_length_and_awkward_values(level: str, dtype: torch.dtype) -> None:
     def run() -> list[Tensor]:
         return [v for n in LENGTHS for v in steps(QuantScheme(uint8), [torch.randn(50).to(dtype), awkward(n, 0.1, dtype)] * 2)]
+
+    assert_same(level, run)
+
+
+def many(dtype: torch.dtype) -> list[Tensor]:
+    """More elements than a kernel looks at one by one: of both signs, of one, with what is not finite in some blocks."""
+    x = torch.randn(7 * 2048 + 4096 + 77)
+    broken = x.clone()
+    broken[[100, 5000, 9000]] = torch.tensor([math.nan, -math.nan, -math.inf])
+    size = x.abs()
+    batches = [x, 3 * x, size + 0.5, -size - 0.5, broken, size - 0.1, x, -broken.abs(), 0.01 * x, size * 0, size * 5]
+    return [batch.to(dtype) for batch in batches]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "scheme",
+    [QuantScheme(uint8), QuantScheme(int8), QuantScheme(uint2), QuantScheme(uint8, gradient="identity"),
+     QuantScheme(uint8, observer=MinMax())],
+    ids=str,
+)  # fmt: skip
+def test_many_two_byte_floats(level: str, dtype: torch.dtype, scheme: QuantScheme) -> None:
+    assert_same(level, lambda: steps(scheme, many(dtype)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradient", ["clipped", "identity"])
+def test_many_two_byte_floats_behind_a_relu(level: str, dtype: torch.dtype, gradient: Gradient) -> None:
+    """In one pass with it, as training runs them."""
+    config = tq.QConfig(activation=QuantScheme(uint8, gradient=gradient))
+
+    def run() -> list[Tensor]:
+        found = []
+        model = tq.prepare(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()).to(dtype), torch.zeros(1, 1, 4, 4, dtype=dtype), config)
+        for batch in many(dtype):
+            x = batch.reshape(1, 1, 1, -1).clone().requires_grad_()
+            y = model(x)
+            found += [y.detach(), torch.autograd.grad(y, x, awkward(y.numel()).to(dtype).reshape(y.shape))[0]]
+            found += [v.clone().reshape(-1).double() for v in model.state_dict().values()]
+        return found
 
     assert_same(level, run)
 

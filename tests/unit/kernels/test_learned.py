@@ -336,3 +336,35 @@ def test_compiling_sums_in_any_order() -> None:
         assert scale.grad is not None
         found.append(scale.grad.item())
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gradients_at_the_ends_of_a_grid(level: str) -> None:
+    """Steps and zero point are added in floats: what lies next to an end may be rounded to it."""
+
+    def run() -> list[Tensor]:
+        found = []
+        for zero in (0.0, 1.0, 100.0, 128.0, 155.0, 254.0, 255.0):
+            ends = torch.tensor([0.0 - zero, 255.0 - zero])
+            near = [ends]
+            for way in (-math.inf, math.inf):
+                x = ends
+                for _ in range(9):
+                    x = torch.nextafter(x, torch.tensor(way))
+                    near.append(x)
+            x = torch.cat(near).repeat(8)[:128]  # whole strides
+            found += gradients("learned", x, torch.tensor(1.0), torch.tensor(zero))
+        return found
+
+    assert_same(level, run)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gradients_of_nothing_but_denormals(level: str) -> None:
+    """Their quotients are divided: no product has all bits of what is left over."""
+
+    def run() -> list[Tensor]:
+        scales = torch.rand(20) * 0.01
+        return [v for scale in scales for v in gradients("learned", torch.randn(256) * 1e-41, scale, torch.tensor(0.0))]
+
+    assert_same(level, run)
