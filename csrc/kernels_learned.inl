@@ -216,7 +216,10 @@ struct Gradients {
       Vector::F v[kSeveral], q[kSeveral];
       for (int k = 0; k < kSeveral; ++k) v[k] = clipping.clip(Vector::load(x + i + k * Vector::width));
       if (!quotient.several(v, q)) return false;
-      for (int k = 0; k < kSeveral; ++k) Vector::store(steps + (i - at) + k * Vector::width, q[k]);
+      for (int k = 0; k < kSeveral; ++k) {
+        Vector::store(steps + (i - at) + k * Vector::width, q[k]);
+        __builtin_prefetch(g + i + k * Vector::width);
+      }
     }
     return true;
   }
