@@ -7,8 +7,8 @@ for its gradient; backward, the node that autograd's engine calls, reads the gra
 of a learned scale reads the input in place of the bit. A weight with one scale is read twice, since its extremes come first.
 `clone` reads and writes each element. The share is (bytes moved / seconds) over the same of `clone`, measured in turns; that of
 the kernel is the same less what the call costs on a few elements, in the same turns, of either. The C library is told to keep
-freed memory, or both would mostly wait for fresh pages, which is none of a kernel's doing. Where tensors lie in memory changes a
-share by a third: each row is the median of several places.
+freed memory, or both would mostly wait for fresh pages, which is none of a kernel's doing. Where tensors lie in memory changes
+a share by a third: each row is the median of several places.
 """
 
 from __future__ import annotations
