@@ -16,6 +16,8 @@ import truequant as tq
 from tests.models.classic import BasicBlock, conv, head
 from tests.models.mobile import Inverted
 from truequant import kernels
+from truequant.planning import ops
+from truequant.planning.ops import Op, Role, add_op
 
 
 class Shared(nn.Module):
@@ -31,10 +33,30 @@ class Shared(nn.Module):
         return F.linear(torch.cat([y, -y], 0), self.weight)
 
 
+class Flattened(nn.Module):
+    """A pooling that is flattened: a quantizer reads it through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.flatten, self.classifier = conv(3, 16), nn.Flatten(), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.flatten(F.max_pool2d(self.features(x), 2)))  # type: ignore[no-any-return]
+
+
+class Viewed(Flattened):
+    """As above, by a method of the tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.max_pool2d(self.features(x), 2).reshape(len(x), -1))  # type: ignore[no-any-return]
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (lambda: nn.Sequential(conv(3, 8), BasicBlock(8, 8, 2), head(8)), (4, 3, 8, 8)),
     "inverted": (lambda: nn.Sequential(conv(3, 8), Inverted(8, 8, 1, nn.Hardswish, nn.Hardsigmoid), head(8)), (4, 3, 8, 8)),
     "shared": (Shared, (4, 6)),
+    "flattened": (Flattened, (4, 3, 8, 8)),
+    "viewed": (Viewed, (4, 3, 8, 8)),
 }
 
 
@@ -98,6 +120,39 @@ def test_what_inductor_makes_runs_in_vectors() -> None:
     for loop in re.split(r"\n    \{\n", kernels):
         bounds = [int(n) for n in re.findall(r"x\d<static_cast<int64_t>\((\d+)L\)", loop)]
         assert "convert<double" not in loop or max(bounds) <= 16, loop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Flattened, Viewed])
+def test_a_pooling_that_is_flattened_is_computed_once(make: Callable[[], nn.Module]) -> None:
+    """Not through the index of the view, for each end of the range, codes and mask: no element is read apart from others."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    qat = tq.prepare(make(), x)
+    qat(x)
+    compiled = torch.compile(qat, fullgraph=True)
+    _, sources = run_and_get_code(lambda: compiled(x).square().mean().backward())
+    forward = sources[0]
+    assert "cpp_fused" in forward
+    assert "% static_cast" not in forward
+    assert "div_floor_integer" not in forward
+
+
+def test_an_op_registered_later_does_not_compile_again() -> None:
+    """Tables of ops were read while tracing: no guard looks at them in every step."""
+    torch._dynamo.reset()
+    qat = tq.prepare(Shared(), torch.randn(4, 6))
+    qat(torch.randn(4, 6))
+    compiled = torch.compile(qat, backend="eager", fullgraph=True)
+    compiled(torch.randn(4, 6))
+    op = Op("registered_later", Role.FLOAT, (lambda x: x,))
+    add_op(op)
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            compiled(torch.randn(4, 6))
+    finally:
+        ops._BY_NAME.pop(op.name), ops._BY_FUNCTION.pop(op.functions[0])
 
 
 @pytest.mark.parametrize("clip", [(kernels.RELU, 0.0, 0.0), (kernels.HARDTANH, 0.0, 6.0), (kernels.CLAMP, -1.0, 2.0)])

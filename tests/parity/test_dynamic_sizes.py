@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,3 +112,49 @@ def test_a_length_that_the_forward_fixes_is_named() -> None:
     qat(torch.randn(2, 5, 4))
     with pytest.raises(ConversionError, match="'input_0': axis 1 cannot be dynamic"):
         tq.convert(qat.eval())
+
+
+class Rows(nn.Module):
+    """What a forward asks about the size of its batch."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.out, self.form = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(128, 5), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.form(F.relu(self.conv(x)), x))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y, x: y.view(len(x), -1),
+        lambda y, x: y.reshape(len(y), 128),
+        lambda y, x: y.view(x.shape[0], -1),
+        lambda y, x: y.view(x.size(0), -1),
+    ],
+)
+def test_a_batch_of_any_size_however_it_is_asked_for(form: Callable[[Tensor, Tensor], Tensor]) -> None:
+    number_of = builtins.len
+    qat = tq.prepare(Rows(form), torch.randn(3, 3, 4, 4))
+    qat(torch.randn(3, 3, 4, 4))
+    int8 = tq.convert(qat.eval())
+    assert builtins.len is number_of
+    assert int8.program.inputs[0].shape == (None, 3, 4, 4)
+    exact(qat, int8, [torch.randn(1, 3, 4, 4), torch.randn(7, 3, 4, 4)])
+
+
+def test_a_loop_over_the_batch_takes_the_size_of_the_example() -> None:
+    """And not the two that export is tried with."""
+
+    def rows(y: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([y[i].flatten() for i in range(x.shape[0])])
+
+    x = torch.randn(3, 3, 4, 4)
+    qat = tq.prepare(Rows(rows), x)
+    qat(x)
+    int8 = tq.convert(qat.eval())
+    assert int8.program.inputs[0].shape == (3, 3, 4, 4)
+    exact(qat, int8, [x])
+    with pytest.raises(ArgumentError, match=r"expected: float32\[3, 3, 4, 4\]"):
+        int8(torch.randn(2, 3, 4, 4))

@@ -115,6 +115,18 @@ def test_given_states_and_all_results(kind: type[nn.RNNBase], batched: bool) -> 
             assert (want - have).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("config", [None, UNROLLED], ids=["island", "unrolled"])
+def test_time_first_takes_the_length_of_the_example(config: tq.QConfig | None) -> None:
+    """torch's own layout: the first axis is time, which the recurrence fixes; the second is the batch."""
+    x = torch.randn(5, 4, 6)
+    qat = tq.prepare(Model(nn.LSTM), x, config, dynamic={0: (1,)})
+    tq.calibrate(qat, [x])
+    int8 = tq.convert(qat.eval())
+    assert [i.shape for i in int8.program.inputs] == [(5, None, 6)]
+    report = tq.verify(qat, int8, [x, torch.randn(5, 7, 6)], runtimes=("reference",))
+    assert report.codes_different == report.outputs_different == 0
+
+
 def test_the_switch_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "q.toml"
     path.write_text("unroll_recurrent = true")

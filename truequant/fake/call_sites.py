@@ -25,6 +25,7 @@ from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.limits import Limits
 from truequant.fake.linears import run_linear
+from truequant.fake.materialized import read_by_view
 from truequant.fake.recomputed import checkpoint_around, refuse_part
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
@@ -111,6 +112,7 @@ class CallSites(TorchFunctionMode):
                 return run(*args, **kwargs)
             if plan.action in _PLAIN:
                 return passes.finished(site, [run(*args, **kwargs)])
+        args = read_by_view(site, args)
         outer, local.frame = local.frame, Frame(self.frame.key)
         try:
             if plan.action in ("layer", "weight_only", "dynamic"):

@@ -23,6 +23,7 @@ from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantiz
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.inputs import quantize_inputs
 from truequant.fake.linears import run_linear
+from truequant.fake.materialized import read_by_view
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, layer_weight, module_call
@@ -107,7 +108,7 @@ class QATModuleWrapper(nn.Module):
         if action in _NEED_ARGUMENTS and site.exact():
             with LeafCall(site):
                 return forward(*args, **kwargs)
-        return site.run(forward, args, kwargs)
+        return site.run(forward, read_by_view(site, args), kwargs)
 
     def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """BatchNorm in training, moved by what rounding the folded bias will do; its own bias is shadowed for this call."""

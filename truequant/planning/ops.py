@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import BuiltinFunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import get_testing_overrides, resolve_name
 
 from truequant.planning.assignment import with_items
+
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
 class Role(Enum):
@@ -211,6 +213,16 @@ _OTHERS: dict[Callable[..., Any], Op] = {}
 """Builtin functions that are not in the table, as far as they were called: to find the name of one takes long."""
 
 
+def _answered_while_tracing(function: Answer) -> Answer:
+    """As `torch.compiler.assume_constant_result`, which would import the compiler.
+
+    Else the guards of a compiled model look at every key of the tables before each of its steps.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_answered_while_tracing
 def op_of(function: Callable[..., Any]) -> Op | None:
     """The op that a function computes; one of role FLOAT for a function that is not in the table, None for a property."""
     op = _BY_FUNCTION.get(function)
@@ -247,6 +259,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+@_answered_while_tracing
 def writes_in_place(function: Callable[..., Any]) -> bool:
     """Whether a function overwrites its first argument, by its name."""
     if function in _BY_FUNCTION:

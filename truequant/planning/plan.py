@@ -92,10 +92,11 @@ class TensorSpec:
     quantizer: str | None
     example: tuple[int, ...] = ()
 
-    def made_up(self) -> list[int]:
-        """Sizes to try: a batch of two, and the example's."""
+    def made_up(self, first: int | None = 2) -> list[int]:
+        """Sizes to try: those of the example, `first` (or the example's) where any batch size goes."""
         sizes = self.example or tuple(2 if n is None else n for n in self.shape)
-        return [2 if axis == 0 and self.shape[0] is None else n for axis, n in enumerate(sizes)]
+        free = first is not None and self.shape[:1] == (None,)
+        return [first if free and axis == 0 else n for axis, n in enumerate(sizes)]  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)

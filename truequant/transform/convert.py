@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,12 +25,16 @@ from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 from truequant.transform.registered import CALL, movement
 
+_TRACING = threading.Lock()
+"""Held while functions of Python's and torch's are replaced: one trace at a time."""
+
 
 def convert(model: nn.Module) -> Int8Model:
     """The Int8 model: int8 weights, int32 biases, the very codes that `model.eval()` computes. `model` is left as it is.
 
     Raises `CalibrationError` for a range that was never observed, `ConversionError` for a parameter or range that is not
-    finite, an op that the program cannot hold, or a forward that is no static graph.
+    finite, an op that the program cannot hold, or a forward that is no static graph. Where the forward fixes the first axis of
+    an input (a recurrent layer over time, a loop over it), the program takes the size of the example that was prepared with.
     """
     root = outermost(model)
     plan = root.binding.plan
@@ -51,9 +57,11 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     made: dict[int | str, Tensor] = {}
+    taken = {given.name: given.shape for given in int8.program.inputs}
     for spec in plan.inputs:
         dtype = getattr(torch, spec.dtype)
-        shape = spec.made_up()
+        first = (*taken.get(f"{spec.name}.float", ()), None)[0]
+        shape = spec.made_up(2 if first is None else first)
         values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         made[spec.where] = values.to(dtype)
     constants = {where: json.loads(text) for where, text in plan.constants}
@@ -124,7 +132,7 @@ def _marking(model: nn.Module) -> Iterator[None]:
     try:
         for module in modes:
             module.training = False
-        local.marking, local.shifted = True, set()
+        local.marking = True
         yield
     finally:
         local.marking = False
@@ -133,6 +141,23 @@ def _marking(model: nn.Module) -> Iterator[None]:
 
 
 def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
+    """The evaluated forward as a graph: for any batch size, or for the example's where the forward fixes the first axis."""
+    exported = _traced(model, plan, 2)  # not 1: export takes sizes 0 and 1 for constants
+    return _traced(model, plan, None) if _fixes_batch(exported, plan) else exported
+
+
+def _fixes_batch(exported: torch.export.ExportedProgram, plan: Plan) -> bool:
+    """Whether the first axis of an input has one size alone, though any was meant to go."""
+    sizes = {n.name: n.meta["val"].shape for n in exported.graph.nodes if n.op == "placeholder" and "val" in n.meta}
+    traced = [sizes.get(name) for name in exported.graph_signature.user_inputs]
+    return any(
+        spec.shape[:1] == (None,) and shape is not None and _fixed_size(shape[0]) is not None
+        for spec, shape in zip(plan.inputs, traced, strict=False)
+    )
+
+
+def _traced(model: nn.Module, plan: Plan, first: int | None) -> torch.export.ExportedProgram:
+    local.shifted = set()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     places = [spec.where for spec in plan.inputs]
     constants = {where: json.loads(text) for where, text in plan.constants}
@@ -144,12 +169,11 @@ def _export(model: nn.Module, plan: Plan) -> torch.export.ExportedProgram:
             expected="each argument one tensor",
             fix="wrap the model in one whose forward takes the tensors",
         )
-    # Two, because export takes sizes 0 and 1 for constants.
-    examples = tuple(torch.zeros(spec.made_up(), dtype=getattr(torch, spec.dtype), device=device) for spec in plan.inputs)
+    examples = tuple(torch.zeros(spec.made_up(first), dtype=getattr(torch, spec.dtype), device=device) for spec in plan.inputs)
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, places, constants)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _static_masks():
+        with _TRACING, warnings.catch_warnings(), torch.no_grad(), _static_masks(), _symbolic_len():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             exported = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
             return exported.run_decompositions({}) if _mutates(exported) else exported
@@ -180,6 +204,21 @@ def _static_masks() -> Iterator[None]:
         yield
     finally:
         module._detect_is_causal_mask = detect
+
+
+@contextlib.contextmanager
+def _symbolic_len() -> Iterator[None]:
+    """`len(x)` of a tensor as its symbolic first size: Python's own makes a number of it, which fixes the size."""
+    number_of = builtins.len
+
+    def length(x: Any) -> Any:
+        return x.shape[0] if isinstance(x, Tensor) and x.dim() else number_of(x)
+
+    builtins.len = length  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.len = number_of
 
 
 class _Exported(nn.Module):
