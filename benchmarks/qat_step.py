@@ -3,10 +3,10 @@
     python benchmarks/qat_step.py [MODEL …] [--batch N …] [--compiled] [--peers NAME …] [--quick] [--record]
 
 A step is: gradients to None, forward, cross entropy, backward, optimizer. Float, truequant and whichever peers are installed
-take turns in one process, with the same parameters, inputs, optimizer, memory format and threads; the ratio is that of the
-medians. After it was timed, truequant's model must have observed with every planned quantizer in every step, every quantizer
-must change the result, and the converted model must compute the codes of the evaluated one: a row says so, or the script
-fails.
+take turns in one process, with the same parameters, inputs, optimizer, memory format and threads, and an allocator that keeps
+what a step frees; the ratio is that of the medians. After it was timed, truequant's model must have observed with every
+planned quantizer in every step, every quantizer must change the result, and the converted model must compute the codes of the
+evaluated one: a row says so, or the script fails.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=10, help="the fewest rounds of a row")
     arguments.add_argument("--channels-last", action="store_true", help="models and images in channels-last")
     given = harness.options(arguments)
+    harness.keep_memory()
     if given.quick:
         given.seconds, given.rounds = 5.0, 5
     warnings.simplefilter("ignore")

@@ -156,7 +156,7 @@ def _fixes_batch(exported: torch.export.ExportedProgram, plan: Plan) -> bool:
     )
 
 
-def _traced(model: nn.Module, plan: Plan, first: int | None) -> torch.export.ExportedProgram:
+def _traced(model: nn.Module, plan: Plan, batch: int | None) -> torch.export.ExportedProgram:
     local.shifted = set()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     places = [spec.where for spec in plan.inputs]
@@ -169,7 +169,7 @@ def _traced(model: nn.Module, plan: Plan, first: int | None) -> torch.export.Exp
             expected="each argument one tensor",
             fix="wrap the model in one whose forward takes the tensors",
         )
-    examples = tuple(torch.zeros(spec.made_up(first), dtype=getattr(torch, spec.dtype), device=device) for spec in plan.inputs)
+    examples = tuple(torch.zeros(spec.made_up(batch), dtype=getattr(torch, spec.dtype), device=device) for spec in plan.inputs)
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, places, constants)
     try:
@@ -214,7 +214,7 @@ def _symbolic_len() -> Iterator[None]:
     def length(x: Any) -> Any:
         return x.shape[0] if isinstance(x, Tensor) and x.dim() else number_of(x)
 
-    builtins.len = length  # type: ignore[assignment]
+    builtins.len = length
     try:
         yield
     finally:
