@@ -47,7 +47,8 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def colours(self, scheme: str) -> None:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        """In a colour scheme, and without motion: a click on what still scrolls falls beside it."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
