@@ -14,8 +14,6 @@ a share by a third: each row is the median of several places.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -40,16 +38,6 @@ WHOLE = "weight, per tensor"
 
 Pass = tuple[str, Callable[[], object], float]
 """Name, call, and bytes moved in units of the tensor's bytes."""
-
-
-def keep_pages() -> None:
-    """Freed memory stays with the process: no page is handed back, and faulted in again, between two calls."""
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # glibc's malloc.h: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1
-        library.mallopt(-3, 1 << 30)
-        library.mallopt(-1, (1 << 31) - 1)
 
 
 def passes(quantizer: Callable[[Tensor], Tensor], x: Tensor, kind: str) -> Iterator[Pass]:
@@ -152,7 +140,7 @@ def main() -> None:
         given.megabytes, given.seconds, given.places = [8.4], 0.5, 1
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    keep_pages()
+    harness.keep_pages()
     rows: list[Row] = []
     for megabytes in given.megabytes:
         for kind in quantizers(1):

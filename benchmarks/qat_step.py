@@ -136,7 +136,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=10, help="the fewest rounds of a row")
     arguments.add_argument("--channels-last", action="store_true", help="models and images in channels-last")
     given = harness.options(arguments)
-    harness.keep_memory()
+    harness.keep_pages()
     if given.quick:
         given.seconds, given.rounds = 5.0, 5
     warnings.simplefilter("ignore")

@@ -152,7 +152,7 @@ def test_an_op_registered_later_does_not_compile_again() -> None:
         with torch.compiler.set_stance("fail_on_recompile"):
             compiled(torch.randn(4, 6))
     finally:
-        ops._BY_NAME.pop(op.name), ops._BY_FUNCTION.pop(op.functions[0])
+        del ops._BY_NAME[op.name], ops._BY_FUNCTION[op.functions[0]]
 
 
 @pytest.mark.parametrize("clip", [(kernels.RELU, 0.0, 0.0), (kernels.HARDTANH, 0.0, 6.0), (kernels.CLAMP, -1.0, 2.0)])

@@ -92,11 +92,12 @@ class TensorSpec:
     quantizer: str | None
     example: tuple[int, ...] = ()
 
-    def made_up(self, first: int | None = 2) -> list[int]:
-        """Sizes to try: those of the example, `first` (or the example's) where any batch size goes."""
-        sizes = self.example or tuple(2 if n is None else n for n in self.shape)
-        free = first is not None and self.shape[:1] == (None,)
-        return [first if free and axis == 0 else n for axis, n in enumerate(sizes)]  # type: ignore[misc]
+    def made_up(self, batch: int | None = 2) -> list[int]:
+        """Sizes to try: those of the example, with a batch of `batch` where any goes; None keeps the example's."""
+        sizes = list(self.example) or [2 if n is None else n for n in self.shape]
+        if batch is not None and self.shape[:1] == (None,):
+            sizes[0] = batch
+        return sizes
 
 
 @dataclass(frozen=True, slots=True)

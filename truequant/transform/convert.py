@@ -57,11 +57,10 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     made: dict[int | str, Tensor] = {}
-    taken = {given.name: given.shape for given in int8.program.inputs}
+    fixed = {given.name for given in int8.program.inputs if given.shape[:1] != (None,)}
     for spec in plan.inputs:
         dtype = getattr(torch, spec.dtype)
-        first = (*taken.get(f"{spec.name}.float", ()), None)[0]
-        shape = spec.made_up(2 if first is None else first)
+        shape = spec.made_up(None if f"{spec.name}.float" in fixed else 2)
         values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         made[spec.where] = values.to(dtype)
     constants = {where: json.loads(text) for where, text in plan.constants}
