@@ -22,10 +22,10 @@ demo: setup  ## the main job on MNIST; options: make demo ARGS="--model resnet"
 	$(BIN)/truequant demo $(ARGS)
 
 test: setup  ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 quick: setup  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not emulated" $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist worksteal -m "not slow and not emulated" $(ARGS)
 
 bench: setup  ## the short form of every benchmark of docs/performance.md
 	for name in qat_step fake_quantize memory prepare scaling; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done

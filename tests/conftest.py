@@ -1,4 +1,4 @@
-"""A stricter world than users live in: fixed seeds, one thread, warnings are errors (pyproject.toml)."""
+"""A stricter world than users live in: fixed seeds, warnings are errors (pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import random
 import numpy
 import pytest
 import torch
-
-
-def pytest_configure() -> None:
-    torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and sums keep one order
 
 
 @pytest.fixture(autouse=True)

@@ -154,10 +154,10 @@ def test_a_folder_is_not_read(tmp_path: Path) -> None:
     "text", ['"' + '\\"' * 200_000, '"\\' * 100_000, '["' * 60, "9" * 10_000, "", "[1,]", "{}{}", '{"a":1}x']
 )
 def test_json_made_to_hurt_is_refused_at_once(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # not what other processes take
     with pytest.raises(FileError):
         loads(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 import truequant as tq
 from tests.training_runs import started
 
 
+@pytest.mark.alone
 def test_a_prepared_and_an_int8_model_in_eight_threads() -> None:
     run = started("w8a8")
     run.train(2)

@@ -141,6 +141,7 @@ def test_autocast_and_reduced_precision_change_nothing() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.alone
 def test_threads_share_a_program() -> None:
     generator = torch.Generator().manual_seed(0)
     edges = {"x": edge(0.03, 99), "y": edge(0.3, 5)}

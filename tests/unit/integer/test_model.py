@@ -58,6 +58,7 @@ def test_any_batch_size_gives_the_same_codes(int8: Int8Model, x: Tensor) -> None
         assert codes.dtype == torch.uint8
 
 
+@pytest.mark.alone
 def test_repeats_and_threads_give_the_same_codes(int8: Int8Model, x: Tensor) -> None:
     y = int8(x)
     threads = torch.get_num_threads()

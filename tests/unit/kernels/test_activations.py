@@ -153,6 +153,7 @@ def test_ties_by_hand(level: str) -> None:
     assert x.grad.tolist() == [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("level", LEVELS)
 def test_threads_do_not_matter(level: str) -> None:
     x, first, before = torch.randn(300_000), torch.randn(10), torch.get_num_threads()

@@ -107,6 +107,7 @@ def test_counts_by_integer_arithmetic(level: str) -> None:
     assert 512 * 2.0 ** (exponent - 1) <= reach < 512 * 2.0**exponent
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("bins", [64, 4096, 5000])
 def test_threads_do_not_matter(level: str, bins: int) -> None:

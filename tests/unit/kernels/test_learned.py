@@ -125,6 +125,7 @@ def test_values_and_scales_of_every_size(level: str, rule: str) -> None:
         assert_same(level, run)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("level", LEVELS)
 def test_threads_do_not_matter(level: str) -> None:
     x, before, found = torch.randn(300_001) * 9, torch.get_num_threads(), []

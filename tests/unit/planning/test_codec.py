@@ -73,7 +73,7 @@ def test_schemes(scheme: QuantScheme) -> None:
     assert repr(through(config)) == repr(config)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=repr)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)  # `repr` has addresses: workers would disagree
 def test_rules_that_select_a_function(function: Callable[..., Any]) -> None:
     rule = through(QConfig().with_rules(Rule(function, None))).rules[0]
     assert rule.select is function
