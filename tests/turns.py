@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def turn(alone: bool, run: int) -> Iterator[None]:
-    """Waits until no other worker of `run` is inside, or none that must be alone, and is inside itself. 0: nobody else is there.
+    """Waits until no other worker of `run` is inside, or none that must be alone, and is inside itself.
 
-    run: the number of the process whose workers take turns with each other.
+    run: the number of the process whose workers take turns; 0 where there are none.
     """
     if run == 0:
         yield
