@@ -1,9 +1,12 @@
 """truequant: quantization-aware training whose Int8 model is, bit for bit, the model you validated.
 
-The public names stand in `truequant/api.py`. They are loaded, and torch with them, when the first of them is used, so that the
-command line completes words and prints its help without.
+The public names stand in `truequant/api.py`. Each is loaded when it is first used, from its room and with the rooms below that
+one: torch does not come before the first that needs it, so that the command line completes words and prints its help without,
+and who prepares a model loads no runtime.
 """
 
+import ast
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -13,18 +16,29 @@ if TYPE_CHECKING:
     from truequant.api import __all__ as __all__
 
 
+@cache
+def _rooms() -> dict[str, str]:
+    """Where each public name is loaded from: `truequant/api.py` is read for it and not run, which would load every room."""
+    spec = find_spec("truequant.api")
+    source = getattr(spec.loader, "get_source", lambda _: None)("truequant.api") if spec else None
+    if source is None:  # installed without sources, as frozen programs are
+        return dict.fromkeys(import_module("truequant.api").__all__, "truequant.api")
+    imports = (statement for statement in ast.parse(source).body if isinstance(statement, ast.ImportFrom))
+    return {alias.name: str(statement.module) for statement in imports for alias in statement.names}
+
+
 def __getattr__(name: str) -> Any:
-    if name.startswith("__") and name != "__all__":  # what Python itself asks a package for
-        raise AttributeError(f"module 'truequant' has no attribute '{name}'")
+    if name == "__all__":
+        return sorted(_rooms())
+    if name.startswith("__"):  # what Python itself asks a package for
+        raise AttributeError(f"module 'truequant' has no attribute '{name}'", name=name)
+    if name in _rooms():
+        globals()[name] = getattr(import_module(_rooms()[name]), name)
+        return globals()[name]
     if find_spec(f"truequant.{name}") is not None:  # a room
         return import_module(f"truequant.{name}")
-    api = import_module("truequant.api")
-    globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
-    if name not in globals():
-        raise AttributeError(f"module 'truequant' has no attribute '{name}'", name=name)
-    return globals()[name]
+    raise AttributeError(f"module 'truequant' has no attribute '{name}'", name=name)
 
 
 def __dir__() -> list[str]:
-    __getattr__("__all__")
-    return sorted(globals())
+    return sorted({*globals(), *_rooms()})

@@ -1,4 +1,7 @@
-"""The whole public API: what `import truequant as tq` offers. `truequant/__init__.py` loads it when a name is first used."""
+"""The whole public API: what `import truequant as tq` offers.
+
+`truequant/__init__.py` reads here which room a name is loaded from when it is first used.
+"""
 
 from truequant.analysis import (
     Latency,

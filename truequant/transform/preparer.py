@@ -12,7 +12,7 @@ from truequant.fake.statistics import Statistics, statistics
 from truequant.integer import Int8Model
 from truequant.planning import Plan, plan
 from truequant.schemes import QConfig
-from truequant.transform.convert import convert
+from truequant.transform.conversion import convert
 from truequant.transform.prepare import prepare
 
 
