@@ -1,24 +1,57 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is written when a module is first used: compiling all of it takes longer than the rest of the installation.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile
+MAKE_BOTH := @$(MAKE) --no-print-directory --jobs=2
 
-# The stamp's name carries a digest of everything that an installation depends on, so that `make setup` does nothing,
-# quickly, while these files stay the same, whatever their time stamps say.
-INPUTS := $(sort pyproject.toml $(wildcard setup.py requirements/*.txt csrc/*))
-STAMP := .venv/installed-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
+# A stamp's name carries a digest of everything that a part of the installation depends on, so that it does nothing, quickly,
+# while these files stay the same, whatever their time stamps say.
+digest = $(shell cat $(sort $(1)) | sha256sum | cut -c1-16)
+PACKAGE := .venv/package-$(call digest,requirements/package.txt)
+KERNELS := .venv/kernels-$(call digest,requirements/package.txt pyproject.toml $(wildcard setup.py csrc/*))
+DEMO := .venv/demo-$(call digest,requirements/package.txt requirements/demo.txt)
+ALL := .venv/all-$(call digest,$(wildcard requirements/*.txt))
 
-.PHONY: setup demo test quick bench check format docs clean
+.PHONY: interpreter setup setup-demo demo test quick bench check format docs clean
 
-setup: $(STAMP)
+setup: interpreter  ## the package, every extra, what tests and documentation need
+	$(MAKE_BOTH) $(KERNELS) $(ALL)
 
-$(STAMP):
+setup-demo: interpreter  ## the package and what the demo needs
+	$(MAKE_BOTH) $(KERNELS) $(DEMO)
+
+# Where an environment is there already, the interpreter is looked at only if one was asked for.
+interpreter:
+	@$(if $(and $(wildcard $(PACKAGE)),$(filter file,$(origin PYTHON))),true,$(ASK_INTERPRETER))
+ASK_INTERPRETER = \
+	{ $(PYTHON) -c "" 2>/dev/null || { echo "truequant cannot be set up: '$(PYTHON)' does not run here"; \
+	echo "  fix: install it, or give another: make PYTHON=python3.12 demo"; exit 1; } >&2; } && \
+	$(PYTHON) requirements/interpreter.py
+
+$(PACKAGE):
+	@echo "setting up .venv: torch first, then the other packages while the kernels compile; minutes, once"
 	$(PYTHON) -m venv .venv
-	rm -f .venv/installed-*
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(addprefix -r ,$(wildcard requirements/*.txt))
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
-	touch $@
+	@rm -f .venv/package-*
+	$(INSTALL) -r requirements/package.txt || { $(BIN)/python requirements/interpreter.py torch || rm -rf .venv; exit 1; }
+	@touch $@
 
-demo: setup  ## the main job on MNIST; options: make demo ARGS="--model resnet"
+$(KERNELS): $(PACKAGE)
+	@rm -f .venv/kernels-*
+	$(INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(DEMO): $(PACKAGE)
+	@rm -f .venv/demo-*
+	$(INSTALL) -r requirements/demo.txt
+	@touch $@
+
+$(ALL): $(PACKAGE)
+	@rm -f .venv/all-* .venv/demo-*
+	$(INSTALL) $(addprefix -r ,$(wildcard requirements/*.txt))
+	@touch $(DEMO) $@
+
+demo: setup-demo  ## the main job on MNIST; options: make demo ARGS="--model resnet"
 	$(BIN)/truequant demo $(ARGS)
 
 test: setup  ## every test
