@@ -21,7 +21,7 @@ from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, Conv, Edge, Linear
 from truequant.runtimes import adds_that_need_fma, machine, onnx_bytes, promises, saturating_layers
-from truequant.runtimes.promises import layer_bound
+from truequant.runtimes.saturation import layer_bound
 
 QEMU = shutil.which("qemu-x86_64")
 Case = tuple[IntegerProgram, tuple[Tensor, ...]]

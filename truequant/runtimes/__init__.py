@@ -6,8 +6,9 @@ from truequant.runtimes.export import digest, export_onnx, onnx_bytes
 from truequant.runtimes.fusion_lint import Lint, Miss, lint
 from truequant.runtimes.machine import Machine, machine, read_cpuinfo
 from truequant.runtimes.metadata import with_program
-from truequant.runtimes.promises import adds_that_need_fma, promises, saturating_layers
+from truequant.runtimes.promises import adds_that_need_fma, promises
 from truequant.runtimes.registry import RUNTIMES, Runtime, compile, runtime_of
+from truequant.runtimes.saturation import saturating_layers
 from truequant.runtimes.shipped import ShippedFile
 from truequant.runtimes.torch_program import export_program
 

@@ -37,9 +37,10 @@ from truequant.integer.wide import SUMS
 from truequant.runtimes.export import program_of
 from truequant.runtimes.pooled_sums import pooling_of
 from truequant.runtimes.proofs import proven
+from truequant.runtimes.saturation import saturates
 from truequant.runtimes.session import Level
 from truequant.runtimes.shipped import read_program
-from truequant.runtimes.weights import packs, saturates
+from truequant.runtimes.weights import packs
 from truequant.runtimes.writer import Form, limits_of, runs_here
 from truequant.schemes import TARGETS, Target
 

@@ -4,6 +4,9 @@ OpenVINO turns a QuantizeLinear into a FakeQuantize, which scales in its own ord
 in ten thousand differs, already at the input. Here every rule is written out, and each step is exact or one float32
 rounding, as in the program: sums of `(xq - zx) * wq` with scale 1, which OpenVINO still runs in its int8 kernels, then Add of
 the bias, Mul, Round, Add of the zero point, Clip. Sums of two edges are tables of all pairs of codes.
+
+Without VNNI its int8 kernels sum pairs of products in int16. A layer that this could saturate ships its weights as two layers of
+half the size, whose sums it adds: at most 255 * (64 + 64) in a pair. OpenVINO adds in the second kernel.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
+from truequant.runtimes.saturation import saturates_in_openvino
 from truequant.runtimes.weights import scales
 from truequant.runtimes.writer import Writer, numpy_of
 
@@ -71,11 +75,39 @@ def _centred(writer: Writer, name: str, reader: str) -> str:
     return _step(writer, reader, "DequantizeLinear", inputs, f"{name}.centred")
 
 
-def _weight(writer: Writer, node: Conv | Linear, codes: Any) -> str:
+def _unsigned(writer: Writer, name: str, reader: str) -> tuple[str, int]:
+    """Codes in uint8 and their zero point. Without VNNI, convolutions of signed codes halve their weights, odd ones inexactly."""
+    edge = writer.edge(name)
+    if not edge.signed:
+        return name, edge.zero_point
+    value = _step(writer, reader, "Cast", [name], f"{name}.number", to=1)
+    value = _step(writer, reader, "Add", [value, _number(writer, reader, f"{name}.raise", 128)], f"{name}.raised")
+    return _step(writer, reader, "Cast", [value], f"{name}.unsigned", to=2), edge.zero_point + 128
+
+
+def _bytes(writer: Writer, codes: str, zero_point: int, reader: str) -> str:
+    """Codes in uint8 less their zero point."""
+    unit, zero = writer.constant("unit", np.float32(1)), writer.constant(f"{reader}.zero_point", np.array(zero_point, np.uint8))
+    return _step(writer, reader, "DequantizeLinear", [codes, unit, zero], "centred")
+
+
+def _sum(writer: Writer, node: Conv | Linear, op: str, x: str, codes: Any, **attributes: Any) -> str:
+    """`sum((xq - zx) * wq)`. codes: the weights as `op` reads them."""
+    acc = writer.fresh(f"{node.output}.sum")
+    if not saturates_in_openvino(writer.program, node):
+        return writer.node(op, [x, _weight(writer, node, codes, "weight")], acc, name=node.output, **attributes)
+    half = codes >> 1  # and the rest: both lie in [-64, 64]
+    parts = []
+    for name, part, some in ((node.output, "half", half), (writer.fresh(f"{node.output}.second"), "rest", codes - half)):
+        output = writer.fresh(f"{node.output}.sum_of_{part}")
+        parts.append(writer.node(op, [x, _weight(writer, node, some, part)], output, name=name, **attributes))
+    return writer.node("Add", parts, acc, name=acc)
+
+
+def _weight(writer: Writer, node: Conv | Linear, codes: Any, part: str) -> str:
     unit, none = writer.constant("unit", np.float32(1)), writer.constant("no_zero_point", np.array(0, np.int8))
-    return _step(
-        writer, node.output, "DequantizeLinear", [writer.constant(f"{node.output}.weight", codes), unit, none], "whole"
-    )
+    stored = writer.constant(f"{node.output}.{part}", codes)
+    return _step(writer, node.output, "DequantizeLinear", [stored, unit, none], f"whole_{part}")
 
 
 def _finish(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...]) -> None:
@@ -93,44 +125,40 @@ def _finish(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...
 
 def _conv(writer: Writer, node: Conv) -> None:
     begins, ends = [p[0] for p in node.padding], [p[1] for p in node.padding]
-    zero_point = writer.edge(node.input).zero_point
+    codes, zero_point = _unsigned(writer, node.input, node.output)
     if zero_point and 1 < node.groups < node.weight.shape[0]:
         # With AMX, OpenVINO 2026.4 sums groups of few channels wrongly where a zero point is to be taken off. Its share of the
         # sums is a constant of the channel: it goes into the bias, and the padding is the zero point itself.
-        x = _whole(writer, node, [0, 0, *begins, 0, 0, *ends], zero_point)
+        codes = _padded(writer, node, codes, [0, 0, *begins, 0, 0, *ends], zero_point)
         begins, ends = [0] * len(begins), [0] * len(ends)
         node = replace(node, bias=node.bias.long() - zero_point * node.weight.long().flatten(1).sum(1))
-    else:
-        x = _centred(writer, node.input, node.output)
-    acc, shape = writer.fresh(f"{node.output}.sum"), (1, -1, *(1,) * len(node.stride))
-    writer.node(
-        "Conv", [x, _weight(writer, node, numpy_of(node.weight))], acc, name=node.output,
+        zero_point = 0
+    acc = _sum(
+        writer, node, "Conv", _bytes(writer, codes, zero_point, node.output), numpy_of(node.weight),
         kernel_shape=list(node.weight.shape[2:]), strides=list(node.stride), pads=[*begins, *ends],
         dilations=list(node.dilation), group=node.groups,
     )  # fmt: skip
-    _finish(writer, node, acc, shape)
+    _finish(writer, node, acc, (1, -1, *(1,) * len(node.stride)))
 
 
-def _whole(writer: Writer, node: Conv, pads: list[int], zero_point: int) -> str:
-    """`xq` with its padding, as float."""
-    codes, edge, unit = node.input, writer.edge(node.input), writer.constant("unit", np.float32(1))
-    if any(pads):
-        value = writer.constant(f"{node.output}.padding", np.array(zero_point, writer.dtype(edge)))
-        codes = _step(writer, node.output, "Pad", [codes, writer.integers(f"{node.output}.pads", pads), value], "padded")
-    none = writer.constant("none", np.array(0, writer.dtype(edge)))
-    return _step(writer, node.output, "DequantizeLinear", [codes, unit, none], "codes_as_float")
+def _padded(writer: Writer, node: Conv, codes: str, pads: list[int], zero_point: int) -> str:
+    if not any(pads):
+        return codes
+    value = writer.constant(f"{node.output}.padding", np.array(zero_point, np.uint8))
+    return _step(writer, node.output, "Pad", [codes, writer.integers(f"{node.output}.pads", pads), value], "padded")
 
 
 def _linear(writer: Writer, node: Linear) -> None:
-    inputs = [_centred(writer, node.input, node.output)]
-    inputs.append(_weight(writer, node, np.ascontiguousarray(numpy_of(node.weight).T)))
-    acc = writer.node("MatMul", inputs, writer.fresh(f"{node.output}.sum"), name=node.output)
-    _finish(writer, node, acc, (-1,))
+    x = _bytes(writer, *_unsigned(writer, node.input, node.output), node.output)
+    _finish(writer, node, _sum(writer, node, "MatMul", x, np.ascontiguousarray(numpy_of(node.weight).T)), (-1,))
 
 
 def _matmul(writer: Writer, node: program_nodes.MatMul) -> None:
-    inputs = [_centred(writer, node.left, node.output), _centred(writer, node.right, f"{node.output}.right")]
-    acc = writer.node("MatMul", inputs, writer.fresh(f"{node.output}.sum"), name=node.output)
+    left, right = _centred(writer, node.left, node.output), _centred(writer, node.right, f"{node.output}.right")
+    if saturates_in_openvino(writer.program, node):
+        # A Round that changes nothing: OpenVINO multiplies in float32 what does not come from codes.
+        right = _step(writer, node.output, "Round", [right], "right_as_float")
+    acc = writer.node("MatMul", [left, right], writer.fresh(f"{node.output}.sum"), name=node.output)
     a, b, y = (np.float32(writer.edge(n).scale) for n in (node.left, node.right, node.output))
     _requantized(writer, acc, np.float32(np.float32(a * b) / y), node.output, node.low, node.high)
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from truequant import numerics
-from truequant.integer import IntegerProgram, float_sums, is_wide
-from truequant.integer.nodes import FLOAT_LINEARS, Add, Conv, Edge, Linear
+from truequant.integer import IntegerProgram, float_sums
+from truequant.integer.nodes import FLOAT_LINEARS, Add, Edge
+from truequant.runtimes.saturation import saturating_layers
 from truequant.schemes import ONNXRUNTIME, TARGETS
 
 
@@ -39,20 +40,6 @@ def promises(program: IntegerProgram) -> tuple[str, ...]:
     if not lines:
         return ("promised: the same codes on every x86 CPU, with VNNI or without, with FMA or without",)
     return ("promised: the same codes on every x86 CPU but", *lines)
-
-
-def saturating_layers(program: IntegerProgram) -> list[str]:
-    """Layers whose pairs of u8 x s8 products could leave int16, if their weights were shipped signed, in the form of the file
-    that saturates most: in QDQ form some layers sum in float32 (`pooled_sums`).
-    """
-    layers = [n for n in program.nodes if isinstance(n, (Conv, Linear)) and not is_wide(n, program.edges)]
-    return [node.output for node in layers if layer_bound(program, node) > numerics.INT16_MAX]
-
-
-def layer_bound(program: IntegerProgram, node: Conv | Linear) -> int:
-    """The largest sum of two products in a layer. Kernels turn signed codes into unsigned ones by adding 128."""
-    edge = program.edges[node.input]
-    return numerics.pair_bound(node.weight, 255 if edge.signed else edge.qmax)
 
 
 def adds_that_need_fma(program: IntegerProgram) -> dict[str, int]:

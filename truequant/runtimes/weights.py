@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from truequant import numerics
 from truequant.errors import ExportError
-from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import Conv, Linear
 from truequant.runtimes.packages import onnx
+from truequant.runtimes.saturation import saturates
 from truequant.runtimes.writer import Writer, numpy_of
-from truequant.schemes import TARGETS
 
 _PACKED_FROM = 512
 """Elements from which two codes a byte save more than the Cast node that unpacks them costs."""
@@ -27,16 +25,6 @@ class Weight:
     codes: str
     scale: str
     zero_point: str
-
-
-def saturates(program: IntegerProgram, node: Conv | Linear) -> bool:
-    """Whether a CPU without VNNI may saturate this layer in int16, so that its weights ship unsigned."""
-    target = TARGETS.get(program.target)
-    if target is None or not target.saturating_pairs or is_wide(node, program.edges):
-        return False
-    edge = program.edges[node.input]
-    # Kernels turn signed codes into unsigned ones by adding 128.
-    return numerics.pair_bound(node.weight, 255 if edge.signed else edge.qmax) > numerics.INT16_MAX
 
 
 def weight_of(writer: Writer, node: Conv | Linear, *, transposed: bool = False, scalar_zero: bool = False) -> Weight:
