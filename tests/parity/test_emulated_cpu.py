@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import truequant as tq
+from tests.emulation import WITHOUT_VNNI, differences, needs_qemu
 from truequant.demo import MODELS, load_mnist
 from truequant.integer import IntegerProgram
-from truequant.runtimes import onnx_bytes
 from truequant.runtimes.writer import Form
 
-QEMU = shutil.which("qemu-x86_64")
-pytestmark = [
-    pytest.mark.emulated,
-    pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 (Debian's qemu-user) is not installed; .ci/run installs it"),
-]
+pytestmark = [pytest.mark.emulated, needs_qemu]
 
 
 def on_haswell(program: IntegerProgram, images: torch.Tensor, folder: Path, form: Form = "qdq") -> tuple[int, dict[str, int]]:
     """Codes compared, and codes that differ by edge, on a CPU with AVX2 and FMA and without VNNI."""
-    model, arrays = folder / "edges.onnx", folder / "arrays.npz"
-    model.write_bytes(onnx_bytes(program, form=form, show_edges=True))
-    int8 = tq.Int8Model(program)
-    expected = {f"out:{n}": c.numpy() for n, c in int8.codes(images).items()}
-    expected |= {f"out:{program.outputs}": int8(images).numpy(), f"in:{program.inputs[0].name}": images.numpy()}
-    np.savez(arrays, **expected)
-    child = Path(__file__).with_name("emulated.py")
-    command = [QEMU or "", "-cpu", "Haswell-noTSX", sys.executable, str(child), str(model), str(arrays)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(done.stdout.splitlines()[-1])
-    return report["compared"], {n: d for n, d in report["different"].items() if d}
+    return differences(WITHOUT_VNNI, {"": (program, (images,))}, folder, form)[""]
 
 
 def converted(name: str, preset: str | tq.QConfig) -> tuple[IntegerProgram, torch.Tensor]:

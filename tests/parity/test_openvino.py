@@ -16,9 +16,10 @@ import truequant as tq
 from tests.models import FAMILIES
 from tests.programs import S8, edge, f32, program, random_codes, random_conv, random_linear, values_of
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.integer.nodes import Add, Clamp, Edge, GlobalAverage, MatMul, MaxPool, Mul, Pad, Slice, Sub, Table
+from truequant.integer.nodes import Add, Clamp, Conv, Edge, GlobalAverage, MatMul, MaxPool, Mul, Pad, Slice, Sub, Table
 from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
 from truequant.runtimes.openvino_session import compiled, run
+from truequant.runtimes.saturation import saturates_in_openvino
 
 
 def assert_same(p: IntegerProgram, *inputs: Tensor) -> dict[str, int]:
@@ -34,24 +35,29 @@ def assert_same(p: IntegerProgram, *inputs: Tensor) -> dict[str, int]:
     return compiled.kernels()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("preset", ["w8a8", "w8a8-pow2", "w4a8"])
-@pytest.mark.parametrize("name", ["LeNet, tanh", "ResNet", "U-Net"])
-def test_models(name: str, preset: str) -> None:
+def calibrated(name: str, preset: str) -> Int8Model:
     torch.manual_seed(0)
     family = FAMILIES[name]
     qat = tq.prepare(family.make(), family.inputs(), preset)
     tq.calibrate(qat, [family.inputs()])
-    int8 = tq.convert(qat)
+    return tq.convert(qat)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("preset", ["w8a8", "w8a8-pow2", "w7a8", "w4a8"])
+@pytest.mark.parametrize("name", ["LeNet, tanh", "ResNet", "U-Net"])
+def test_models(name: str, preset: str) -> None:
+    int8, family = calibrated(name, preset), FAMILIES[name]
     for batch in (1, 5):
         x = torch.cat([family.inputs() for _ in range(3)])[:batch]
         found, outputs = OpenvinoEdges(int8.program).codes(x), tq.compile(int8, "openvino", threads=batch % 2 + 1)(x)
         for edge_name, codes in int8.codes(x).items():
             assert torch.equal(codes.int(), found[edge_name].int()), edge_name
         assert torch.equal(int8(x), outputs)
-    kernels = OpenvinoModel(int8.program).kernels()
-    assert kernels["Convolution u8"] == int8.ops()["Conv"]
+    halved = [n for n in int8.program.nodes if isinstance(n, Conv) and saturates_in_openvino(int8.program, n)]
+    assert OpenvinoModel(int8.program).kernels()["Convolution u8"] == int8.ops()["Conv"] + len(halved)
+    assert bool(halved) is (preset != "w7a8")
 
 
 @pytest.mark.parametrize("zero_point", [0, 128, 255])

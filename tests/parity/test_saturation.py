@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import truequant as tq
+from tests.emulation import WITHOUT_FMA, WITHOUT_VNNI, Case, differences, needs_qemu
 from tests.programs import S8, edge, f32, program, values_of
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, Conv, Edge, Linear
 from truequant.runtimes import adds_that_need_fma, machine, onnx_bytes, promises, saturating_layers
 from truequant.runtimes.saturation import layer_bound
-
-QEMU = shutil.which("qemu-x86_64")
-Case = tuple[IntegerProgram, tuple[Tensor, ...]]
 
 
 def case(made: IntegerProgram, target: str, *inputs: Tensor) -> Case:
@@ -115,25 +108,12 @@ def test_signed_weights_are_exact_where_the_machine_has_vnni(name: str) -> None:
 
 def on(cpu: str, cases: dict[str, Case], folder: Path) -> dict[str, int]:
     """Codes and outputs that differ on an emulated CPU, case by case."""
-    command = [QEMU or "", "-cpu", cpu, sys.executable, str(Path(__file__).with_name("emulated.py"))]
-    for number, (p, inputs) in enumerate(cases.values()):
-        model, arrays = folder / f"{number}.onnx", folder / f"{number}.npz"
-        model.write_bytes(onnx_bytes(p, show_edges=True))
-        int8 = tq.Int8Model(p)
-        stored = {f"out:{n}": c.numpy() for n, c in int8.codes(*inputs).items()}
-        stored |= {f"out:{p.outputs}": int8(*inputs).numpy()}
-        stored |= {f"in:{i.name}": x.numpy() for i, x in zip(p.inputs, inputs, strict=True)}
-        np.savez(arrays, **stored)
-        command += [str(model), str(arrays)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    counts = [sum(json.loads(line)["different"].values()) for line in done.stdout.splitlines()]
-    return dict(zip(cases, counts, strict=True))
+    return {name: sum(different.values()) for name, (_, different) in differences(cpu, cases, folder).items()}
 
 
 @pytest.mark.emulated
-@pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 (Debian's qemu-user) is not installed; .ci/run installs it")
-@pytest.mark.parametrize("cpu", ["Haswell-noTSX", "SandyBridge"])
+@needs_qemu
+@pytest.mark.parametrize("cpu", [WITHOUT_VNNI, WITHOUT_FMA])
 def test_other_machines(cpu: str, tmp_path: Path) -> None:
     """What is promised holds, and what is not promised does differ, by as many pairs as the rule without FMA predicts."""
     (tmp_path / "exact").mkdir()
@@ -141,6 +121,6 @@ def test_other_machines(cpu: str, tmp_path: Path) -> None:
     found = on(cpu, SATURATING | {"add": add("onnxruntime")}, tmp_path)
     (pairs,) = adds_that_need_fma(add("onnxruntime")[0]).values()
     # A code that differs is counted where it is computed and where it is dequantized.
-    assert found.pop("add") == (2 * pairs if cpu == "SandyBridge" else 0)
+    assert found.pop("add") == (2 * pairs if cpu == WITHOUT_FMA else 0)
     # AVX2's kernels sum pairs in int16; those of SSE do not.
-    assert all(found.values()) if cpu == "Haswell-noTSX" else not any(found.values())
+    assert all(found.values()) if cpu == WITHOUT_VNNI else not any(found.values())

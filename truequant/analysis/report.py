@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 from truequant.analysis.cases import Case
 from truequant.runtimes import Machine
 
-Grade = Literal["EXACT", "WITHIN 1", "CLOSE", "DIFFERENT", "UNVERIFIED"]
+Distance = Literal["EXACT", "WITHIN 1", "CLOSE", "DIFFERENT", "UNVERIFIED"]
+Grade = Literal["EXACT", "EXACT BETWEEN ISLANDS", "WITHIN 1", "CLOSE", "DIFFERENT", "UNVERIFIED"]
 Requirement = Literal["EXACT", "EXACT BETWEEN ISLANDS", "WITHIN 1", "CLOSE"]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 CLOSE = 1e-3
@@ -76,8 +77,17 @@ class RuntimeReport:
 
     @property
     def grade(self) -> Grade:
-        """EXACT: not one code and not one bit of an output differs. WITHIN 1: codes differ by one at most, or none did but
-        some are sums in float, which other inputs may round otherwise.
+        """EXACT: not one code and not one bit of an output differs. EXACT BETWEEN ISLANDS: what differs, or would with other
+        inputs, comes from float islands and sums alone. Else `distance`.
+        """
+        if self.distance in ("WITHIN 1", "DIFFERENT") and self.exact_between_islands:
+            return "EXACT BETWEEN ISLANDS"
+        return self.distance
+
+    @property
+    def distance(self) -> Distance:
+        """How far codes and outputs lie apart, whatever the cause. WITHIN 1: codes differ by one at most, or none did but some
+        are sums in float.
 
         DIFFERENT: by more, or an output differs that no code and no float island accounts for. UNVERIFIED: nothing ran.
         A program with linear layers that read floats is never EXACT: CLOSE where codes differ by one at most and outputs by a
@@ -105,11 +115,11 @@ class RuntimeReport:
         )
 
     def meets(self, requirement: Requirement) -> bool:
-        """Whether the grade is at least what is required."""
+        """Whether what differs is no more than what is required allows. Islands excuse no distance."""
         if requirement == "EXACT BETWEEN ISLANDS":
             return self.exact_between_islands
         least = ("EXACT", "WITHIN 1", "CLOSE")
-        return self.grade in least[: least.index(requirement) + 1]
+        return self.distance in least[: least.index(requirement) + 1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -128,8 +138,8 @@ class RuntimeReport:
 class Verification:
     """All runtimes together, and each alone in `runtimes`.
 
-    expected: whose codes were expected, "evaluated model" or "reference program", and their metric. promise: what the file
-    promises on machines of other kinds, a sentence each. program: the program's digest.
+    expected: whose codes were expected, "evaluated model" or "reference program", and their metric. promise: what each
+    runtime's file promises on machines of other kinds, a sentence each. program: the program's digest.
     """
 
     runtimes: Mapping[str, RuntimeReport]

@@ -192,11 +192,12 @@ class _Run:
         for name in reports:
             if name in DEPLOYED and not DEPLOYED[name].exact:
                 reports[name] = replace(reports[name], promised=False, note="its arithmetic is that of floats")
+        different = [name for name, report in reports.items() if report.origins]
         return Verification(
             reports,
             expected="reference program" if self.qat is None else "evaluated model",
             batches=self.batches, examples=self.examples, metric=self.metric / max(1, self.examples) if measured else None,
-            program=self.digest, machine=machine(), promise=promises(self.program),
+            program=self.digest, machine=machine(), promise=promises(self.program, tuple(reports), different),
         )  # fmt: skip
 
 

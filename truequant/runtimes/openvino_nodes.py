@@ -5,8 +5,8 @@ in ten thousand differs, already at the input. Here every rule is written out, a
 rounding, as in the program: sums of `(xq - zx) * wq` with scale 1, which OpenVINO still runs in its int8 kernels, then Add of
 the bias, Mul, Round, Add of the zero point, Clip. Sums of two edges are tables of all pairs of codes.
 
-Without VNNI its int8 kernels sum pairs of products in int16. A layer that this could saturate ships its weights as two layers of
-half the size, whose sums it adds: at most 255 * (64 + 64) in a pair. OpenVINO adds in the second kernel.
+Without VNNI its int8 kernels sum pairs of products in int16. A layer that this could saturate ships as two, with half of every
+weight each, so that a pair is at most 255 * (64 + 64). OpenVINO adds their sums in the second kernel.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _centred(writer: Writer, name: str, reader: str) -> str:
 
 
 def _unsigned(writer: Writer, name: str, reader: str) -> tuple[str, int]:
-    """Codes in uint8 and their zero point. Without VNNI, convolutions of signed codes halve their weights, odd ones inexactly."""
+    """Codes in uint8, and their zero point. Without VNNI, convolutions of signed codes halve their weights, and round them."""
     edge = writer.edge(name)
     if not edge.signed:
         return name, edge.zero_point

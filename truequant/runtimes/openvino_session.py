@@ -24,19 +24,23 @@ def _core() -> Any:
     return openvino().Core()
 
 
+def options_of(threads: int) -> dict[str, str | int]:
+    """With which OpenVINO computes what the form says."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+
 def compiled(data: bytes, threads: int = 0, folder: str | None = None) -> Any:
     """OpenVINO's compiled model: float32 where it is float, no quantization but the program's own.
 
     folder: where constants beside the model lie.
     """
-    core = _core()
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "EXECUTION_MODE_HINT": "ACCURACY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-    }
+    core, options = _core(), options_of(threads or torch.get_num_threads())
     if folder is None:
         return core.compile_model(core.read_model(data), "CPU", options)
     path = Path(folder) / f".{secrets.token_hex(8)}.onnx"  # OpenVINO looks for constants beside the file that it reads

@@ -85,7 +85,7 @@
     const host = at("summary"), cards = el("div", { class: "cards" });
     const card = (value, label, kind = "") => cards.append(el("div", { class: "card" }, el("b", { class: kind }, value), el("span", {}, label)));
     const grades = (data.verification || []).map((v) => v.grade);
-    if (grades.length) card(grades.every((g) => g === "EXACT") ? "EXACT" : grades.find((g) => g !== "EXACT"), "verification", grades.every((g) => g === "EXACT") ? "good" : "bad");
+    if (grades.length) card(grades.every((g) => g === "EXACT") ? "EXACT" : grades.find((g) => g !== "EXACT"), "verification", grades.every((g) => g.startsWith("EXACT")) ? "good" : "bad");
     const last = data.stages[data.stages.length - 1];
     if (last && last.top1 !== null) card(accuracy(last.top1), "top-1 as deployed");
     if (data.program) card(bytes(data.program.bytes), "Int8 program");
