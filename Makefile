@@ -9,7 +9,7 @@ MAKE_BOTH := @$(MAKE) --no-print-directory --jobs=2
 # while these files stay the same, whatever their time stamps say.
 digest = $(shell cat $(sort $(1)) | sha256sum | cut -c1-16)
 PACKAGE := .venv/package-$(call digest,requirements/package.txt)
-KERNELS := .venv/kernels-$(call digest,requirements/package.txt pyproject.toml $(wildcard setup.py csrc/*))
+KERNELS := .venv/kernels-$(call digest,requirements/package.txt pyproject.toml $(wildcard setup.py csrc/*.cpp csrc/*/*))
 DEMO := .venv/demo-$(call digest,requirements/package.txt requirements/demo.txt)
 ALL := .venv/all-$(call digest,$(wildcard requirements/*.txt))
 

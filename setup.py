@@ -14,6 +14,19 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+# The largest first, so that no core waits for one at the end. The others take seconds.
+LONGEST = ("bindings", "level_portable", "level_avx512", "level_avx2")
+
+
+def place(source: str) -> tuple[int, str]:
+    """When a file is compiled."""
+    name = Path(source).stem
+    return (LONGEST.index(name) if name in LONGEST else len(LONGEST), name)
+
+
+def is_binding(source: str) -> bool:
+    """Whether a file only calls kernels: to optimize it as they are costs seconds and gains nothing."""
+    return Path(source).parent == Path("csrc")
 
 
 class BuildKernels(build_ext):
@@ -22,9 +35,13 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         compile_all = self.compiler.compile
 
+        def one(source: str, *args: object, **kwargs: object) -> list[str]:
+            extra = [*kwargs.pop("extra_postargs"), *(["-O1"] if is_binding(source) else [])]
+            return compile_all([source], *args, extra_postargs=extra, **kwargs)
+
         def side_by_side(sources: list[str], *args: object, **kwargs: object) -> list[str]:
             with ThreadPoolExecutor() as pool:
-                return [o for objects in pool.map(lambda s: compile_all([s], *args, **kwargs), sources) for o in objects]
+                return [o for objects in pool.map(lambda s: one(s, *args, **kwargs), sorted(sources, key=place)) for o in objects]
 
         self.compiler.compile = side_by_side
         try:
@@ -50,8 +67,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "truequant.kernels._native",
-            sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp")),
-            depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").iterdir() if p.suffix != ".cpp"),
+            sorted(str(p.relative_to(ROOT)) for p in (*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc/kernels").glob("*.cpp"))),
+            depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*") if p.suffix in {".h", ".inl", ".cpp"}),
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             libraries=["c10", "torch", "torch_cpu", "torch_python"],
