@@ -16,6 +16,7 @@ from truequant.fake import evaluation, passes
 from truequant.fake.clock import Clock, local
 from truequant.fake.layouts import on_contiguous
 from truequant.fake.marks import mark
+from truequant.fake.norms import BatchStatistics, float_statistics, reads_float_statistics
 from truequant.fake.products import product
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.registered import traceable
@@ -49,6 +50,8 @@ class RuntimeSite:
     carries: RuntimeSite | None = None
     """Where the quantizer sits that runs in one training pass with this op."""
     arithmetic: ArithmeticRule = "onnxruntime"
+    statistics: BatchStatistics | None = None
+    """Of a layer in training, until the BatchNorm behind it takes them: those of its float weights."""
 
     def exact(self) -> bool:
         """Whether this site computes on codes now."""
@@ -116,6 +119,7 @@ class RuntimeSite:
             return self.finish(linear(x, weight, bias))
         factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
         quantized = self.weight(weight, factor)
+        self.statistics = float_statistics(linear, x, weight, bias) if reads_float_statistics(self) else None
         if bias is not None and self.norm is None:
             bias = self._rounded(bias, weight)
         return self._finish_result([product(linear, x, quantized, bias)])
@@ -178,6 +182,11 @@ class RuntimeSite:
         """The BatchNorm of this layer, with running statistics."""
         norm: Any = self.norm
         return numerics.Normalization(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+    def take_statistics(self) -> BatchStatistics | None:
+        """Of a layer: the statistics that the BatchNorm behind it takes in this forward instead of its own."""
+        taken, self.statistics = self.statistics, None
+        return taken
 
     def _ready(self) -> bool:
         return not self.clock.calibrating and self.reads[0] is not None and self.reads[0].is_calibrated

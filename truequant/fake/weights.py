@@ -174,7 +174,20 @@ class WeightQuantizer(Grid):
             return (fake(weight * size, scale, zero, scheme) / size).to(weight.dtype)
         # The codes of w * f on the grid `scale` are those of w on the grid scale / |f|; where f vanishes they are all 0.
         scale = numerics.along_axis(scale.reshape(-1), 0, weight.dim()) / size
-        return self._with_frozen(fake(weight, scale, torch.zeros_like(scale), scheme), scale)
+        y = fake(weight, scale, torch.zeros_like(scale), scheme)
+        if self.shift is None and torch.is_grad_enabled() and size.requires_grad:
+            y = self._through_size(y, weight, scale, size)
+        return self._with_frozen(y, scale)
+
+    def _through_size(self, y: Tensor, weight: Tensor, scale: Tensor, size: Tensor) -> Tensor:
+        """`y`, with the straight-through gradient to the factor of `fake(w * |f|) / |f|`: a learned scale brings its own.
+
+        It is 0 where the codes are exact, and reaches gamma from a channel that has no code but 0.
+        """
+        kept = weight
+        if self.scheme.gradient != "identity":
+            kept = torch.where(weight.abs() <= (self.scheme.qmax + 0.5) * scale, weight, 0.0)
+        return y + ((kept - y).detach() * (size / size.detach() - 1.0)).to(y.dtype)
 
     def _with_frozen(self, y: Tensor, scale: Tensor) -> Tensor:
         """`y` with frozen codes: no gradient to those weights, the scale still trained."""

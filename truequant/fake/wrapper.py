@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from truequant.errors import PlanError, StateError
-from truequant.fake import layers, passes
+from truequant.fake import layers, norms, passes
 from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, run_in_place, suspend
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
@@ -100,6 +101,8 @@ class QATModuleWrapper(nn.Module):
         if action == "weighted":
             return site.finish(self._weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
+            if (batch := site.layer.take_statistics()) is not None:
+                return site.finish(self._shifted(site.layer, partial(norms.normalized, self, batch), args, kwargs))
             if site.carries is not None and (y := passes.normalized(self, site, args, kwargs)) is not None:
                 return y
             return site.finish(self._shifted(site.layer, forward, args, kwargs))

@@ -1,0 +1,92 @@
+"""BatchNorm in training behind a layer whose channels share one scale: its statistics are those of the float weights.
+
+The codes of such a weight are those of `w * gamma / sigma_running`, on one grid for all channels. Were the running statistics
+those of the quantized products, each would depend on the other: a channel that is small on the grid has few codes or none, its
+variance falls, its factor grows until it has codes again, its variance leaps, and training never comes to rest; nor do the
+running statistics ever describe the weights that evaluation makes of them. The statistics of `w * x` with the float `w` depend
+on no grid (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference", section 3.2.2; Jacob et al.
+2018, figure C.8). They cost the products once more, without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from truequant.schemes import PerTensor
+
+if TYPE_CHECKING:
+    from truequant.fake.sites import RuntimeSite
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """Mean and biased variance of a batch, `(C,)`, of `count` values each."""
+
+    mean: Tensor
+    variance: Tensor
+    count: int
+
+
+def reads_float_statistics(site: RuntimeSite) -> bool:
+    """Whether the BatchNorm behind the layer at `site` takes the statistics of the float weights in this forward.
+
+    A binary code is a sign, which no factor moves. `nn.SyncBatchNorm` computes the statistics of all ranks by itself.
+    """
+    quantizer, norm = site.weight, site.norm
+    if quantizer is None or norm is None or not (norm.training and site.owner.training):
+        return False
+    if not quantizer.tied or quantizer.scheme.granularity != PerTensor() or quantizer.scheme.dtype.bits == 1:
+        return False
+    return quantizer.quantizing and not site.clock.calibrating and not isinstance(norm, nn.SyncBatchNorm)
+
+
+@torch.no_grad()
+def float_statistics(
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+) -> BatchStatistics:
+    """Those of `linear(x, weight, bias)`, whose channels are axis 1."""
+    y = linear(x, weight, bias).float()
+    axes = [axis for axis in range(y.dim()) if axis != 1]
+    variance, mean = torch.var_mean(y, axes, correction=0)
+    return BatchStatistics(mean, variance, y.numel() // y.shape[1])
+
+
+def normalized(module: Any, batch: BatchStatistics, x: Tensor) -> Tensor:
+    """What the BatchNorm `module` in training makes of `x` with the statistics `batch`, which its running ones then follow."""
+    module._check_input_dim(x)
+    y: Tensor = _Normalized.apply(x, batch.mean, batch.variance + module.eps, module.weight, module.bias)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        module.num_batches_tracked.add_(1)
+        unbiased = batch.variance * (batch.count / max(1, batch.count - 1))
+        step: Any = 1.0 / module.num_batches_tracked if module.momentum is None else module.momentum
+        for running, now in ((module.running_mean, batch.mean), (module.running_var, unbiased)):
+            running.copy_(running + step * (now.to(running.dtype) - running))
+    return y
+
+
+class _Normalized(torch.autograd.Function):
+    """`gamma * (x - mean) / sqrt(variance) + beta`, with the gradient of a BatchNorm whose statistics are those of `x`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, torch.rsqrt(variance), gamma)
+        return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, inverse, gamma = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[i] for i in (0, 3, 4)]
+        dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+            grad, x, gamma, None, None, mean, inverse, True, 0.0, wanted
+        )
+        return dx, None, None, dgamma, dbeta
