@@ -5,6 +5,7 @@ Everything else about the package is in pyproject.toml.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +30,24 @@ def is_binding(source: str) -> bool:
     return Path(source).parent == Path("csrc")
 
 
+def files(*patterns: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / "csrc").glob(pattern))
+
+
 class BuildKernels(build_ext):
     """Compiles the files side by side, and says what to do where that fails."""
 
     def build_extension(self, ext: Extension) -> None:
         compile_all = self.compiler.compile
 
-        def one(source: str, *args: object, **kwargs: object) -> list[str]:
-            extra = [*kwargs.pop("extra_postargs"), *(["-O1"] if is_binding(source) else [])]
+        def one(source: str, *args: object, extra_postargs: list[str], **kwargs: object) -> list[str]:
+            extra = [*extra_postargs, "-O1"] if is_binding(source) else extra_postargs
             return compile_all([source], *args, extra_postargs=extra, **kwargs)
 
         def side_by_side(sources: list[str], *args: object, **kwargs: object) -> list[str]:
-            with ThreadPoolExecutor() as pool:
-                return [o for objects in pool.map(lambda s: one(s, *args, **kwargs), sorted(sources, key=place)) for o in objects]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: one(source, *args, **kwargs), sorted(sources, key=place))
+                return [o for objects in made for o in objects]
 
         self.compiler.compile = side_by_side
         try:
@@ -67,8 +73,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "truequant.kernels._native",
-            sorted(str(p.relative_to(ROOT)) for p in (*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc/kernels").glob("*.cpp"))),
-            depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*") if p.suffix in {".h", ".inl", ".cpp"}),
+            files("*.cpp", "kernels/*.cpp"),
+            depends=files("kernels/*.h", "kernels/*.inl", "bindings/*"),
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             libraries=["c10", "torch", "torch_cpu", "torch_python"],

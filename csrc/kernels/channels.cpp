@@ -77,8 +77,8 @@ void quantize_by_channel(const Channels& channels, const void* x, Dtype dtype, v
     std::vector<float> low(seen != nullptr ? most * c : 0, INFINITY), high(low.size(), -INFINITY);
     each_part(layout.outer, c, mask, [&](int64_t r, uint8_t* bits) {
       const int64_t own = threads().number() * c;
-      chosen.learned.columns[dtype](at_element(x, dtype, r * c), at_element(y, dtype, r * c), bits, c, channels.grid, channels.scale.data(),
-                                    channels.zero_point.data(), seen != nullptr ? low.data() + own : nullptr,
+      chosen.learned.columns[dtype](at_element(x, dtype, r * c), at_element(y, dtype, r * c), bits, c, channels.grid,
+                                    channels.scale.data(), channels.zero_point.data(), seen != nullptr ? low.data() + own : nullptr,
                                     seen != nullptr ? high.data() + own : nullptr);
     });
     for (size_t k = 0; k < low.size(); ++k) watched[k] = {low[k], high[k], std::isnan(low[k]), false};
@@ -91,8 +91,8 @@ void quantize_by_channel(const Channels& channels, const void* x, Dtype dtype, v
       if (channels.rule == kBinary) {
         chosen.learned.binary[dtype](at_element(x, dtype, i), at_element(y, dtype, i), count, grid.scale);
       } else {
-        chosen.forward[dtype][channels.clip](at_element(x, dtype, i), nullptr, at_element(y, dtype, i), mask != nullptr ? mask + i / 8 : nullptr,
-                                             count, grid, watch.mine());
+        chosen.forward[dtype][channels.clip](at_element(x, dtype, i), nullptr, at_element(y, dtype, i),
+                                             mask != nullptr ? mask + i / 8 : nullptr, count, grid, watch.mine());
       }
     });
     if (seen != nullptr) watched[0] = watch.all();
@@ -136,9 +136,9 @@ void gradients_by_channel(const Channels& channels, const void* g, const void* x
         const int64_t begin = p * kRowsPerPart, count = std::min(kRowsPerPart, layout.outer - begin);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t at = (begin + r) * c;
-          chosen.column_gradients[dtype][channels.rule](at_element(g, dtype, at), at_element(x, dtype, at), at_element(d, dtype, at), c,
-                                                        channels.grid, channels.scale.data(), channels.zero_point.data(),
-                                                        terms.data(), terms.data() + c);
+          chosen.column_gradients[dtype][channels.rule](at_element(g, dtype, at), at_element(x, dtype, at),
+                                                        at_element(d, dtype, at), c, channels.grid, channels.scale.data(),
+                                                        channels.zero_point.data(), terms.data(), terms.data() + c);
           std::copy(terms.begin(), terms.begin() + sums * c, rows.begin() + r * sums * c);
         }
         add_neighbours(rows.data(), count, sums * c);
@@ -158,8 +158,8 @@ void gradients_by_channel(const Channels& channels, const void* g, const void* x
     grid.scale = channels.scale[r % c];
     grid.zero_point = channels.zero_point[r % c];
     const int64_t at = r * inner + b * kBlock, count = std::min(kBlock, inner - b * kBlock);
-    chosen.gradients[dtype][channels.rule][channels.clip](at_element(g, dtype, at), at_element(x, dtype, at), at_element(d, dtype, at), count,
-                                                          grid, scale_lanes, offset_lanes);
+    chosen.gradients[dtype][channels.rule][channels.clip](at_element(g, dtype, at), at_element(x, dtype, at),
+                                                          at_element(d, dtype, at), count, grid, scale_lanes, offset_lanes);
   };
   const auto finish = [&](double* lanes) {
     add_neighbours(lanes, blocks, kLanes);

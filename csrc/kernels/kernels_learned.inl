@@ -135,9 +135,9 @@ constexpr int64_t kGroup = 4 * kLanes, kChunk = 8 * kGroup;
 constexpr int kLevels = 6;  // of a tree of kBlock / kGroup leaves
 static_assert(kBlock / kGroup == 1 << (kLevels - 1));
 
-// What gradients need of the values of a chunk, whatever the rule is: the clipped values in steps of the scale, and, of each vector,
-// where the clip lets gradients pass. Found before the gradients are read, since the chain of operations of both is longer than
-// what a CPU looks ahead; by functions of their own, since rules times clips would be compiled for each dtype otherwise.
+// What gradients need of the values of a chunk, whatever the rule is: the clipped values in steps of the scale, and, of each
+// vector, where the clip lets gradients pass. Found before the gradients are read, since the chain of operations of both is longer
+// than what a CPU looks ahead; by functions of their own, or each rule would be compiled for each clip.
 struct Clipped {
   alignas(64) float steps[kChunk];
   uint32_t passes[kChunk / Vector::width];

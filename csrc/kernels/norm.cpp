@@ -107,7 +107,8 @@ Seen quantize_normal(const float* x, const Runs& runs, const Normal& normal, con
       unclipped(x + at, values, count, factor.data() + k, shift.data() + k, runs.varying);
       counting->add(values, nullptr, kFloat, clip, count, grid);
       if (y == nullptr) continue;
-      quantize(values, nullptr, y + at, mask != nullptr ? mask + r * runs.mask_stride() + i / 8 : nullptr, count, grid, watch.mine());
+      uint8_t* bits = mask != nullptr ? mask + r * runs.mask_stride() + i / 8 : nullptr;
+      quantize(values, nullptr, y + at, bits, count, grid, watch.mine());
     }
   };
   const auto run = [&](int64_t r, int64_t c) {

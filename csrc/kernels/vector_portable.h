@@ -26,8 +26,8 @@ struct Vector {
     const V small = reinterpret_cast<V>((twice >> 17) | (126u << 23)) - 0.5f;
     return reinterpret_cast<V>(reinterpret_cast<U>(twice < (U{} + (1u << 27)) ? small : normal) | sign);
   }
-  // To the nearest, half to even: adding a power of two leaves as many bits of the mantissa as the exponent of float16 has room for.
-  // NaN keeps its sign alone.
+  // To the nearest, half to even: adding a power of two leaves as many bits of the mantissa as float16 has at that exponent. NaN
+  // keeps its sign alone.
   static U to_half(V v) {
     const U u = reinterpret_cast<U>(v), sign = u & 0x80000000, twice = u + u;
     const V bounded = reinterpret_cast<V>(u & INT32_MAX) * 0x1p112f * 0x1p-110f;  // beyond float16: infinity
