@@ -75,9 +75,7 @@ class _Normalized(torch.autograd.Function):
     """`gamma * (x - mean) / sqrt(variance) + beta`, with the gradient of a BatchNorm whose statistics are those of `x`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, mean, torch.rsqrt(variance), gamma)
         return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, 0.0)
 
