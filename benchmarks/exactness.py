@@ -171,6 +171,8 @@ def markdown(cells: list[Cell]) -> str:
         "",
         "Behind a float op (LayerNorm, softmax …) codes may differ, because each runtime orders its sums in its own way.",
         "",
+        "OpenVINO in its own form, with VNNI and without, is compared in [runtimes.md](runtimes.md#openvino).",
+        "",
         "Made with " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
     ]
     return "\n".join(lines) + "\n"

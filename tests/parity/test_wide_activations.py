@@ -253,7 +253,7 @@ def test_no_equal_codes_make_it_exact() -> None:
     node = Linear("x", "y", torch.ones(1, 2, dtype=torch.int8), torch.ones(1), torch.zeros(1).int(), 0, 65535)
     p = sized(program(node, {n: edge(1.0, 0, U16) for n in "xy"}, "x"), (None, 2))
     report = tq.verify(None, Int8Model(p), [torch.tensor([[3.0, 4.0]])]).runtimes["onnxruntime"]
-    assert (report.codes_different, report.grade) == (0, "WITHIN 1")
+    assert (report.codes_different, report.grade, report.distance) == (0, "EXACT BETWEEN ISLANDS", "WITHIN 1")
 
 
 def test_wide_linear_never_becomes_a_kernel_that_quantizes_again() -> None:

@@ -90,7 +90,7 @@ def advice(processor: Cpu, threads: int, runtimes: dict[str, str | None]) -> tup
 
 
 def promise(target: str, processor: Cpu, machine: str) -> str:
-    """What a file exported for a target is worth on this machine, in a sentence."""
+    """What a file exported for a target is worth on this machine, in onnxruntime and in OpenVINO (its own form), in words."""
     if not TARGETS[target].runs_here:
         return "no runtime of it runs here: verify says UNVERIFIED"
     x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
@@ -99,13 +99,15 @@ def promise(target: str, processor: Cpu, machine: str) -> str:
     if not x86:
         return "exact on x86, where it is proven; on this kind of CPU run truequant verify before you rely on it"
     if target == "onnxruntime-vnni" and not has_dot_products(processor):
-        return "NOT exact here: this CPU has no VNNI, and int16 sums of 8-bit products may saturate"
+        return "NOT exact here: this CPU has no VNNI, and int16 sums of 8-bit products may saturate, in OpenVINO too"
     if target == "onnxruntime-vnni":
-        return "exact here and on every x86 CPU with VNNI"
+        return "exact here and on every x86 CPU with VNNI, in onnxruntime and OpenVINO"
     if not TARGETS[target].without_fma and "fma" not in processor.features:
-        return "NOT exact here: this CPU has no FMA, which additions need"
+        return (
+            "NOT exact here in onnxruntime: this CPU has no FMA, which additions need; exact in OpenVINO, where they are tables"
+        )
     kinds = "with FMA or without" if TARGETS[target].without_fma else "with FMA, which is every one since 2013"
-    return f"exact here and on every x86 CPU {kinds}; VNNI makes no difference"
+    return f"exact here and on every x86 CPU {kinds}; VNNI makes no difference, in onnxruntime or OpenVINO"
 
 
 def has_dot_products(processor: Cpu) -> bool:

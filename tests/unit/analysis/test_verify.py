@@ -218,6 +218,7 @@ def test_islands_are_counted_apart(monkeypatch: pytest.MonkeyPatch, wrong_intege
     report = tq.verify(None, program, [x], runtimes=("drifting",)).runtimes["drifting"]
     assert set(report.island_origins) == {fed}
     assert report.exact_between_islands is not wrong_integers
+    assert ("EXACT" in report.grade) is not wrong_integers
     if wrong_integers:
         assert len(report.origins) == 1
         assert 0 < report.codes_behind_islands < report.codes_different
@@ -225,8 +226,11 @@ def test_islands_are_counted_apart(monkeypatch: pytest.MonkeyPatch, wrong_intege
     else:
         assert not report.origins
         assert report.codes_behind_islands == report.codes_different > 0
-        assert report.grade != "EXACT"
+        assert report.grade == "EXACT BETWEEN ISLANDS"
+        assert report.distance == ("WITHIN 1" if report.max_difference == 1 else "DIFFERENT")
         tq.verify(None, program, [x], runtimes=("drifting",), require="EXACT BETWEEN ISLANDS")
+        with pytest.raises(VerificationError, match="EXACT BETWEEN ISLANDS"):
+            tq.assert_exact(None, program, [x], runtimes=("drifting",))
 
 
 def test_a_target_without_a_runtime_is_unverified() -> None:

@@ -89,6 +89,9 @@ def test_doctor() -> None:
     [
         ("onnxruntime", PLAIN, "x86_64", "exact here"),
         ("onnxruntime", VNNI, "AMD64", "exact here"),
+        ("onnxruntime", PLAIN, "x86_64", "VNNI makes no difference, in onnxruntime or OpenVINO"),
+        ("onnxruntime-vnni", PLAIN, "x86_64", "may saturate, in OpenVINO too"),
+        ("onnxruntime", Cpu("old", 4, ()), "x86_64", "exact in OpenVINO, where they are tables"),
         ("onnxruntime", Cpu("old", 4, ()), "x86_64", "NOT exact here"),
         ("onnxruntime-vnni", PLAIN, "x86_64", "NOT exact here"),
         ("onnxruntime-vnni", VNNI, "x86_64", "exact here"),
