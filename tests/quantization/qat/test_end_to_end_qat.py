@@ -22,8 +22,6 @@ from truequant.demo import MODELS, Mnist, load_mnist
 from truequant.schemes import MSE, MinMax, Percentile
 
 TRAINED, EPOCHS, EXTRA, BATCH = 24_000, 2, 2, 128
-FEW = 8_000
-"""Images of an epoch where PTQ loses so much that fewer steps show it."""
 OBSERVERS = {"min-max": MinMax(), "percentile": Percentile(), "MSE": MSE()}
 
 
@@ -62,15 +60,15 @@ class Separable(nn.Module):
             pointwise.weight.div_(gain.reshape(1, -1, 1, 1))
 
 
-def train(model: nn.Module, data: Mnist, epochs: int, rate: float, seed: int, images: int = TRAINED) -> nn.Module:
+def train(model: nn.Module, data: Mnist, epochs: int, rate: float, seed: int) -> nn.Module:
     """SGD with momentum and a cosine, the same for float and QAT."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
-    steps = epochs * (images // BATCH)
+    steps = epochs * (TRAINED // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
     for _ in range(epochs):
-        for rows in torch.randperm(images, generator=generator)[: images // BATCH * BATCH].split(BATCH):
+        for rows in torch.randperm(TRAINED, generator=generator)[: TRAINED // BATCH * BATCH].split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(data.train_images[rows]), data.train_labels[rows]).backward()
             optimizer.step()
@@ -96,11 +94,10 @@ def mcnemar(better: Tensor, worse: Tensor, labels: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Floats:
-    """A float model, and the same model after the extra epochs, each of `images` images."""
+    """A float model, and the same model after the extra epochs."""
 
     common: nn.Module
     continued: nn.Module
-    images: int
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +105,11 @@ def data() -> Mnist:
     return load_mnist()
 
 
-def floats(model: nn.Module, data: Mnist, images: int = TRAINED) -> Floats:
-    common = train(model, data, EPOCHS, 0.05, 0, images)
+def floats(model: nn.Module, data: Mnist) -> Floats:
+    common = train(model, data, EPOCHS, 0.05, 0)
     if isinstance(common, Separable):
         common.spread()
-    return Floats(common, train(copy.deepcopy(common), data, EXTRA, 0.01, 1, images), images)
+    return Floats(common, train(copy.deepcopy(common), data, EXTRA, 0.01, 1))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +127,7 @@ def mlp(data: Mnist) -> Floats:
 @pytest.fixture(scope="module")
 def separable(data: Mnist) -> Floats:
     torch.manual_seed(0)
-    return floats(Separable(), data, FEW)
+    return floats(Separable(), data)
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ def quantized(start: Floats, preset: str, data: Mnist) -> Outcome:
     best = candidates[max(scores, key=lambda n: scores[n])]
     qat = tq.prepare(start.common, data.train_images[:8], config)
     tq.calibrate(qat, calibration)
-    train(qat, data, EXTRA, 0.01, 1, start.images)
+    train(qat, data, EXTRA, 0.01, 1)
     images = data.test_images
     found = [answers(m, images) for m in (start.continued, best, candidates["min-max"], qat)]
     return Outcome(found[0], found[1], found[2], found[3], qat)
