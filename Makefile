@@ -25,7 +25,8 @@ setup-demo: interpreter  ## the package and what the demo needs
 interpreter:
 	@$(if $(and $(wildcard $(PACKAGE)),$(filter file,$(origin PYTHON))),true,$(ASK_INTERPRETER))
 ASK_INTERPRETER = \
-	{ $(PYTHON) -c "" 2>/dev/null || { echo "truequant cannot be set up: '$(PYTHON)' does not run here"; \
+	{ $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 6))" 2>/dev/null || \
+	{ echo "truequant cannot be set up: '$(PYTHON)' is no Python 3 that runs here"; \
 	echo "  fix: install it, or give another: make PYTHON=python3.12 demo"; exit 1; } >&2; } && \
 	$(PYTHON) requirements/interpreter.py
 

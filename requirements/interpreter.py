@@ -27,11 +27,14 @@ def unfit(version, modules, environment):
         return "{} is too old: truequant needs {}.{} or newer\n  fix: make PYTHON=python3.12 demo".format(name, *OLDEST)
     missing = [module for module in ("venv", "ensurepip") if module not in modules]
     if missing:
-        return "{0} lacks {1}, and no environment can be made without\n  fix: apt-get install python{2}.{3}-venv, on Debian".format(
-            name, " and ".join(missing), *version
+        return (
+            f"{name} lacks {' and '.join(missing)}, and no environment can be made without\n"
+            f"  fix: apt-get install python{version[0]}.{version[1]}-venv, on Debian"
         )
     if environment is not None and environment != version:
-        return ".venv holds Python {}.{}, and {} was asked for\n  fix: make clean, which removes .venv".format(*environment, name)
+        return ".venv holds Python {}.{}, and {} was asked for\n  fix: make clean, which removes .venv".format(
+            *environment, name
+        )
     return None
 
 
@@ -52,27 +55,32 @@ def pinned_torch():
 
 
 def lacking_torch(version, platform, torch, answer):
-    """Why torch was not installed, from what pip answered; None where pip found a wheel."""
-    if "No matching distribution" not in answer:
+    """Why torch was not installed, by the answer of `pip index versions torch`; None where it has a wheel, or did not answer.
+
+    The answer names the versions that have a wheel for this interpreter here. (`pip install --dry-run` would download it.)
+    """
+    found = [line.partition(":")[2] for line in answer.splitlines() if line.startswith("Available versions:")]
+    versions = [each.strip().partition("+")[0] for each in found[0].split(",")] if found else []
+    if torch.partition("==")[2] in versions or not (found or "No matching distribution" in answer):
         return None
     return (
-        "the package index has no wheel of {} for Python {}.{} on {}\n"
-        "  fix: make PYTHON=… with another Python from 3.11 on, or another package index (pip's --index-url)"
-    ).format(torch, *version, platform)
+        f"the package index has no wheel of {torch} for Python {version[0]}.{version[1]} on {platform}\n"
+        "  fix: make PYTHON=... with another Python from 3.11 on, or another package index (pip's --index-url)"
+    )
 
 
 def main(arguments):
     version = sys.version_info[:2]
     if arguments == ["torch"]:
         torch = pinned_torch()
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:", torch]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, check=False)
+        command = [sys.executable, "-m", "pip", "index", "versions", "--only-binary=:all:", "torch"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         reason = lacking_torch(version, sysconfig.get_platform(), torch, done.stdout)
     else:
         modules = [module for module in ("venv", "ensurepip") if importlib.util.find_spec(module)]
         reason = unfit(version, modules, environment_version(ROOT / ".venv"))
     if reason is not None:
-        sys.exit("truequant cannot be set up: {}".format(reason))
+        sys.exit(f"truequant cannot be set up: {reason}")
 
 
 if __name__ == "__main__":
