@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from truequant.cli.commands.report import report
 from truequant.cli.commands.train import train
 from truequant.cli.commands.verify import verify
 from truequant.cli.session import EXIT_CODES
+from truequant.cli.waiting import waiting
 
 COMMANDS = (demo, inspect, init, train, quantize, convert, export, verify, report, benchmark, doctor)
 """In the order of `truequant --help`."""
@@ -32,6 +34,7 @@ for command in COMMANDS:
 
 def main() -> None:
     """Entry point of `truequant` and of `python -m truequant`."""
+    os.environ.update(waiting(os.environ))  # no command has loaded torch yet
     app(prog_name="truequant")
 
 

@@ -36,6 +36,7 @@ class DemoResult:
     stages: "float" after `float_epochs + qat_epochs`, all in float; "ptq", that model quantized after training with ranges
     as `ptq_observer` found them; "qat", evaluated in training's own module; "int8", the program, loaded from its file;
     "onnxruntime", the exported file. verification: "int8" and "onnxruntime" against "qat", code by code.
+    free: the share of the time in which latencies were measured that the calling thread ran; far below 1 on a busy machine.
     """
 
     options: DemoOptions
@@ -47,6 +48,7 @@ class DemoResult:
     seconds: float
     versions: Mapping[str, str | None]
     cpu: Cpu
+    free: float = 1.0
 
     @property
     def identical(self) -> bool:
@@ -75,6 +77,7 @@ class DemoResult:
             "latency": {
                 name: {str(batch): time for batch, time in stage.latency.items()} for name, stage in self.stages.items()
             },
+            "latency_free": round(self.free, 3),
             "test_images": self.test_images,
             "genuine_data": self.genuine_data,
             "seconds": round(self.seconds, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
@@ -26,6 +27,8 @@ def session(
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or torch.get_num_threads()
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":  # whoever wants torch's threads to wait asleep wants it here
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.graph_optimization_level = getattr(onnxruntime().GraphOptimizationLevel, _LEVELS[level])
     # A product with dequantized weights stays a float32 product: by default onnxruntime rounds its activations to 8 bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")

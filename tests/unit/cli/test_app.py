@@ -53,6 +53,15 @@ def test_without_a_command_it_shows_its_help() -> None:
     assert "demo" in invoke().output
 
 
+def test_the_demo_says_what_it_will_do_before_torch_is_loaded() -> None:
+    code = "import sys; sys.modules['torch'] = None; from truequant.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", code, "demo", "--qat-epochs", "0"], capture_output=True, text=True)
+    assert "lenet on MNIST: 3 epochs of training, float and quantization-aware; then Int8 and ONNX files" in run.stdout
+    assert "takes about a minute on two free cores" in run.stdout
+    assert run.returncode == 3  # and then there was no torch to be loaded
+    assert "ModuleNotFoundError" in run.stderr
+
+
 def test_options_reach_the_demo_and_its_tables_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[DemoOptions] = []
 
@@ -91,7 +100,8 @@ def test_an_error_is_one_block_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(truequant.demo, "run_demo", fail)
     result = invoke("demo")
     assert result.exit_code == 2
-    assert result.stdout == ""
+    assert result.stdout.startswith("lenet on MNIST: ")
+    assert result.stdout.count("\n") == 1
     assert result.stderr == (
         "DataError: 'x.gz' is damaged [sic]\n  got:      5 bytes\n  expected: 6\n  fix:      copy it again\n"
     )

@@ -70,6 +70,19 @@ def test_the_whole_job(folder: Path, model: str) -> None:
     assert "quantization-aware" in printed
 
 
+@pytest.mark.parametrize(("enough", "said"), [(0.0, False), (1000.0, True)])
+def test_latencies_say_when_the_machine_was_busy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, enough: float, said: bool
+) -> None:
+    monkeypatch.setattr("truequant.demo.pipeline._FREE", enough)
+    screen = console()
+    result = run_demo(DemoOptions(folder, "mlp", float_epochs=1, qat_epochs=0, out=folder / "out"), screen)
+    assert 0 < result.free < 1.1
+    assert json.loads((folder / "out" / "result.json").read_text())["latency_free"] == round(result.free, 3)
+    assert isinstance(screen.file, io.StringIO)
+    assert (f"the machine was busy: this process ran for {100 * result.free:.0f} %" in screen.file.getvalue()) == said
+
+
 def test_without_epochs_of_qat_the_calibrated_model_is_deployed(folder: Path) -> None:
     result = run_demo(DemoOptions(folder, "mlp", "w8a8-pow2", float_epochs=1, qat_epochs=0, out=folder / "out"), console())
     assert result.identical

@@ -16,6 +16,7 @@ from truequant.schemes import PRESETS
 Model = Enum("Model", {name: name for name in ("mlp", "lenet", "resnet", "mobilenet")}, type=str)  # type: ignore[misc]
 """Names and defaults are those of `truequant.demo`, which a test holds them to."""
 _LENET = Model("lenet")
+_DURATION = "By default a LeNet takes about a minute on two free cores, the larger models take minutes; bars show how many."
 _PRESET = "w8a8, w7a8, w4a4, w8a8-pow2 …: bits of weights and activations."
 
 
@@ -43,6 +44,11 @@ def demo(
 ) -> None:
     """Train on MNIST, quantize, convert, export, and verify that nothing changed on the way."""
     with session(context, as_json) as run:
+        epochs = f"{float_epochs} and {qat_epochs}" if qat_epochs else str(float_epochs)
+        run.show(  # before torch is loaded, which takes seconds
+            f"{model.value} on MNIST: {epochs} epochs of training, float and quantization-aware; then Int8 and ONNX files, "
+            f"and the proof that they compute the same. {_DURATION}"
+        )
         from truequant.demo import DemoOptions, run_demo
         from truequant.reports import stage_table, verification_table
 
