@@ -50,7 +50,7 @@ def _decisions(plan: Plan) -> dict[str, object]:
     return {
         "target": plan.target,
         "quantizers": plan.quantizers,
-        "sites": tuple(replace(site, reason="", rule=None) for site in plan.sites),
+        "sites": tuple(replace(site, reason="", rule=None, rank=None, train_rank=None) for site in plan.sites),
         "inputs": plan.inputs,
-        "owners": plan.owners,
+        "owners": tuple((o.name, o.leaf) for o in plan.owners if o.leaf or o.multiple),
     }

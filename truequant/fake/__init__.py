@@ -1,6 +1,7 @@
 """The trained voice of the arithmetic: fake quantization in training, integer codes in evaluation."""
 
 from truequant.fake.anomaly import detect_anomaly
+from truequant.fake.call_sites import Ranked
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
@@ -9,6 +10,7 @@ from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.limits import Limits
 from truequant.fake.linears import fake_quantize_tokens, integer_weight, ready
+from truequant.fake.parts import Parts
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
@@ -27,8 +29,10 @@ __all__ = [
     "FakeQuantizeLayer",
     "InputQuantizer",
     "Limits",
+    "Parts",
     "QATModuleWrapper",
     "QuantizerStatistics",
+    "Ranked",
     "RuntimeSite",
     "Statistics",
     "WeightQuantizer",

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import (
     _get_function_stack_at,
     _len_torch_function_stack,
     _pop_torch_function_stack,
     _push_on_torch_function_stack,
 )
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError
@@ -26,12 +27,24 @@ from truequant.fake.inputs import InputQuantizer
 from truequant.fake.limits import Limits
 from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
+from truequant.fake.parts import Parts
 from truequant.fake.recomputed import checkpoint_around, refuse_part
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
-from truequant.planning import Plan, counted_as, op_of, out_of_place, writes_in_place
+from truequant.planning import Constants, Op, Plan, Role, counted_as, has_op, op_of, out_of_place, tensors_in, writes_in_place
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
+
+
+@dataclass(eq=False)
+class Ranked:
+    """Sites of an owner in one mode by frame, op and rank, and what else planning knows of the calls in its own forward."""
+
+    known: dict[str, int] = field(default_factory=dict)
+    """How often one forward calls each op on more than constants, at most."""
+    sites: dict[tuple[int, ...], dict[tuple[str, int], RuntimeSite]] = field(default_factory=dict)
+    needed: dict[tuple[int, ...], dict[str, int]] = field(default_factory=dict)
+    """How often it calls ops whose sites differ: where it is less, one was left out, and those behind it moved up."""
 
 
 @dataclass(eq=False)
@@ -45,14 +58,22 @@ class Binding:
     evaluated: dict[tuple[int, ...], Sites] = field(default_factory=dict)
     trained: dict[tuple[int, ...], Sites] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ranked: tuple[Ranked, Ranked] | None = None
+    """In evaluation and in training, where each call of a function in the module's own forward is looked at.
+
+    None also for plans that were made before there were ranks: `evaluated`, `trained` and `counts` then count all calls, as they
+    do for a compiler, which cannot ask what is a constant.
+    """
     acts: bool = False
-    """Whether calls of functions in the module's own forward need to be seen in every forward."""
+    """Whether calls of functions in its own forward need to be seen in every forward, of a compiled model too."""
     watched: bool = False
     """Whether calls of functions in its own forward need to be seen where codes are recorded or sites marked."""
     islands: bool = False
     """Whether they need to be seen in every evaluation: float ops read there what the program's read."""
     unrolls: bool = False
     """Whether recurrent layers run step by step."""
+    stray: bool = False
+    """Whether planning saw no call in its own forward: outside of a prepared model's forward it is anybody's."""
     outermost: bool = False
     """Whether a call of this module is a step of training."""
     plan: Plan | None = None
@@ -61,15 +82,20 @@ class Binding:
     """Of the outermost module."""
     limits: Limits | None = None
     """Of the outermost module: what keeps learned scales near the ranges that were seen."""
+    parts: Parts | None = None
+    """Of the outermost module of a prepared model: the modules that were planned."""
 
 
 class CallSites(TorchFunctionMode):
     """Active in one forward of one owner: the n-th call of an op there finds its site."""
 
-    def __init__(self, binding: Binding, frame: Frame, training: bool) -> None:
+    def __init__(self, module: nn.Module, binding: Binding, frame: Frame, training: bool) -> None:
         super().__init__()
         self.binding, self.frame, self.training = binding, frame, training
-        table = binding.trained if training else binding.evaluated
+        compiled = compiling()
+        self.constants = None if compiled else Constants(module)
+        self.ranked = None if compiled or binding.ranked is None else binding.ranked[training]
+        table = self.ranked.sites if self.ranked is not None else binding.trained if training else binding.evaluated
         self.sites: Sites = table.get(frame.key, {})
         self.seen: dict[str, int] = {}
         self.outer: CallSites | None = None
@@ -95,13 +121,18 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
+        constants = self.constants
+        constant = constants is not None and constants.alone(func, args, kwargs)
+        if constant and self.ranked is not None:
+            return self._noted(func(*args, **kwargs))
         name = counted_as(op, args, kwargs).name
         ordinal = self.seen.get(name, 0)
         self.seen[name] = ordinal + 1
         site = self.sites.get((name, ordinal))
         if site is None:
-            if self.binding.acts or local.recorder is not None or local.marking:
-                self._expect(name, ordinal, args)
+            if constant:
+                return self._noted(func(*args, **kwargs))
+            self._expect(op, name, ordinal, args)
             return func(*args, **kwargs)
         if self.recomputes and (checkpoint_around() is not self.around or self.had_gradients != torch.is_grad_enabled()):
             refuse_part(self.binding.name, name, self.around, self.had_gradients)
@@ -121,19 +152,68 @@ class CallSites(TorchFunctionMode):
         finally:
             local.frame = outer
 
-    def _expect(self, op: str, ordinal: int, args: Sequence[Any]) -> None:
-        """A call that planning never saw must not pass silently."""
-        counts = self.binding.counts.get(op)
-        if counts is not None and ordinal < max(counts):
+    def reads_constants(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a module that is called here is given constants alone."""
+        return self.constants is not None and self.constants.alone(None, args, kwargs)
+
+    def returned(self, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
+        """A module was called here: of constants alone it makes constants."""
+        if self.reads_constants(args, kwargs):
+            self._noted(outputs)
+
+    def _noted(self, result: Any) -> Any:
+        assert self.constants is not None
+        self.constants.note(result)
+        return result
+
+    def _expect(self, op: Op, name: str, ordinal: int, args: Sequence[Any]) -> None:
+        """PlanError for a call of an op of the table that planning never saw: it would be float, and move others' ordinals."""
+        if name != op.name or op.role is Role.IDENTITY or not has_op(name):
             return
-        if any(isinstance(a, Tensor) and a.is_floating_point() for a in args) and op in _WATCHED:
-            known = 0 if counts is None else counts[self.training]
-            where = f"'{self.binding.name}'" if self.binding.name else "the model"
-            raise PlanError(
-                f"{where}: call {ordinal} of '{op}' was not there when the model was prepared",
-                got=f"at least {ordinal + 1} calls of '{op}' in one forward", expected=f"{known}",
-                fix="prepare with example inputs that take this path",
-            )  # fmt: skip
+        if local.marking and op.role in _MOVED:  # `convert` looks at these itself
+            return
+        known = self.known(name)
+        if ordinal < known or (self.constants is None and all(isinstance(t, Parameter) for t in tensors_in(args))):
+            return
+        raise PlanError(
+            f"{self._where()}: call {ordinal} of '{name}' was not there when the model was prepared",
+            got=f"at least {ordinal + 1} calls of '{name}' in one forward, in {_mode(self.training)}", expected=f"{known}",
+            fix="prepare with example inputs that take this path",
+        )  # fmt: skip
+
+    def known(self, name: str) -> int:
+        """How often planning saw one forward call an op in this mode."""
+        if self.ranked is not None:
+            return self.ranked.known.get(name, 0)
+        return self.binding.counts.get(name, (0, 0))[self.training]
+
+    def finish(self) -> None:
+        """PlanError where a planned call was left out: those of the same op behind it took the sites of those before them."""
+        if self.ranked is None or local.marking:
+            return
+        for name, needed in self.ranked.needed.get(self.frame.key, _NOTHING).items():
+            seen = self.seen.get(name, 0)
+            if 0 < seen < needed:
+                raise PlanError(
+                    f"{self._where()}: a call of '{name}' that was there when the model was prepared was left out",
+                    got=f"{seen} calls of '{name}' in one forward, in {_mode(self.training)}", expected=f"{needed}",
+                    fix="prepare with example inputs that take this path",
+                )  # fmt: skip
+
+    def _where(self) -> str:
+        return f"'{self.binding.name}'" if self.binding.name else "the model"
+
+
+_NOTHING: dict[str, int] = {}
+
+
+def _mode(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def compiling() -> bool:
+    """Whether `torch.compile` traces this: it cannot tell one tensor from another. `torch.export` runs the forward as it is."""
+    return torch.compiler.is_compiling() and not local.marking
 
 
 def suspend() -> CallSites | None:
@@ -178,24 +258,7 @@ _MOVES = frozenset(("movement", "identity", "clamp"))
 """Actions that are in training nothing but the op where no quantizer is behind it."""
 _PLAIN = frozenset(("movement", "identity", "float", "table"))
 """Actions that are in training the op and the quantizer behind it."""
-_WATCHED = frozenset(
-    (
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "batch_norm",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "add",
-        "sub",
-        "mul",
-        "cat",
-        "mean",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-    )
-)
+_MOVED = frozenset((Role.MOVEMENT, Role.FLOAT))
 
 
 def _view(x: Tensor, *shape: Any, **named: Any) -> Tensor:
@@ -236,16 +299,28 @@ def _functional_layer(site: RuntimeSite, func: Callable[..., Any], args: Sequenc
     run = site.run_layer if site.plan.action == "layer" else partial(run_linear, site)
     if site.plan.op in ("matmul", "addmm"):
         bias, x, weight = args if site.plan.op == "addmm" else (None, *args)
-        return run(F.linear, x, weight.t(), bias)
+        return run(F.linear, x, _planned(site, weight.t()), bias)
     named = dict(zip(("input", "weight", "bias"), args, strict=False)) | {
         k: kwargs[k] for k in ("input", "weight", "bias") if k in kwargs
     }
     rest = {k: v for k, v in kwargs.items() if k not in named}
     if site.plan.op in TRANSPOSED:
         groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-        weight = as_layer(named["weight"], groups)
+        weight = _planned(site, as_layer(named["weight"], groups))
         return site.run_layer(
             lambda x, w, b: func(x, as_transposed(w, groups), b, *args[3:], **rest), named["input"], weight, named.get("bias")
         )
     linear = func if not rest and len(args) <= 3 else lambda x, w, b: func(x, w, b, *args[3:], **rest)
-    return run(linear, named["input"], named["weight"], named.get("bias"))
+    return run(linear, named["input"], _planned(site, named["weight"]), named.get("bias"))
+
+
+def _planned(site: RuntimeSite, weight: Tensor) -> Tensor:
+    """`weight`, output channels first. PlanError where it has other channels than the scales planned for this call."""
+    scales: torch.Size = site.weight.scale.shape if site.weight is not None else torch.Size()
+    if scales and scales[0] != weight.shape[0]:
+        raise PlanError(
+            f"'{site.plan.name}': this call is given another weight than when the model was prepared",
+            got=f"{weight.shape[0]} output channels", expected=f"{scales[0]}",
+            fix="prepare with example inputs that take this path",
+        )  # fmt: skip
+    return weight

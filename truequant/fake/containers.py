@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,34 @@ class HidesQuantizers:
 
 
 class HiddenInSequence(HidesQuantizers):
+    """Torch numbers the children of a sequence anew where one comes or goes: the quantizers get no number."""
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[Any]:
+        """What torch's own class does with the children, while the quantizers are none of them."""
+        quantizers = self._modules.pop(QUANTIZERS, None)
+        try:
+            yield super()
+        finally:
+            if quantizers is not None:
+                self._modules[QUANTIZERS] = quantizers
+
+    def __setitem__(self, index: Any, module: nn.Module) -> None:
+        with self._aside() as sequence:
+            sequence.__setitem__(index, module)
+
+    def __delitem__(self, index: Any) -> None:
+        with self._aside() as sequence:
+            sequence.__delitem__(index)
+
+    def insert(self, index: int, module: nn.Module) -> Any:
+        with self._aside() as sequence:
+            return sequence.insert(index, module)
+
+    def append(self, module: nn.Module) -> Any:
+        with self._aside() as sequence:
+            return sequence.append(module)
+
     def __getitem__(self, index: Any) -> Any:
         items = list(self._visible().items())
         if isinstance(index, slice):

@@ -18,7 +18,7 @@ from torch import nn
 
 from truequant.errors import PlanError, StateError
 from truequant.fake import layers, norms, passes
-from truequant.fake.call_sites import Binding, CallSites, LeafCall, resume, run_in_place, suspend
+from truequant.fake.call_sites import Binding, CallSites, LeafCall, compiling, resume, run_in_place, suspend
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
@@ -48,17 +48,29 @@ class QATModuleWrapper(nn.Module):
         key = key_of(self, binding.multiple)
         if binding.outermost:
             return self._outermost(args, kwargs)
+        around: CallSites | None = None if compiling() else local.calls
         suspended, outer, frame = suspend(), local.frame, Frame(key)
+        if around is not None and around.frame is not outer:
+            around = None
         local.frame = frame
         try:
-            return self._forward(binding, frame, args, kwargs)
+            if binding.stray and outer is None:
+                return super().forward(*args, **kwargs)
+            outputs = self._forward(binding, frame, args, kwargs, around)
         finally:
             local.frame = outer
             resume(suspended)
+        if around is not None:
+            around.returned(args, kwargs, outputs)
+        return outputs
 
-    def _forward(self, binding: Binding, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _forward(
+        self, binding: Binding, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any], around: CallSites | None = None
+    ) -> Any:
         if binding.leaf is not None:
             site = binding.leaf.get(frame.key)
+            if site is None and around is not None and around.reads_constants(args, kwargs):
+                return super().forward(*args, **kwargs)
             if site is None:
                 raise PlanError(
                     f"'{binding.name}' is called in a way that was not there when the model was prepared",
@@ -68,13 +80,13 @@ class QATModuleWrapper(nn.Module):
                 )
             return self._leaf(site, args, kwargs)
         looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)
-        seen = binding.acts or (binding.watched and looked_at)
+        seen = binding.acts or (binding.watched and looked_at) or (binding.ranked is not None and not compiling())
         if seen and binding.clock.enabled:
-            with CallSites(binding, frame, self.training) as calls:
+            with CallSites(self, binding, frame, self.training) as calls:
                 outputs = self._own_forward(binding, args, kwargs)
+            calls.finish()
             if local.marking:
-                known = {op: evaluated for op, (evaluated, _) in binding.counts.items()}
-                local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != known.get(op, 0)}
+                local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
             return outputs
         return super().forward(*args, **kwargs)
 
@@ -172,6 +184,8 @@ class QATModuleWrapper(nn.Module):
     def _outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binding = self.binding
         clock = binding.clock
+        if not torch.compiler.is_compiling() and binding.parts is not None:
+            binding.parts.check(self)
         counts = (self.training or clock.calibrating) and clock.enabled
         if counts:
             local.committed = set()

@@ -4,6 +4,7 @@ from truequant.planning.batches import arguments_of
 from truequant.planning.capture import as_arguments
 from truequant.planning.codec import config_from_json, config_to_json, plan_from_json, plan_to_json
 from truequant.planning.consistency import check_modules, check_plan
+from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.graph import average_axes, pool_arguments, uneven
@@ -14,9 +15,11 @@ from truequant.planning.ops import (
     Role,
     clamp_bounds,
     counted_as,
+    has_op,
     op_named,
     op_of,
     out_of_place,
+    tensors_in,
     writes_in_place,
 )
 from truequant.planning.outputs import plain, tensors_of
@@ -26,11 +29,49 @@ from truequant.planning.registered import RegisteredOp, decode_call, encode_call
 from truequant.planning.resizing import linear_factors, phase_weights, whole
 
 __all__ = [
-    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role", "Site",
-    "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules",
-    "check_plan", "clamp_bounds",
-    "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
-    "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json",
-    "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "tensors_of", "uneven", "whole",
+    "FAST_PATHS",
+    "FLOAT",
+    "LINEAR_OPS",
+    "Constants",
+    "Op",
+    "OwnerPlan",
+    "Plan",
+    "QuantizerPlan",
+    "RegisteredOp",
+    "Role",
+    "Site",
+    "TensorSpec",
+    "arguments_of",
+    "as_arguments",
+    "average_axes",
+    "check_dynamic",
+    "check_modules",
+    "check_plan",
+    "clamp_bounds",
+    "config_from_json",
+    "config_to_json",
+    "contraction",
+    "counted_as",
+    "decode_call",
+    "decomposed",
+    "encode_call",
+    "has_op",
+    "linear_factors",
+    "op_named",
+    "op_of",
+    "out_of_place",
+    "phase_weights",
+    "plain",
+    "plan",
+    "plan_from_json",
+    "plan_to_json",
+    "pool_arguments",
+    "register_op",
+    "registered_op",
+    "renumbered",
+    "tensors_in",
+    "tensors_of",
+    "uneven",
+    "whole",
     "writes_in_place",
 ]  # fmt: skip

@@ -12,8 +12,8 @@ from truequant.planning.capture import Call, Trace
 from truequant.planning.graph import Graph, frame_key
 
 
-def train_ordinals(graph: Graph, trained: Trace) -> dict[int, int | None]:
-    """For each node of the evaluated graph, by index, the ordinal of its call in training; None where it has none."""
+def calls_in_training(graph: Graph, trained: Trace) -> dict[int, Call | None]:
+    """For each node of the evaluated graph, by index, its call in training; None where it has none."""
     multiple = {name for name, n in trained.module_calls.items() if n > 1 and name} | graph.multiple
     in_training: dict[tuple[str, tuple[int, ...]], list[Call]] = {}
     for call in trained.calls:
@@ -21,7 +21,7 @@ def train_ordinals(graph: Graph, trained: Trace) -> dict[int, int | None]:
     in_evaluation: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for node in graph.nodes:
         in_evaluation.setdefault((node.call.owner, frame_key(node.call.frame, multiple)), []).append(node.index)
-    result: dict[int, int | None] = {}
+    result: dict[int, Call | None] = {}
     for where, indices in in_evaluation.items():
         calls = in_training.get(where, [])
         keys = [_key(graph.nodes[i].call) for i in indices]
@@ -29,7 +29,7 @@ def train_ordinals(graph: Graph, trained: Trace) -> dict[int, int | None]:
         result |= dict.fromkeys(indices)
         for block in matcher.get_matching_blocks():
             for offset in range(block.size):
-                result[indices[block.a + offset]] = calls[block.b + offset].ordinal
+                result[indices[block.a + offset]] = calls[block.b + offset]
     return result
 
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentTypeError, PlanError
+from truequant.planning.constants import Constants
 from truequant.planning.decomposed import decomposed
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
@@ -70,12 +71,16 @@ Frame = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One recorded call. `args` and `kwargs` hold `Ref` and `Constant` where tensors stood."""
+    """One recorded call. `args` and `kwargs` hold `Ref` and `Constant` where tensors stood.
+
+    ordinal: among all calls of the op in the owner's own forward; rank: among those on more than constants (see `Constants`).
+    """
 
     op: Op
     owner: str
     frame: Frame
     ordinal: int
+    rank: int
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     inputs: tuple[int, ...]
@@ -95,8 +100,21 @@ class Trace:
     outputs: list[int] = field(default_factory=list)
     module_calls: Counter[str] = field(default_factory=Counter)
     op_counts: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
+    """Of each call of an owner: how often its own forward calls each op."""
+    op_ranks: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
+    """The same, of calls on more than constants."""
     stale: set[int] = field(default_factory=set)
     """Values that an in-place op wrote and that were read through a name that existed before."""
+
+
+@dataclass(slots=True)
+class _Entered:
+    """A module whose forward is running: which call of it by the module around it, what its forward called, its constants."""
+
+    name: str
+    ordinal: int
+    constants: Constants
+    called: Counter[str] = field(default_factory=Counter)
 
 
 class _Recorder(TorchFunctionMode):
@@ -104,7 +122,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.trace, self.names = trace, names
         self.held = Names(trace.stale)
-        self.stack: list[tuple[str, int, Counter[str]]] = [("", 0, Counter())]
+        self.stack: list[_Entered] = [_Entered("", 0, Constants(nn.Module()))]
         self.frame: Frame = ()
 
     def add(self, tensor: Tensor) -> int:
@@ -125,10 +143,16 @@ class _Recorder(TorchFunctionMode):
         op = counted_as(op, args, kwargs)
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = [(t, i) for t in tensors if (i := self.held.read(t)) is not None]
-        owner = self.stack[-1][0]
+        owner, constants = self.stack[-1].name, self.stack[-1].constants
         counts = self.trace.op_counts.setdefault((owner, self.frame), Counter())
-        ordinal = counts[op.name]
+        ranks = self.trace.op_ranks.setdefault((owner, self.frame), Counter())
+        ordinal, rank = counts[op.name], ranks[op.name]
         counts[op.name] += 1
+        if not inputs and constants.alone(func, args, kwargs):
+            result = func(*args, **kwargs)
+            constants.note(result)
+            return result
+        ranks[op.name] += 1
         if not inputs:
             return func(*args, **kwargs)
         recorded_args, recorded_kwargs = pytree.tree_map(self._reference, (tuple(args), dict(kwargs)))
@@ -157,6 +181,7 @@ class _Recorder(TorchFunctionMode):
                 owner,
                 self.frame,
                 ordinal,
+                rank,
                 recorded_args,
                 recorded_kwargs,
                 tuple(i for _, i in inputs),
@@ -173,17 +198,23 @@ class _Recorder(TorchFunctionMode):
         index = self.held.known(leaf)
         return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
 
-    def enter(self, name: str) -> None:
-        parent = self.stack[-1][2]
-        ordinal = parent[name]
-        parent[name] += 1
+    def enter(self, name: str, module: nn.Module) -> None:
+        called = self.stack[-1].called
+        ordinal = called[name]
+        called[name] += 1
         self.trace.module_calls[name] += 1
-        self.stack.append((name, ordinal, Counter()))
-        self.frame = tuple((n, o) for n, o, _ in self.stack[2:])
+        self.stack.append(_Entered(name, ordinal, Constants(module)))
+        self._reframe()
 
-    def leave(self) -> None:
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         self.stack.pop()
-        self.frame = tuple((n, o) for n, o, _ in self.stack[2:])
+        self._reframe()
+        around = self.stack[-1].constants
+        if around.alone(None, args, kwargs):
+            around.note(outputs)
+
+    def _reframe(self) -> None:
+        self.frame = tuple((e.name, e.ordinal) for e in self.stack[2:])
 
 
 def _far(tensor: Tensor) -> bool:
@@ -253,8 +284,10 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
                 f"'{name or type(module).__name__}' is a ScriptModule, whose calls cannot be seen",
                 fix="pass the nn.Module it was scripted from",
             )
-        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name)))
-        handles.append(module.register_forward_hook(lambda m, a, o: recorder.leave(), always_call=True))
+        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name, m)))
+        handles.append(
+            module.register_forward_hook(lambda m, a, k, o: recorder.leave(a, k, o), with_kwargs=True, always_call=True)
+        )
     own = [m for m in model.modules() if "forward" not in m.__dict__]
     written_out = {m: form for m in own if (form := decomposed(m, unroll=unroll)) is not None}
     for module, form in written_out.items():

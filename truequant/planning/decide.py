@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
-from truequant.planning.align import train_ordinals
+from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
-from truequant.planning.capture import Constant, Trace, as_arguments, trace
+from truequant.planning.capture import Call, Constant, Frame, Trace, as_arguments, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
@@ -209,9 +209,9 @@ class _Builder:
     # -- the plan ------------------------------------------------------------------------------------------------------
     def plan(self) -> Plan:
         at_node, at_input = self._place()
-        ordinals = train_ordinals(self.graph, self.trained)
-        self.carried = carried(self.graph, self.trained, ordinals, at_node, self.config.fusions)
-        sites = tuple(self._site(n, at_node, ordinals) for n in self.graph.nodes)
+        trained = calls_in_training(self.graph, self.trained)
+        self.carried = carried(self.graph, self.trained, trained, at_node, self.config.fusions)
+        sites = tuple(self._site(n, at_node, trained.get(n.index)) for n in self.graph.nodes)
         return Plan(
             self.config,
             sites,
@@ -223,7 +223,7 @@ class _Builder:
             self._constants(),
         )
 
-    def _site(self, node: Node, at_node: dict[int, str], ordinals: dict[int, int | None]) -> Site:
+    def _site(self, node: Node, at_node: dict[int, str], trained: Call | None) -> Site:
         graph = self.graph
         integer_reads = node.integer or node.action in ("clamp", "norm", "concat", "movement")
         reads = (
@@ -247,7 +247,7 @@ class _Builder:
             reason += ", at an end of the model"
         return Site(
             name=node.name, owner=node.call.owner, op=node.call.op.name, ordinal=node.call.ordinal, frame=node.frame,
-            leaf=node.leaf, action=node.action, reason=reason, train_ordinal=ordinals.get(node.index), reads=reads,
+            leaf=node.leaf, action=node.action, reason=reason, train_ordinal=trained.ordinal if trained else None, reads=reads,
             weight=self._weight(node) if node.action == "layer" or node.action in GRIDLESS else None, emits=emits,
             quantizer=at_node.get(node.index),
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
@@ -255,6 +255,7 @@ class _Builder:
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
             part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
+            rank=node.call.rank, train_rank=trained.rank if trained else None,
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:
@@ -281,26 +282,40 @@ class _Builder:
     def _owners(self) -> tuple[OwnerPlan, ...]:
         """Modules that own a site, and those between them and the root that count the calls of a module called repeatedly."""
         graph = self.graph
-        owners = {n.call.owner for n in graph.nodes} | {""}
-        counts: dict[str, tuple[Counter[str], Counter[str]]] = {}
-        for position, recorded in enumerate((graph.trace, self.trained)):
-            for (owner, _), calls in recorded.op_counts.items():
-                pair = counts.setdefault(owner, (Counter(), Counter()))
-                pair[position].update({op: n - pair[position][op] for op, n in calls.items() if n > pair[position][op]})
+        counts = _most(graph.trace.op_counts), _most(self.trained.op_counts)
+        ranks = _most(graph.trace.op_ranks), _most(self.trained.op_ranks)
+        watched = self._watched()
+        owners = {n.call.owner for n in graph.nodes} | watched | {""}
         owners |= {name for name, m in graph.modules.items() if isinstance(m, FAST_PATHS)}
         for name in graph.multiple:
             owners |= {name, *_ancestors(name)}
         for call in graph.trace.calls:  # a shared module may be called by another module than the one it is named after
             names = ["", *(name for name, _ in call.frame)]
             owners |= {caller for caller, called in pairwise(names) if called in graph.multiple}
-        result = []
-        for owner in sorted(owners):
-            pair = counts.get(owner, (Counter(), Counter()))
-            rows = tuple((op, pair[0][op], pair[1][op]) for op in sorted({*pair[0], *pair[1]}))
-            result.append(
-                OwnerPlan(owner, owner in graph.leaves, owner in graph.multiple, () if owner in graph.leaves else rows)
+        return tuple(
+            OwnerPlan(
+                owner,
+                owner in graph.leaves,
+                owner in graph.multiple,
+                () if owner in graph.leaves else _rows(owner, *counts),
+                _rows(owner, *ranks) if owner in watched else None,
             )
-        return tuple(result)
+            for owner in sorted(owners)
+        )
+
+    def _watched(self) -> set[str]:
+        """Modules in whose own forward each call is looked at.
+
+        Those that call an op; those of a user's own class, and those that no example calls, where any call is one too many.
+        """
+        graph = self.graph
+        called = set(graph.trace.module_calls) | set(self.trained.module_calls)
+        counted = {owner for owner, _ in (*graph.trace.op_counts, *self.trained.op_counts)}
+        never = {name for name, module in graph.modules.items() if name not in called and is_leaf(module)} - set(
+            self._uncalled()
+        )
+        own = {n for n, m in graph.modules.items() if type(m).__module__.split(".")[0] != "torch" or isinstance(m, FAST_PATHS)}
+        return (counted | never | own) - graph.leaves
 
     def _uncalled(self) -> tuple[str, ...]:
         called = set(self.graph.trace.module_calls) | set(self.trained.module_calls)
@@ -323,6 +338,19 @@ class _Builder:
             if q.scheme.dtype.bits > target.integer_bits:
                 notes.append(f"'{q.name}' has {q.scheme.dtype.bits} bits: {target} sums such codes in float32, never EXACT")
         return tuple(notes)
+
+
+def _most(recorded: Mapping[tuple[str, Frame], Counter[str]]) -> dict[str, Counter[str]]:
+    """How often each owner's own forward calls each op, in that of its calls which does so most often."""
+    most: dict[str, Counter[str]] = {}
+    for (owner, _), calls in recorded.items():
+        most[owner] = most.get(owner, Counter()) | calls
+    return most
+
+
+def _rows(owner: str, evaluated: dict[str, Counter[str]], trained: dict[str, Counter[str]]) -> tuple[tuple[str, int, int], ...]:
+    pair = evaluated.get(owner, Counter()), trained.get(owner, Counter())
+    return tuple((op, pair[0][op], pair[1][op]) for op in sorted({*pair[0], *pair[1]}))
 
 
 def _ancestors(name: str) -> list[str]:

@@ -246,17 +246,18 @@ def counted_as(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Op:
     """
     if op.role is Role.LOOKUP or (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
         return op
-    if any(t.is_floating_point() for t in _tensors((*args, *kwargs.values()))):
+    if any(t.is_floating_point() for t in tensors_in((*args, *kwargs.values()))):
         return op
     return Op(f"{op.name}_int", Role.FLOAT, op.functions)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, those in lists and tuples too."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 @_answered_while_tracing

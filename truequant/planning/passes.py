@@ -7,32 +7,27 @@ from collections.abc import Mapping
 from torch import nn
 
 from truequant.planning.capture import Call, Trace
-from truequant.planning.graph import Graph, Node, frame_key
+from truequant.planning.graph import Graph, Node
 from truequant.schemes import Fusions
 
 NORMS = frozenset((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
 
 
 def carried(
-    graph: Graph, trained: Trace, ordinals: Mapping[int, int | None], at_node: Mapping[int, str], fusions: Fusions
+    graph: Graph, trained: Trace, calls: Mapping[int, Call | None], at_node: Mapping[int, str], fusions: Fusions
 ) -> dict[int, str]:
     """For each node, by index, whose training pass ends in a quantizer: the name of the site where that quantizer sits.
 
     It sits at the node itself, or at a clamp that alone reads, in training too, what the node writes.
     """
-    calls = _calls(graph, trained)
     readers: dict[int, int] = {}
     for call in trained.calls:
         for value in call.inputs:
             readers[value] = readers.get(value, 0) + 1
 
-    def in_training(node: Node) -> Call | None:
-        ordinal = ordinals.get(node.index)
-        return None if ordinal is None else calls.get((node.call.owner, node.frame, node.call.op.name, ordinal))
-
     found = {}
     for node in graph.nodes:
-        if not _may(node, graph, fusions) or _writes_back(node, graph) or in_training(node) is None:
+        if not _may(node, graph, fusions) or _writes_back(node, graph) or calls.get(node.index) is None:
             continue
         if node.index in at_node:
             found[node.index] = node.name
@@ -46,7 +41,7 @@ def carried(
             or _writes_back(behind, graph)
         ):
             continue
-        first, second = in_training(node), in_training(behind)
+        first, second = calls.get(node.index), calls.get(behind.index)
         if first is None or second is None or len(first.outputs) != 1:
             continue
         value = first.outputs[0]
@@ -77,8 +72,3 @@ def _behind(node: Node) -> Node | None:
 
 def _writes_back(node: Node, graph: Graph) -> bool:
     return any(value in graph.trace.stale for value in node.writes)
-
-
-def _calls(graph: Graph, trained: Trace) -> dict[tuple[str, tuple[int, ...], str, int], Call]:
-    multiple = {name for name, n in trained.module_calls.items() if n > 1 and name} | graph.multiple
-    return {(c.owner, frame_key(c.frame, multiple), c.op.name, c.ordinal): c for c in trained.calls}

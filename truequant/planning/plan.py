@@ -46,6 +46,8 @@ class Site:
     fused_into: the site that this one is computed with.
     minimum, maximum: the clamp of the result, in values.
     train_ordinal: the ordinal in training; None where the site lives in evaluation only.
+    rank, train_rank: the same, counted as where a forward runs, without calls that read constants alone (see
+    `truequant.planning.constants`); None in plans that were made before calls were counted so.
     part: which of several tensors that it returns passes through the quantizer.
     weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
     dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
@@ -77,6 +79,8 @@ class Site:
     rule: str | None = None
     weights: tuple[tuple[str, str], ...] = ()
     dynamic: QuantScheme | None = None
+    rank: int | None = None
+    train_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,12 @@ class OwnerPlan:
     multiple: bool
     counts: tuple[tuple[str, int, int], ...] = ()
     """Calls of each op in one call of the owner: `(op, in evaluation, in training)`."""
+    calls: tuple[tuple[str, int, int], ...] | None = None
+    """The same without calls that read constants alone: one more is a call that was not planned.
+
+    None where nobody looks: a module whose one call is its own, a container of torch's, and every owner of a plan that was made
+    before calls were counted so.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,10 @@ _TRACING = threading.Lock()
 def convert(model: nn.Module) -> Int8Model:
     """The Int8 model: int8 weights, int32 biases, the very codes that `model.eval()` computes. `model` is left as it is.
 
-    Raises `CalibrationError` for a range that was never observed, `ConversionError` for a parameter or range that is not
-    finite, an op that the program cannot hold, or a forward that is no static graph. Where the forward fixes the first axis of
-    an input (a recurrent layer over time, a loop over it), the program takes the size of the example that was prepared with.
+    Raises `PlanError` for a module that was replaced after `prepare`, `CalibrationError` for a range that was never observed,
+    `ConversionError` for a parameter or range that is not finite, an op that the program cannot hold, or a forward that is no
+    static graph. Where the forward fixes the first axis of an input (a recurrent layer over time, a loop over it), the program
+    takes the size of the example that was prepared with.
     """
     root = outermost(model)
     plan = root.binding.plan
@@ -42,6 +43,8 @@ def convert(model: nn.Module) -> Int8Model:
         raise StateError(
             f"{type(model).__name__} was wrapped by hand: a layer alone is no program", fix="tq.prepare(model, example_inputs)"
         )
+    if root.binding.parts is not None:
+        root.binding.parts.check(root)
     _check(root)
     sites = runtime_sites(root)
     with _marking(root):

@@ -17,7 +17,9 @@ from truequant.fake import (
     FakeQuantize,
     InputQuantizer,
     Limits,
+    Parts,
     QATModuleWrapper,
+    Ranked,
     RuntimeSite,
     WeightQuantizer,
     keep_delta,
@@ -94,6 +96,7 @@ class _Preparation:
         root: Any = self.model
         root.binding.outermost, root.binding.plan = True, self.plan
         root.binding.inputs = self._inputs()
+        root.binding.parts = Parts.of(self.model, self.plan)
         root.binding.limits = Limits([q for q in self.quantizers.values() if q.shift is not None])
 
     # -- modules -------------------------------------------------------------------------------------------------------
@@ -114,6 +117,10 @@ class _Preparation:
             binding.leaf = {} if owner.leaf else None
             binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
             binding.acts = not owner.leaf and self._acts(name)
+            if owner.calls is not None:
+                known = tuple({op: row[i] for op, *row in owner.calls} for i in (0, 1))
+                binding.ranked = Ranked(known[0]), Ranked(known[1])
+                binding.stray = not owner.calls and name != "" and not isinstance(self.modules[name], FAST_PATHS)
             binding.watched = self._watched(owner)
             binding.islands = any(s.action == "float" or s.op == "view" for s in self.of_owner.get(name, []))
         elif name in self.plan.uncalled:
@@ -122,16 +129,12 @@ class _Preparation:
 
     def _watched(self, owner: OwnerPlan) -> bool:
         """Whether calls of functions in its forward are counted: then those of the modules below it must not be."""
+        if owner.calls is not None:
+            return True
         return not owner.leaf and (bool(self.of_owner.get(owner.name)) or self._acts(owner.name))
 
     def _acts(self, owner: str) -> bool:
-        return isinstance(self.modules[owner], FAST_PATHS) or any(
-            s.quantizer is not None
-            or s.writes_back
-            or s.action in _ACTIVE
-            or (s.action == "clamp" and s.fused_into is None and s.emits is not None)
-            for s in self.of_owner.get(owner, [])
-        )
+        return isinstance(self.modules[owner], FAST_PATHS) or any(map(_acts, self.of_owner.get(owner, [])))
 
     def _fill(self, binding: Binding, sites: list[Site]) -> None:
         for site in sites:
@@ -144,6 +147,13 @@ class _Preparation:
             if site.train_ordinal is not None:
                 trained: Any = binding.trained.setdefault(site.frame, {})
                 trained[site.op, site.train_ordinal] = runtime
+            for ranked, rank in zip(binding.ranked or (), (site.rank, site.train_rank), strict=False):
+                if rank is None:
+                    continue
+                ranked.sites.setdefault(site.frame, {})[site.op, rank] = runtime
+                if _acts(site):
+                    needed = ranked.needed.setdefault(site.frame, {})
+                    needed[site.op] = max(needed.get(site.op, 0), rank + 1)
 
     # -- quantizers and sites ------------------------------------------------------------------------------------------
     def _make_quantizers(self) -> None:
@@ -219,6 +229,12 @@ class _Preparation:
                 result.append(InputQuantizer(spec.where, seen[spec.where], spec.name, quantizer))
             seen[spec.where] += 1
         return tuple(result)
+
+
+def _acts(site: Site) -> bool:
+    """Whether something else happens at a site than in the float model."""
+    own = site.action == "clamp" and site.fused_into is None and site.emits is not None
+    return site.quantizer is not None or site.writes_back or site.action in _ACTIVE or own
 
 
 _ACTIVE = frozenset(
