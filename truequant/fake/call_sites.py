@@ -61,7 +61,7 @@ class Binding:
     ranked: tuple[Ranked, Ranked] | None = None
     """In evaluation and in training, where each call of a function in the module's own forward is looked at.
 
-    None also for plans that were made before there were ranks: `evaluated`, `trained` and `counts` then count all calls, as they
+    None also for plans of before there were ranks: `evaluated`, `trained` and `counts` then count all calls, as they
     do for a compiler, which cannot ask what is a constant.
     """
     acts: bool = False
