@@ -11,12 +11,16 @@ digest = $(shell cat $(sort $(1)) | sha256sum | cut -c1-16)
 PACKAGE := .venv/package-$(call digest,requirements/package.txt)
 KERNELS := .venv/kernels-$(call digest,requirements/package.txt pyproject.toml $(wildcard setup.py csrc/*.cpp csrc/*/*))
 DEMO := .venv/demo-$(call digest,requirements/package.txt requirements/demo.txt)
-ALL := .venv/all-$(call digest,$(wildcard requirements/*.txt))
+TOOLS := .venv/tools-$(call digest,$(filter-out requirements/docs.txt,$(wildcard requirements/*.txt)))
+DOCS := .venv/docs-$(call digest,$(wildcard requirements/*.txt))
 
-.PHONY: interpreter setup setup-demo demo test quick bench check format docs clean
+.PHONY: interpreter setup setup-demo setup-tests demo test quick bench check format docs clean
 
-setup: interpreter  ## the package, every extra, what tests and documentation need
-	$(MAKE_BOTH) $(KERNELS) $(ALL)
+setup: interpreter  ## the package, every extra, what tests, checks and documentation need
+	$(MAKE_BOTH) $(KERNELS) $(DOCS)
+
+setup-tests: interpreter  ## the package, every extra, what tests and checks need
+	$(MAKE_BOTH) $(KERNELS) $(TOOLS)
 
 setup-demo: interpreter  ## the package and what the demo needs
 	$(MAKE_BOTH) $(KERNELS) $(DEMO)
@@ -47,24 +51,29 @@ $(DEMO): $(PACKAGE)
 	$(INSTALL) -r requirements/demo.txt
 	@touch $@
 
-$(ALL): $(PACKAGE)
-	@rm -f .venv/all-* .venv/demo-*
-	$(INSTALL) $(addprefix -r ,$(wildcard requirements/*.txt))
+$(TOOLS): $(PACKAGE)
+	@rm -f .venv/tools-* .venv/demo-*
+	$(INSTALL) $(addprefix -r ,$(filter-out %/docs.txt,$(wildcard requirements/*.txt)))
 	@touch $(DEMO) $@
+
+$(DOCS): $(TOOLS)
+	@rm -f .venv/docs-*
+	$(INSTALL) $(addprefix -r ,$(wildcard requirements/*.txt))
+	@touch $@
 
 demo: setup-demo  ## the main job on MNIST; options: make demo ARGS="--model resnet"
 	$(BIN)/truequant demo $(ARGS)
 
-test: setup  ## every test
+test: setup-tests  ## every test, by one worker a core
 	$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
-quick: setup  ## the tests that take seconds
+quick: setup-tests  ## the tests that take seconds
 	$(BIN)/python -m pytest -n logical --dist worksteal -m "not slow and not emulated" $(ARGS)
 
-bench: setup  ## the short form of every benchmark of docs/performance.md
+bench: setup-tests  ## the short form of every benchmark of docs/performance.md
 	for name in qat_step fake_quantize memory prepare scaling; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
-check: setup  ## lint, formatting, types, floors
+check: setup-tests  ## lint, formatting, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -73,7 +82,7 @@ check: setup  ## lint, formatting, types, floors
 docs: setup  ## the documentation, into build/site; a warning is an error
 	$(BIN)/mkdocs build --quiet
 
-format: setup
+format: setup-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
