@@ -61,8 +61,8 @@ class Binding:
     ranked: tuple[Ranked, Ranked] | None = None
     """In evaluation and in training, where each call of a function in the module's own forward is looked at.
 
-    None also for plans of before there were ranks: `evaluated`, `trained` and `counts` then count all calls, as they
-    do for a compiler, which cannot ask what is a constant.
+    None also for plans that were made before there were ranks: `evaluated`, `trained` and `counts` then count all calls, as for
+    a compiler, which cannot ask what is a constant.
     """
     acts: bool = False
     """Whether calls of functions in its own forward need to be seen in every forward, of a compiled model too."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from truequant.errors import PlanError
+from truequant.fake.containers import QUANTIZERS
 from truequant.planning import Plan
 
 Children = tuple[nn.Module | None, ...]
@@ -49,7 +50,7 @@ class Parts:
         for name, module in model.named_modules():
             if isinstance(module, (nn.Sequential, nn.ModuleList)) and _any(module, known):
                 for key, child in module._modules.items():
-                    if child is not None and not _any(child, known):
+                    if child is not None and key != QUANTIZERS and not _any(child, known):
                         raise _error(f"{name}.{key}" if name else key, "added", _kind(child), "the modules that were planned")
         self.children = _children(model)
 
@@ -83,7 +84,17 @@ def _any(module: nn.Module, known: set[int]) -> bool:
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, Children]]:
-    return [(m, tuple(m._modules.values())) for m in model.modules() if m._modules]
+    found: list[tuple[nn.Module, Children]] = []
+    own = {model: None}  # in order, each once; and not the quantizers and what is in them
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        below = [m for key, m in module._modules.items() if m is not None and key != QUANTIZERS]
+        waiting += [m for m in dict.fromkeys(below) if m not in own]
+        own.update(dict.fromkeys(below))
+        if below:
+            found.append((module, tuple(module._modules.values())))
+    return found
 
 
 def _kind(module: nn.Module) -> str:
