@@ -3,6 +3,9 @@
 PTQ and QAT start from the same float model. PTQ quantizes that model after the same extra epochs of float training that QAT
 gets, with the best of min-max, percentile and MSE ranges as chosen on held-out training images, so that only
 quantization-awareness differs. Last epoch, not best.
+
+Where channels were spread apart, PTQ is a lottery (20 to 58 % with three seeds and two kinds of arithmetic) and QAT is not: 85.2
+to 86.1 %. It needs its 374 steps for that; with a third of them it lies between 58 and 62.
 """
 
 from __future__ import annotations

@@ -88,18 +88,26 @@ def test_windows_times_weights_are_the_layer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_sums_are_closer_than_those_of_nearest(kind: str) -> None:
-    """tr((W~ - W) H (W~ - W)'), what GPTQ minimizes, of every layer, each on the inputs that it sees."""
-    x = torch.rand(48, 1, 6, 6) + 0.3 * torch.randn(48, 2, 6, 6)
-    qat = tq.calibrate(tq.prepare(Net(), x, tq.QConfig(weight=SCHEMES[kind])), [x])
-    for layer in layers(outermost(qat), "a test"):
-        if layer.name in ("stem", "depthwise"):
+    """tr((W~ - W) H (W~ - W)'), what GPTQ minimizes, of every layer, each on the inputs that it sees.
+
+    It is greedy: of nine weights, in one net out of ten, nearest is better. Over five nets it came to 0.35 to 0.83 of nearest's
+    sum, in every set of five seeds and every layer that was tried.
+    """
+    sums: dict[str, list[float]] = {"stem": [0.0, 0.0], "depthwise": [0.0, 0.0]}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = torch.rand(48, 1, 6, 6) + 0.3 * torch.randn(48, 2, 6, 6)
+        qat = tq.calibrate(tq.prepare(Net(), x, tq.QConfig(weight=SCHEMES[kind])), [x])
+        for layer in layers(outermost(qat), "a test"):
+            if layer.name not in sums:
+                continue
             hessian = second_moments(layer, inputs_of(qat, layer.module, [((x,), {})]))
             codes = GPTQ().codes(layer.coded(), layer.scale(), layer.quantizer.scheme, hessian)
-            errors = []
-            for candidate in (codes, layer.codes()):
+            for i, candidate in enumerate((codes, layer.codes())):
                 d = (candidate * layer.scale() - layer.coded()).double().reshape(len(hessian), -1, hessian.shape[-1])
-                errors.append(float(torch.einsum("gon,gnm,gom->", d, hessian, d)))
-            assert errors[0] < errors[1], layer.name
+                sums[layer.name][i] += float(torch.einsum("gon,gnm,gom->", d, hessian, d))
+    for name, (gptq, nearest) in sums.items():
+        assert gptq < 0.95 * nearest, name
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
