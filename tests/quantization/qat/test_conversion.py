@@ -110,7 +110,8 @@ def test_size_and_accuracy_on_mnist(tmp_path: Path) -> None:
     images, labels = data.test_images[:2000], data.test_labels[:2000]
     with torch.no_grad():
         evaluated = qat(images)
-    assert float((evaluated.argmax(1) == labels).float().mean()) > 0.7  # 60 steps: 0.86 to 0.92 with three seeds
+    # After 60 steps: 0.86 and 0.86 with AVX2 kernels, 0.92 with baseline ones, a seed each.
+    assert float((evaluated.argmax(1) == labels).float().mean()) > 0.7
     assert torch.equal(int8(images), evaluated)
     floats = {k: v for k, v in qat.state_dict().items() if "quantizers" not in k}
     assert int8.save(tmp_path / "model.tq") == (tmp_path / "model.tq").stat().st_size == int8.size_bytes

@@ -4,8 +4,8 @@ PTQ and QAT start from the same float model. PTQ quantizes that model after the 
 gets, with the best of min-max, percentile and MSE ranges as chosen on held-out training images, so that only
 quantization-awareness differs. Last epoch, not best.
 
-Where channels were spread apart, PTQ is a lottery (20 to 58 % with three seeds and two kinds of arithmetic) and QAT is not: 85.2
-to 86.1 %. It needs its 374 steps for that; with a third of them it lies between 58 and 62.
+Where channels were spread apart, PTQ is a lottery (20 to 58 % with three seeds on two kinds of arithmetic) and QAT is not:
+85.2 to 86.1 %. It needs its 374 steps for that; with a third of them it lies between 58 and 62.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def test_int8_keeps_float_accuracy_and_ships_its_predictions(
     outcome = quantized(lenet, "w8a8", data)
     record(outcome, data, record_property)
     floating, qat = top1(outcome.floating, data.test_labels), top1(outcome.qat, data.test_labels)
-    assert qat >= floating - 0.1
+    assert qat >= floating - 0.3  # equally good models differ by 10 of the 10,000 images easily; seen: 98.68 and 98.68
     assert mcnemar(outcome.ptq, outcome.qat, data.test_labels) > 0.01  # not behind PTQ beyond noise
     int8 = tq.convert(outcome.model)
     assert torch.equal(answers(int8, data.test_images), outcome.qat)
