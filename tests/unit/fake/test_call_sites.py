@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import truequant as tq
@@ -132,3 +134,138 @@ def refuses(op: Op, qat: Any, x: Tensor, training: bool, more: str, known: int) 
         f"  expected: {known}\n"
         "  fix:      prepare with example inputs that take this path"
     )
+
+
+class Pair(nn.Module):
+    """Two products with matrices of one shape: the second takes the site of the first where that is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.k, self.w = nn.Parameter(torch.rand(8, 8)), nn.Parameter(torch.rand(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        if x.shape[0] > 4:
+            y = y @ self.k
+        return y @ self.w
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_planned_call_that_is_left_out(training: bool) -> None:
+    x = torch.rand(8, 8)
+    qat = tq.calibrate(tq.prepare(Pair(), x), [x]).train(training)
+    qat(x)
+    with pytest.raises(PlanError) as caught:
+        qat(x[:2])
+    mode = "training" if training else "evaluation"
+    assert str(caught.value) == (
+        "the model: a call of 'matmul' that was there when the model was prepared was left out\n"
+        f"  got:      1 calls of 'matmul' in one forward, in {mode}\n"
+        "  expected: 2\n"
+        "  fix:      prepare with example inputs that take this path"
+    )
+
+
+def test_a_weight_of_other_channels_is_another_call() -> None:
+    class Odd(Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.rand(8, 4))
+
+    x = torch.rand(8, 8)
+    qat = tq.calibrate(tq.prepare(Odd(), x[:2]), [x[:2]]).eval()
+    with pytest.raises(PlanError) as caught:
+        qat(x)
+    assert str(caught.value) == (
+        "'matmul_0': this call is given another weight than when the model was prepared\n"
+        "  got:      8 output channels\n"
+        "  expected: 4\n"
+        "  fix:      prepare with example inputs that take this path"
+    )
+
+
+class Anchors(nn.Module):
+    """Positions that are made where the size is another one, and kept, beside calls of the same ops on activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.grid: Tensor | None = None
+        self.kept: dict[int, Tensor] = {}
+        self.register_buffer("table", torch.rand(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None or len(self.grid) != x.shape[1]:
+            self.grid = (torch.arange(x.shape[1]).float().unsqueeze(1) + 0.5) * 0.01
+        if x.shape[1] not in self.kept:
+            self.kept[x.shape[1]] = self.table[: x.shape[1]] * 2.0
+        y = F.relu(self.first(x) + self.grid)
+        return (y * self.kept[x.shape[1]].clone().add(1.0))[:, 1:].unsqueeze(1) + 1.0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_constants_that_are_kept_between_forwards(training: bool) -> None:
+    x = torch.rand(2, 6, 8)
+    qat = tq.calibrate(tq.prepare(Anchors(), x), [x]).train(training)
+    tq.freeze(qat)
+    made, kept = qat(x), qat(x)
+    assert torch.equal(made, kept)
+    assert torch.equal(made[:, :, :3], qat(x[:, :4]))  # made anew, for another size
+
+
+class Shared(nn.Module):
+    """One activation module for activations and for constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.late = nn.Linear(8, 8), nn.GELU(), nn.Tanh()
+        self.pos = nn.Parameter(torch.rand(8))
+        self.more = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.first(x)) + self.act(self.pos)
+        return self.late(y) if self.more else y
+
+
+def test_a_module_that_is_given_a_constant() -> None:
+    x = torch.rand(2, 8)
+    qat: Any = tq.calibrate(tq.prepare(Shared(), x), [x]).eval()
+    assert torch.equal(tq.convert(qat)(x), qat(x))
+    qat.train()(x)
+
+
+def test_a_module_without_parameters_that_no_example_called() -> None:
+    x = torch.rand(2, 8)
+    qat: Any = tq.calibrate(tq.prepare(Shared(), x), [x])
+    assert torch.equal(qat.late(x), torch.tanh(x))  # outside of the model's forward it is anybody's
+    qat.more = True
+    for training in (False, True):
+        with pytest.raises(PlanError, match="'late': call 0 of 'tanh' was not there when the model was prepared"):
+            qat.train(training)(x)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.k = nn.Linear(8, 8), nn.Parameter(torch.rand(8))
+        self.more = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = self.k * 2.0  # mul_0, of constants
+        y = F.relu(self.first(x)) * 0.3
+        return (y + k) * 0.5 if self.more else y + k
+
+
+def test_a_plan_from_before_constants_were_counted_apart() -> None:
+    x, model = torch.rand(2, 8), Scaled()
+    now = tq.plan(model, x)
+    assert [(s.ordinal, s.rank) for s in now.sites if s.op == "mul"] == [(1, 0)]
+    owners = tuple(replace(o, calls=None) for o in now.owners)
+    before = replace(now, owners=owners, sites=tuple(replace(s, rank=None, train_rank=None) for s in now.sites))
+    old, new = (tq.calibrate(tq.prepare(model, x, p), [x]).eval() for p in (before, now))
+    assert torch.equal(old(x), new(x))
+    assert torch.equal(tq.convert(old)(x), new(x))
+    old.more = True
+    with pytest.raises(PlanError, match="call 2 of 'mul' was not there when the model was prepared"):
+        old(x)
