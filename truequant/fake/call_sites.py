@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -215,7 +216,7 @@ def _handed_through() -> bool:
 
     FSDP's hooks do so with what a module below this one reads: that is no call of the forward's own.
     """
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == "torch.autograd.function":
         frame = frame.f_back
     return frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.distributed.")
