@@ -26,7 +26,7 @@ def place(source: str) -> tuple[int, str]:
 
 
 def is_binding(source: str) -> bool:
-    """Whether a file only calls kernels: to optimize it as they are costs seconds and gains nothing."""
+    """Whether a file only calls kernels: to optimize it as they are gains nothing."""
     return Path(source).parent == Path("csrc")
 
 
@@ -41,7 +41,7 @@ class BuildKernels(build_ext):
         compile_all = self.compiler.compile
 
         def one(source: str, *args: object, extra_postargs: list[str], **kwargs: object) -> list[str]:
-            extra = [*extra_postargs, "-O1"] if is_binding(source) else extra_postargs
+            extra = [*extra_postargs, "-O2"] if is_binding(source) else extra_postargs
             return compile_all([source], *args, extra_postargs=extra, **kwargs)
 
         def side_by_side(sources: list[str], *args: object, **kwargs: object) -> list[str]:
