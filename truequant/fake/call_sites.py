@@ -36,6 +36,7 @@ from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
 from truequant.planning import Constants, Op, Plan, Role, counted_as, has_op, op_of, out_of_place, tensors_in, writes_in_place
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
+TAKE_THIS_PATH = "prepare with example inputs that take this path"
 
 
 @dataclass(eq=False)
@@ -182,7 +183,7 @@ class CallSites(TorchFunctionMode):
         raise PlanError(
             f"{self._where()}: call {ordinal} of '{name}' was not there when the model was prepared",
             got=f"at least {ordinal + 1} calls of '{name}' in one forward, in {_mode(self.training)}", expected=f"{known}",
-            fix="prepare with example inputs that take this path",
+            fix=TAKE_THIS_PATH,
         )  # fmt: skip
 
     def known(self, name: str) -> int:
@@ -201,7 +202,7 @@ class CallSites(TorchFunctionMode):
                 raise PlanError(
                     f"{self._where()}: a call of '{name}' that was there when the model was prepared was left out",
                     got=f"{seen} calls of '{name}' in one forward, in {_mode(self.training)}", expected=f"{needed}",
-                    fix="prepare with example inputs that take this path",
+                    fix=TAKE_THIS_PATH,
                 )  # fmt: skip
 
     def _where(self) -> str:
@@ -336,6 +337,6 @@ def _planned(site: RuntimeSite, weight: Tensor) -> Tensor:
         raise PlanError(
             f"'{site.plan.name}': this call is given another weight than when the model was prepared",
             got=f"{weight.shape[0]} output channels", expected=f"{scales[0]}",
-            fix="prepare with example inputs that take this path",
+            fix=TAKE_THIS_PATH,
         )  # fmt: skip
     return weight

@@ -18,7 +18,16 @@ from torch import nn
 
 from truequant.errors import PlanError, StateError
 from truequant.fake import layers, norms, passes
-from truequant.fake.call_sites import Binding, CallSites, LeafCall, compiling, resume, run_in_place, suspend
+from truequant.fake.call_sites import (
+    TAKE_THIS_PATH,
+    Binding,
+    CallSites,
+    LeafCall,
+    compiling,
+    resume,
+    run_in_place,
+    suspend,
+)
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
@@ -76,7 +85,7 @@ class QATModuleWrapper(nn.Module):
                     f"'{binding.name}' is called in a way that was not there when the model was prepared",
                     got=f"call {frame.key}",
                     expected=f"calls {sorted(binding.leaf)}" if binding.leaf else "no call",
-                    fix="prepare with example inputs that take this path",
+                    fix=TAKE_THIS_PATH,
                 )
             return self._leaf(site, args, kwargs)
         looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)

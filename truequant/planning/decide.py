@@ -309,18 +309,15 @@ class _Builder:
         Those that call an op; those of a user's own class, and those that no example calls, where any call is one too many.
         """
         graph = self.graph
-        called = set(graph.trace.module_calls) | set(self.trained.module_calls)
         counted = {owner for owner, _ in (*graph.trace.op_counts, *self.trained.op_counts)}
-        never = {name for name, module in graph.modules.items() if name not in called and is_leaf(module)} - set(
-            self._uncalled()
-        )
         own = {n for n, m in graph.modules.items() if type(m).__module__.split(".")[0] != "torch" or isinstance(m, FAST_PATHS)}
-        return (counted | never | own) - graph.leaves
+        return (counted | own | {*self._uncalled(with_parameters=False)}) - graph.leaves
 
-    def _uncalled(self) -> tuple[str, ...]:
+    def _uncalled(self, *, with_parameters: bool = True) -> tuple[str, ...]:
+        """Leaves that no example calls, which have parameters of their own, or have none."""
         called = set(self.graph.trace.module_calls) | set(self.trained.module_calls)
-        modules = self.graph.modules.items()
-        return tuple(n for n, m in modules if n not in called and is_leaf(m) and any(True for _ in m.parameters(recurse=False)))
+        leaves = [(n, m) for n, m in self.graph.modules.items() if n not in called and is_leaf(m)]
+        return tuple(n for n, m in leaves if any(True for _ in m.parameters(recurse=False)) is with_parameters)
 
     def _notes(self) -> tuple[str, ...]:
         evaluated, trained = self.graph.trace.module_calls, self.trained.module_calls

@@ -68,11 +68,14 @@ def _quantize(writer: Writer, node: program_nodes.Quantize) -> None:
     writer.node("QuantizeLinear", [clamped, *unit], name, name=f"{name}.quantize")
 
 
+def _without_zero(writer: Writer, codes: str, zero: str, reader: str, part: str) -> str:
+    """Codes less their zero point, float32: from there OpenVINO finds its int8 kernels."""
+    return _step(writer, reader, "DequantizeLinear", [codes, writer.constant("unit", np.float32(1)), zero], part)
+
+
 def _centred(writer: Writer, name: str, reader: str) -> str:
     """`xq - zx`."""
-    unit = writer.constant("unit", np.float32(1))
-    inputs = [name, unit, writer.scale_and_zero(name)[1]]
-    return _step(writer, reader, "DequantizeLinear", inputs, f"{name}.centred")
+    return _without_zero(writer, name, writer.scale_and_zero(name)[1], reader, f"{name}.centred")
 
 
 def _unsigned(writer: Writer, name: str, reader: str) -> tuple[str, int]:
@@ -87,8 +90,8 @@ def _unsigned(writer: Writer, name: str, reader: str) -> tuple[str, int]:
 
 def _bytes(writer: Writer, codes: str, zero_point: int, reader: str) -> str:
     """Codes in uint8 less their zero point."""
-    unit, zero = writer.constant("unit", np.float32(1)), writer.constant(f"{reader}.zero_point", np.array(zero_point, np.uint8))
-    return _step(writer, reader, "DequantizeLinear", [codes, unit, zero], "centred")
+    zero = writer.constant(f"{reader}.zero_point", np.array(zero_point, np.uint8))
+    return _without_zero(writer, codes, zero, reader, "centred")
 
 
 def _sum(writer: Writer, node: Conv | Linear, op: str, x: str, codes: Any, **attributes: Any) -> str:
@@ -105,9 +108,8 @@ def _sum(writer: Writer, node: Conv | Linear, op: str, x: str, codes: Any, **att
 
 
 def _weight(writer: Writer, node: Conv | Linear, codes: Any, part: str) -> str:
-    unit, none = writer.constant("unit", np.float32(1)), writer.constant("no_zero_point", np.array(0, np.int8))
-    stored = writer.constant(f"{node.output}.{part}", codes)
-    return _step(writer, node.output, "DequantizeLinear", [stored, unit, none], f"whole_{part}")
+    none = writer.constant("no_zero_point", np.array(0, np.int8))
+    return _without_zero(writer, writer.constant(f"{node.output}.{part}", codes), none, node.output, f"whole_{part}")
 
 
 def _finish(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...]) -> None:
