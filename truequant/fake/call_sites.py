@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -124,8 +122,6 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
-        if func is Tensor.view_as and args[0] is args[1] and _handed_through():
-            return func(*args, **kwargs)
         constants = self.constants
         constant = constants is not None and constants.alone(func, args, kwargs)
         if constant and self.ranked is not None:
@@ -210,17 +206,6 @@ class CallSites(TorchFunctionMode):
 
 
 _NOTHING: dict[str, int] = {}
-
-
-def _handed_through() -> bool:
-    """Whether autograd makes a view of what a function of torch.distributed returns as it got it.
-
-    FSDP's hooks do so with what a module below this one reads: that is no call of the forward's own.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") == "torch.autograd.function":
-        frame = frame.f_back
-    return frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.distributed.")
 
 
 def _mode(training: bool) -> str:

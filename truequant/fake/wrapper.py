@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from truequant.errors import PlanError, StateError
 from truequant.fake import layers, norms, passes
@@ -31,6 +32,7 @@ from truequant.fake.call_sites import (
 from truequant.fake.clock import in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
+from truequant.fake.hooks import uncounted
 from truequant.fake.inputs import quantize_inputs
 from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
@@ -241,6 +243,15 @@ class QATModuleWrapper(nn.Module):
 
     def _quantized_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return quantize_inputs(self.binding.inputs, args, kwargs) if self.binding.inputs else (args, kwargs)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+    def register_forward_pre_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+        """As a module's. What the hook calls is no call of the forward around this module (see `truequant.fake.hooks`)."""
+        return super().register_forward_pre_hook(uncounted(hook, self.binding.name, "forward pre-hook"), **options)
+
+    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+        """As a module's. What the hook calls is no call of the forward around this module (see `truequant.fake.hooks`)."""
+        return super().register_forward_hook(uncounted(hook, self.binding.name, "forward hook"), **options)
 
     # -- by hand -------------------------------------------------------------------------------------------------------
     @staticmethod

@@ -137,7 +137,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = op_of(func)
+        op = op_of(func) if self.inside else None
         if op is None:
             return func(*args, **kwargs)
         op = counted_as(op, args, kwargs)
@@ -192,13 +192,21 @@ class _Recorder(TorchFunctionMode):
         )
         return result
 
+    @property
+    def inside(self) -> bool:
+        """Whether the model's forward is running: its own hooks run before and after it, and are no part of the plan."""
+        return len(self.stack) > 1
+
     def _reference(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         index = self.held.known(leaf)
         return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
 
-    def enter(self, name: str, module: nn.Module) -> None:
+    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module's forward begins; hooks of its own have run, as calls of the forward around it."""
+        if not self.inside:
+            self.trace.inputs = [self.add(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         called = self.stack[-1].called
         ordinal = called[name]
         called[name] += 1
@@ -207,8 +215,11 @@ class _Recorder(TorchFunctionMode):
         self._reframe()
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        """A module's forward ended; hooks of its own run after this, as calls of the forward around it."""
         self.stack.pop()
         self._reframe()
+        if not self.inside:
+            self.trace.outputs = [index for t in tensors_of(outputs) if (index := self.held.read(t)) is not None]
         around = self.stack[-1].constants
         if around.alone(None, args, kwargs):
             around.note(outputs)
@@ -284,9 +295,13 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
                 f"'{name or type(module).__name__}' is a ScriptModule, whose calls cannot be seen",
                 fix="pass the nn.Module it was scripted from",
             )
-        handles.append(module.register_forward_pre_hook(lambda m, a, name=name: recorder.enter(name, m)))
         handles.append(
-            module.register_forward_hook(lambda m, a, k, o: recorder.leave(a, k, o), with_kwargs=True, always_call=True)
+            module.register_forward_pre_hook(lambda m, a, k, name=name: recorder.enter(name, m, a, k), with_kwargs=True)
+        )
+        handles.append(
+            module.register_forward_hook(
+                lambda m, a, k, o: recorder.leave(a, k, o), prepend=True, with_kwargs=True, always_call=True
+            )
         )
     own = [m for m in model.modules() if "forward" not in m.__dict__]
     written_out = {m: form for m in own if (form := decomposed(m, unroll=unroll)) is not None}
@@ -294,19 +309,12 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
         module.__dict__["forward"] = MethodType(form, module)
     args, kwargs = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, as_arguments(example_inputs))
     try:
-        with _undisturbed(model, training):
-            for leaf in pytree.tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor):
-                    result.inputs.append(recorder.add(leaf))
-            with recorder, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a probing run without gradients: what it warns of is not the user's run
-                outputs = model(*args, **kwargs)
+        with _undisturbed(model, training), recorder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a probing run without gradients: what it warns of is not the user's run
+            model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
         for module in written_out:
             del module.__dict__["forward"]
-    for leaf in tensors_of(outputs):
-        if (index := recorder.held.read(leaf)) is not None:
-            result.outputs.append(index)
     return result

@@ -5,9 +5,11 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -175,7 +177,7 @@ def _traced(model: nn.Module, plan: Plan, batch: int | None) -> torch.export.Exp
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, places, constants)
     try:
-        with _TRACING, warnings.catch_warnings(), torch.no_grad(), _static_masks(), _symbolic_len():
+        with _TRACING, warnings.catch_warnings(), torch.no_grad(), _static_masks(), _symbolic_len(model):
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             exported = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
             return exported.run_decompositions({}) if _mutates(exported) else exported
@@ -209,18 +211,27 @@ def _static_masks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _symbolic_len() -> Iterator[None]:
-    """`len(x)` of a tensor as its symbolic first size: Python's own makes a number of it, which fixes the size."""
-    number_of = builtins.len
+def _symbolic_len(model: nn.Module) -> Iterator[None]:
+    """`len(x)` of a tensor as its symbolic first size: Python's own makes a number of it, which fixes the size.
 
-    def length(x: Any) -> Any:
-        return x.shape[0] if isinstance(x, Tensor) and x.dim() else number_of(x)
-
-    builtins.len = length
+    The name is defined where the model's code looks it up, in the modules of the packages that its classes are from. Python's
+    own function stays: a compiler that is first loaded meanwhile would take the other one for it ever after.
+    """
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    packages = {kind.__module__.partition(".")[0] for kind in classes} - {"torch", *sys.stdlib_module_names} | {"__main__"}
+    loaded = [m for name, m in list(sys.modules.items()) if isinstance(m, ModuleType) and name.partition(".")[0] in packages]
+    shadowed = [names for module in loaded if "len" not in (names := vars(module))]
+    for names in shadowed:
+        names["len"] = _length
     try:
         yield
     finally:
-        builtins.len = number_of
+        for names in shadowed:
+            del names["len"]
+
+
+def _length(x: Any) -> Any:
+    return x.shape[0] if isinstance(x, Tensor) and x.dim() else builtins.len(x)
 
 
 class _Exported(nn.Module):
