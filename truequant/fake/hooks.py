@@ -68,9 +68,8 @@ def _share(first: Tensor, second: Tensor) -> bool:
 class _OfTorch(UncountedHook):
     """A hook of pruning or of a norm of weights, which torch finds by its class when it is to be removed."""
 
-    @property
-    def __class__(self) -> type[Any]:  # type: ignore[override]
-        return type(self.hook)
+    def __getattribute__(self, name: str) -> Any:
+        return type(self.hook) if name == "__class__" else super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
         if name == "hook":  # while it is copied or loaded
