@@ -21,7 +21,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     mnist = load_mnist()
-    qat = tq.prepare(lenet(), mnist.train_images[:8], "w8a8")
+    qat = tq.prepare(lenet(), mnist.train_images[:8], "int8")
     tq.calibrate(qat, mnist.train_images[:1000].split(100))
 
     accelerator = Accelerator()

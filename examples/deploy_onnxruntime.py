@@ -31,7 +31,7 @@ def make(file: Path, images: np.ndarray) -> np.ndarray:
 
     torch.manual_seed(0)
     batches = load_mnist().train_images[:500].split(100)
-    qat = tq.calibrate(tq.prepare(lenet(), batches[0], "w8a8"), batches).eval()
+    qat = tq.calibrate(tq.prepare(lenet(), batches[0], "int8"), batches).eval()
     tq.export_onnx(tq.convert(qat), file)
     with torch.no_grad():
         return qat(torch.from_numpy(images)).numpy()

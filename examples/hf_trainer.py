@@ -51,7 +51,7 @@ def main() -> None:
         max_position_embeddings=LENGTH, num_labels=len(PACKAGES),
     )  # fmt: skip
     qat = tq.prepare(
-        BertForSequenceClassification(config), inputs(ids[:8]), "w8a8"
+        BertForSequenceClassification(config), inputs(ids[:8]), "int8"
     )  # before the Trainer: it makes the optimizer
     callback = QATCallback(calibration=[inputs(batch) for batch in ids[held : held + 512].split(64)])
     with tempfile.TemporaryDirectory() as folder:

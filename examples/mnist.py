@@ -41,7 +41,7 @@ def main() -> None:
     )  # fmt: skip
     train(model, loader, 0.05, options.steps)
 
-    qat = tq.prepare(model, mnist.train_images[:8], "w8a8")
+    qat = tq.prepare(model, mnist.train_images[:8], "int8")
     tq.calibrate(qat, mnist.train_images[:1000].split(100))
     train(qat, loader, 0.005, options.steps)
     int8 = tq.convert(qat.eval())

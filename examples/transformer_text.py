@@ -86,8 +86,8 @@ def main() -> None:
     model = Classifier()
     train(model, ids[held:], labels[held:], 2e-3, options.steps)
 
-    qat = tq.prepare(model, ids[:8], "w8a8")
-    print("stays float:", ", ".join(sorted({f"{s.op} ({s.reason})" for s in tq.plan(model, ids[:8], "w8a8").in_float()})))
+    qat = tq.prepare(model, ids[:8], "int8")
+    print("stays float:", ", ".join(sorted({f"{s.op} ({s.reason})" for s in tq.plan(model, ids[:8], "int8").in_float()})))
     tq.calibrate(qat, ids[held : held + 512].split(64))
     train(qat, ids[held:], labels[held:], 2e-4, options.steps // 2)
     qat.eval()

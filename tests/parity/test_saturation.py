@@ -6,9 +6,10 @@ import dataclasses
 from functools import cache
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import truequant as tq
 from tests.emulation import WITHOUT_FMA, WITHOUT_VNNI, Case, differences, needs_qemu
@@ -38,6 +39,21 @@ def conv(first: int, second: int, *, target: str = "onnxruntime", codes: tuple[i
     images = torch.randint(max(200, codes[0]), 256, (3, 4, 9, 9), generator=generator).clamp(*codes)
     images[0] = codes[1]
     return case(program(node, {"x": x, "y": y}, "x"), target, values_of(images, x))
+
+
+def one_weight_or_depthwise(*shape: int) -> Case:
+    """A conv whose kernels add products in int32, all of them the largest; signed weights for the default target."""
+    axes = len(shape) - 2
+    x, y = edge(0.02, 0), edge(3.0 * 2**axes, 128)
+    weight = torch.full(shape, 127, dtype=torch.int8)
+    weight[::2] *= -1
+    channels = len(weight) if shape[1] == 1 and axes and max(shape[2:]) > 1 else 1
+    count, pads = torch.zeros(len(weight), dtype=torch.int32), ((1, 0),) * axes
+    node = Conv(
+        "x", "y", weight, torch.full((len(weight),), f32(0.01)), count, (1,) * axes, pads, (1,) * axes, channels, 0, 255
+    )
+    images = torch.randint(200, 256, (3, channels, *(9,) * axes), generator=torch.Generator().manual_seed(0))
+    return case(program(node, {"x": x, "y": y}, "x", rank=axes + 2), "onnxruntime", values_of(images, x))
 
 
 def linear(largest: int, *, target: str = "onnxruntime") -> Case:
@@ -70,6 +86,11 @@ EXACT_ANYWHERE: dict[str, Case] = {
     "7 bits, signed activations": conv(64, 64, codes=S8),
     "the largest pair that fits": conv(64, 64, target="onnxruntime-vnni"),
     "sums as floats": linear(127),
+    "one weight a channel": one_weight_or_depthwise(8, 1, 1, 1),
+    "depthwise 1d": one_weight_or_depthwise(8, 1, 3),
+    "depthwise 2d": one_weight_or_depthwise(8, 1, 3, 3),
+    "depthwise 2d, 5": one_weight_or_depthwise(33, 1, 5, 5),
+    "depthwise 3d": one_weight_or_depthwise(4, 1, 3, 3, 3),
     "an add in a table": add("onnxruntime-sse"),
 }
 SATURATING: dict[str, Case] = {
@@ -124,3 +145,36 @@ def test_other_machines(cpu: str, tmp_path: Path) -> None:
     assert found.pop("add") == (2 * pairs if cpu == WITHOUT_FMA else 0)
     # AVX2's kernels sum pairs in int16; those of SSE do not.
     assert all(found.values()) if cpu == WITHOUT_VNNI else not any(found.values())
+
+
+class Separable(nn.Module):
+    """A depthwise convolution, pointwise ones over one and several channels, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.widen, self.depth, self.mix = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1)
+        self.out = nn.Linear(8, 4)
+        with torch.no_grad():
+            for layer in (self.widen, self.depth, self.mix, self.out):
+                layer.weight.copy_(layer.weight.sign())  # each weight has the largest code
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(torch.relu(self.mix(torch.relu(self.depth(torch.relu(self.widen(x)))))).mean((2, 3)))
+        return y
+
+
+def test_a_default_model_ships_signed_weights_of_full_width_where_nothing_saturates() -> None:
+    x = torch.rand(4, 1, 9, 9) + 0.5
+    int8 = tq.convert(tq.calibrate(tq.prepare(Separable(), x), [x]).eval())
+    layers = [n for n in int8.program.nodes if isinstance(n, (Conv, Linear))]
+    assert [int(n.weight.abs().max()) for n in layers] == [127, 127, 64, 64]
+    assert saturating_layers(int8.program) == []
+    for form in ("qdq", "qoperator"):
+        made = onnx.load_from_string(onnx_bytes(int8.program, form=form))
+        weights = [onnx.numpy_helper.to_array(i) for i in made.graph.initializer if i.name.endswith(".weight")]
+        assert {w.dtype.name for w in weights} == {"int8"}
+        assert sorted(int(abs(w.astype(int)).max()) for w in weights) == [64, 64, 127, 127]
+    tq.assert_exact(None, int8, [x])
+    wide = tq.convert(tq.calibrate(tq.prepare(Separable(), x, "w8a8"), [x]).eval())
+    assert len(saturating_layers(wide.program)) == 2

@@ -12,7 +12,7 @@ import typer
 from truequant.errors import ArgumentError
 from truequant.schemes import PRESETS, QConfig
 
-DEFAULT_PRESET = "w8a8"
+DEFAULT_PRESET = "int8"
 GRADES = ("EXACT", "EXACT BETWEEN ISLANDS")
 FORMS = ("qdq", "qoperator", "openvino", "torch.export")
 RUNTIMES = ("reference", "onnxruntime", "openvino", "torch.export")
@@ -54,7 +54,9 @@ Int8Out = Annotated[Path, typer.Option("--out", "-o", help="The Int8 model.")]
 Onnx = Annotated[Path | None, typer.Option("--onnx", metavar="FILE", help="Export there too, proved on the installed runtime.")]
 Preset = Annotated[
     str,
-    typer.Option(help="w8a8, w7a8, w4a8, w4a4, w8a8-pow2 …: bits of weights and activations.", autocompletion=one_of(PRESETS)),
+    typer.Option(
+        help="int8, w8a8, w7a8, w4a8, w4a4, w8a8-pow2 …: bits of weights and activations.", autocompletion=one_of(PRESETS)
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file of the config, with rules; instead of a preset.")

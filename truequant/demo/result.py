@@ -19,7 +19,7 @@ class DemoOptions:
 
     data: Path | None = None
     model: str = "lenet"
-    preset: str = "w8a8"
+    preset: str = "int8"
     float_epochs: int = 3
     qat_epochs: int = 2
     seed: int = 0

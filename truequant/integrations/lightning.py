@@ -24,7 +24,7 @@ from truequant.transform import prepare
 class QATCallback(pl.Callback):
     """Prepares a submodule in place before the optimizers are made, sets its ranges, steps the schedule, logs figures.
 
-        trainer = pl.Trainer(callbacks=[QATCallback(images[:8], "w8a8", module="net")])
+        trainer = pl.Trainer(callbacks=[QATCallback(images[:8], "int8", module="net")])
         trainer.fit(lit_model, loader)
         int8 = truequant.convert(lit_model.net.eval())
 

@@ -9,7 +9,15 @@ from truequant.numerics.affine import (
     quantize,
     recover,
 )
-from truequant.numerics.bounds import FLOAT32_EXACT, FLOAT64_EXACT, INT16_MAX, INT32_MAX, accumulator_bound, pair_bound
+from truequant.numerics.bounds import (
+    FLOAT32_EXACT,
+    FLOAT64_EXACT,
+    INT16_MAX,
+    INT32_MAX,
+    accumulator_bound,
+    pair_bound,
+    products_in_int16,
+)
 from truequant.numerics.elementwise import Qparams, add, fma, mul, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
 from truequant.numerics.pooling import pooled_length, window_average
@@ -21,6 +29,6 @@ __all__ = [
     "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "Normalization",
     "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded", "channel_axis", "clamp_codes", "dequantize",
     "dynamic_linear", "expand", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier",
-    "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "quantize", "range_of", "recover", "requantize",
-    "scale_and_zero_point", "sub", "table", "token_codes", "weight_values", "window_average",
+    "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16", "quantize", "range_of",
+    "recover", "requantize", "scale_and_zero_point", "sub", "table", "token_codes", "weight_values", "window_average",
 ]  # fmt: skip

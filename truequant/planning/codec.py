@@ -36,6 +36,8 @@ _TYPES: dict[str, type[Any]] = {
         OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec,
     )
 }  # fmt: skip
+_BEFORE = {("QConfig", "saturation"): "unsigned"}
+"""What a field that a text lacks meant when texts had no such field, where that is not the default."""
 _FLAGS = re.ASCII | re.IGNORECASE | re.LOCALE | re.MULTILINE | re.DOTALL | re.UNICODE | re.VERBOSE  # not DEBUG, which prints
 T = TypeVar("T")
 
@@ -112,9 +114,11 @@ def _record(kind: type[T], value: Json, where: str) -> T:
                 fix="read it with the truequant that wrote it",
             )
     for field in fields(kind):  # type: ignore[arg-type]
+        if (kind.__name__, field.name) in _BEFORE:
+            found[field.name] = _BEFORE[kind.__name__, field.name]
         if field.name in value:
             found[field.name] = _value(hints[field.name], value[field.name], f"{where}.{field.name}")
-        elif field.default is MISSING and field.default_factory is MISSING:
+        elif field.name not in found and field.default is MISSING and field.default_factory is MISSING:
             raise FileError(f"{where}: a {kind.__name__} lacks its field '{field.name}'", expected=", ".join(hints))
     try:
         made = kind(**found)

@@ -22,6 +22,7 @@ from truequant.planning.linears import GRIDLESS, check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.passes import carried
 from truequant.planning.plan import FLOAT, Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.saturation import narrowed, narrowed_note
 from truequant.planning.selectors import Selectable, matching
 from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic
 
@@ -33,7 +34,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     """Decide how `model` is quantized. The model is run twice, in training and in evaluation mode, and left as it was.
 
     example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
-    config: a `QConfig`, the name of a preset, or None for "w8a8".
+    config: a `QConfig`, the name of a preset, or None for "int8".
     dynamic: axes that the converted model takes in any size, beside the batch: `{0: (2, 3)}` for images, `{"ids": (1,)}`.
 
     Raises `PlanError` for a rule that matches nothing or consumers that disagree, `SchemeError` for a scheme that the
@@ -90,6 +91,8 @@ class _Builder:
         self.schemes = {grid: None if grid in self.tokens else scheme for grid, scheme in schemes.items()}
         self._without_grid()
         self.quantizers: dict[str, QuantizerPlan] = {}
+        self.narrow: set[str] = set()
+        """Quantizers of weights that were narrowed."""
         self.grid_quantizer: dict[int, str] = {}
         self.parts: dict[int, int] = {}
 
@@ -184,6 +187,7 @@ class _Builder:
         features = self.graph.shape(node.reads[0])[-1] if node.action in GRIDLESS else None
         at_an_end = node.index in self.first | self.last
         scheme = weight_scheme(node, self.overrides[node.index], self.config, at_an_end, rank, features)
+        given, scheme = scheme, self._narrowed(node, scheme)
         if scheme.oscillation is not None and not node.leaf:
             raise SchemeError(
                 f"'{node.name}': freezing keeps a state of the shape of the weight, and this one is passed to a function",
@@ -194,7 +198,17 @@ class _Builder:
         scales: int | tuple[int, ...] | None = channels if isinstance(scheme.granularity, PerChannel) else None
         if isinstance(scheme.granularity, PerGroup) and features is not None:
             scales = (channels, features // scheme.granularity.size)
-        return self._quantizer(node.call.owner, slot, "weight", scheme, scales, tied)
+        name = self._quantizer(node.call.owner, slot, "weight", scheme, scales, tied)
+        if scheme != given and self.quantizers[name].scheme == scheme:
+            self.narrow.add(name)
+        return name
+
+    def _narrowed(self, node: Node, scheme: QuantScheme) -> QuantScheme:
+        """What a rule says stays as it is."""
+        if self.overrides[node.index].weight is not INHERIT:
+            return scheme
+        grid = self.graph.grid(node.reads[0])
+        return narrowed(node, self.graph, scheme, self.tokens.get(grid) or self.schemes.get(grid), self.config)
 
     def _recurrent(self, node: Node) -> tuple[tuple[str, str], ...]:
         """Quantizers of the weights of a recurrent layer."""
@@ -245,10 +259,13 @@ class _Builder:
             and said.weight is INHERIT
         ):
             reason += ", at an end of the model"
+        weight = self._weight(node) if node.action == "layer" or node.action in GRIDLESS else None
+        if weight in self.narrow:
+            reason += ", weight narrowed"
         return Site(
             name=node.name, owner=node.call.owner, op=node.call.op.name, ordinal=node.call.ordinal, frame=node.frame,
             leaf=node.leaf, action=node.action, reason=reason, train_ordinal=trained.ordinal if trained else None, reads=reads,
-            weight=self._weight(node) if node.action == "layer" or node.action in GRIDLESS else None, emits=emits,
+            weight=weight, emits=emits,
             quantizer=at_node.get(node.index),
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
@@ -330,6 +347,8 @@ class _Builder:
                 and any(True for _ in module.parameters(recurse=False))
             ):
                 notes.append(f"'{name}' stays float: it is called in training only")
+        if self.narrow:
+            notes.append(narrowed_note(len(self.narrow)))
         target = self.config.target
         for q in self.quantizers.values():
             if q.scheme.dtype.bits > target.integer_bits:

@@ -79,7 +79,7 @@ def advice(processor: Cpu, threads: int, runtimes: dict[str, str | None]) -> tup
         found.append(f"torch uses {threads} of {processor.cores} cores: torch.set_num_threads({processor.cores})")
     if "avx2" in processor.features and not has_dot_products(processor):
         found.append(
-            "this CPU has no VNNI: preset w7a8 is exact and fast on it; w8a8 ships slower weights where sums could saturate"
+            "this CPU has no VNNI: preset int8 is exact and fast on it; w8a8 ships slower weights where sums could saturate"
         )
     elif has_dot_products(processor):
         found.append(

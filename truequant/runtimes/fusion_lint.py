@@ -252,7 +252,7 @@ def _weights(setting: _Setting, node: Node) -> Iterator[Miss]:
         yield Miss(
             node.output, "weights", "unsigned weights, at half the speed where VNNI is",
             "pairs of signed ones could saturate on CPUs without VNNI",
-            "preset 'w7a8', or target 'onnxruntime-vnni' for CPUs with VNNI only",
+            "preset 'int8', or target 'onnxruntime-vnni' for CPUs with VNNI only",
         )  # fmt: skip
 
 

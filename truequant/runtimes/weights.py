@@ -72,5 +72,5 @@ def _saturation(writer: Writer, node: Conv | Linear) -> ExportError:
         f"'{node.output}' may saturate on CPUs without VNNI, and signed activations leave it no exact form",
         got=f"codes {edge.qmin} … {edge.qmax} times {int(node.weight.min())} … {int(node.weight.max())}",
         expected="unsigned activations, or weights of at most 7 bits",
-        fix="QConfig.preset('w7a8'), or activation=QuantScheme(uint8)",
+        fix="QConfig.preset('int8'), or activation=QuantScheme(uint8)",
     )

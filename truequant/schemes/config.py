@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from truequant.errors import SchemeError
 from truequant.schemes.dtypes import int8, integer_type, uint8
@@ -18,6 +18,9 @@ from truequant.schemes.targets import ONNXRUNTIME, Target
 
 if TYPE_CHECKING:
     from typing import Self
+
+
+Saturation = Literal["narrow", "unsigned"]
 
 
 def is_dynamic(scheme: QuantScheme | None) -> bool:
@@ -45,6 +48,10 @@ class QConfig:
         last layer's accumulators as float32.
     unroll_recurrent: write `nn.LSTM`, `nn.GRU` and `nn.RNN` out step by step, on integers, for sequences of the example's
         length; else the recurrence is a float island with quantized weights and input.
+    saturation: what becomes of weights of 8 bits where CPUs of the target without VNNI could saturate the pairs of products
+        that they add in int16. "narrow" takes codes in [-64, 64] there, which run at full speed, and keeps those of the scheme
+        elsewhere; "unsigned" ships codes of 8 bits shifted by 128, exact too, at half the speed where VNNI is. A weight that a
+        rule names keeps its scheme.
     ends: first and last layers keep these; `None` treats them as all others.
     fusions: which ops share a training pass with the quantizer behind them; what is computed is the same (see `Fusions`).
     """
@@ -53,6 +60,7 @@ class QConfig:
     activation: QuantScheme | None = ACTIVATION_8
     input: QuantScheme | None = ACTIVATION_8
     output: QuantScheme | None = ACTIVATION_8
+    saturation: Saturation = "narrow"
     ends: Ends | None = None
     rules: tuple[Rule, ...] = ()
     target: Target = ONNXRUNTIME
@@ -68,16 +76,18 @@ class QConfig:
             raise SchemeError(
                 "QConfig: target is not a Target", got=repr(self.target), expected="truequant.schemes.ONNXRUNTIME …"
             )
+        if self.saturation not in ("narrow", "unsigned"):
+            raise SchemeError("QConfig: unknown saturation", got=repr(self.saturation), expected="'narrow' or 'unsigned'")
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise SchemeError("QConfig: not a Rule", got=repr(rule), expected="Rule(selector, …)")
 
     @staticmethod
     def preset(name: str) -> QConfig:
-        """The config of a name.
+        """The config of a name. "int8" is the default, `QConfig()`: the widest weights that run at full speed.
 
-        w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all; for the linear layers
-        of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16.
+        int8, w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all; for the linear
+        layers of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16.
         """
         from truequant.schemes.named import preset
 

@@ -19,7 +19,7 @@ TOKENS_8 = QuantScheme(int8, observer=Dynamic())
 
 
 def _linears(weight: QuantScheme, activation: QuantScheme | None) -> QConfig:
-    return QConfig(weight, activation, activation, activation)
+    return QConfig(weight, activation, activation, activation, saturation="unsigned")
 
 
 LINEARS: dict[str, QConfig] = {

@@ -16,6 +16,9 @@ def _pow2(scheme: QuantScheme) -> QuantScheme:
     return replace(scheme, scale=PowerOfTwoScale())
 
 
+_EIGHT = QConfig(saturation="unsigned")
+
+
 def _low(weight_bits: int, activation_bits: int) -> QConfig:
     """Learned scales at 4 bits and below, 8 bits in the first and the last layer."""
     weight = QuantScheme(
@@ -24,15 +27,15 @@ def _low(weight_bits: int, activation_bits: int) -> QConfig:
     activation = ACTIVATION_8
     if activation_bits < 8:
         activation = QuantScheme(integer_type(f"uint{activation_bits}"), observer=MSE(), scale=LSQ())
-    return QConfig(weight=weight, activation=activation, ends=Ends())
+    return replace(_EIGHT, weight=weight, activation=activation, ends=Ends())
 
 
-_EIGHT = QConfig()
 PRESETS: dict[str, QConfig] = {
+    "int8": QConfig(),
     "w8a8": _EIGHT,
     "w7a8": replace(_EIGHT, weight=QuantScheme(int7, PerChannel(0))),
     "w8a8-per-tensor": replace(_EIGHT, weight=replace(WEIGHT_8, granularity=PerTensor())),
-    "w8a8-pow2": QConfig(_pow2(WEIGHT_8), _pow2(ACTIVATION_8), _pow2(ACTIVATION_8), _pow2(ACTIVATION_8)),
+    "w8a8-pow2": QConfig(_pow2(WEIGHT_8), _pow2(ACTIVATION_8), _pow2(ACTIVATION_8), _pow2(ACTIVATION_8), saturation="unsigned"),
     **{f"w{w}a{a}": _low(w, a) for w, a in ((4, 8), (4, 4), (3, 3), (2, 2), (1, 1))},
 }
 PRESETS |= {f"{name}-all": replace(config, ends=None) for name, config in PRESETS.items() if config.ends is not None}

@@ -1,6 +1,6 @@
 """A config from a TOML file: the border where text becomes values.
 
-preset = "w8a8"                       # what everything below changes
+preset = "int8"                       # what everything below changes
 target = "onnxruntime"
 observer = { kind = "percentile", percent = 99.99 }
 
@@ -19,10 +19,10 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from truequant.errors import SchemeError
-from truequant.schemes.config import QConfig
+from truequant.schemes.config import QConfig, Saturation
 from truequant.schemes.dtypes import integer_type
 from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
 from truequant.schemes.named import preset
@@ -77,14 +77,19 @@ def config_from_file(path: str | Path) -> QConfig:
 def config_from_table(document: Mapping[str, Any], where: str) -> QConfig:
     """The config of a parsed table."""
     _known(
-        document, {"preset", "target", "observer", "weight", "activation", "input", "output", "rule", "unroll_recurrent"}, where
+        document,
+        {"preset", "target", "saturation", "observer", "weight", "activation", "input", "output", "rule", "unroll_recurrent"},
+        where,
     )
-    config = preset(document.get("preset", "w8a8"))
+    config = preset(document.get("preset", "int8"))
     if not isinstance(document.get("unroll_recurrent", False), bool):
         raise SchemeError(f"{where}: unroll_recurrent", got=repr(document["unroll_recurrent"]), expected="true or false")
     config = replace(config, unroll_recurrent=document.get("unroll_recurrent", config.unroll_recurrent))
     if "target" in document:
         config = replace(config, target=_choice(TARGETS, document["target"], f"{where}: target"))
+    if "saturation" in document:
+        choices = {name: name for name in get_args(Saturation)}
+        config = replace(config, saturation=_choice(choices, document["saturation"], f"{where}: saturation"))
     for field in ("weight", "activation", "input", "output"):
         if field in document:
             change: dict[str, Any] = {field: _scheme(document[field], f"{where}: {field}")}

@@ -19,10 +19,10 @@ from truequant.transform.prepare import prepare
 class QATPreparer:
     """Prepares, converts and describes models with one config.
 
-    config: a `QConfig`, a preset's name, or None for "w8a8". Raises `SchemeError` for anything else.
+    config: a `QConfig`, a preset's name, or None for "int8". Raises `SchemeError` for anything else.
 
     >>> import torch
-    >>> preparer = QATPreparer("w8a8")
+    >>> preparer = QATPreparer("int8")
     >>> qat = preparer.prepare(nn.Linear(4, 2), torch.randn(3, 4))
     >>> _ = qat(torch.randn(8, 4))
     >>> preparer.convert(qat).ops()

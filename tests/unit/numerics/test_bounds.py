@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from truequant.numerics import accumulator_bound, pair_bound
+from truequant.numerics import accumulator_bound, pair_bound, products_in_int16
 
 
 def z(value: int) -> torch.Tensor:
@@ -58,6 +58,18 @@ def test_pairs_of_one_sign(weight: list[list[int]], bound: int) -> None:
     assert pair_bound(torch.tensor(weight), 255) == bound
     assert pair_bound(torch.tensor(weight, dtype=torch.int16).reshape(len(weight), -1, 1, 1), 255) == bound
     assert pair_bound(torch.tensor(weight), 127) == bound // 255 * 127
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "products"),
+    [
+        ((4, 3, 3, 3), 1, 2), ((4, 9), 1, 2), ((4, 1), 1, 1), ((4, 1, 1, 1), 1, 1), ((4, 1, 3), 4, 1), ((4, 1, 3, 3), 4, 1),
+        ((4, 1, 3, 3, 3), 4, 1), ((8, 1, 3, 3), 4, 2), ((4, 2, 1, 1), 2, 2), ((1, 1, 3, 3), 1, 1), ((2, 1, 3, 3), 1, 2),
+    ],
+)  # fmt: skip
+def test_products_that_are_added_in_int16(shape: tuple[int, ...], groups: int, products: int) -> None:
+    assert products_in_int16(shape, groups) == products
+    assert pair_bound(torch.full(shape, 127, dtype=torch.int8), 255, groups) == products * 127 * 255
 
 
 def test_seven_bits_cannot_saturate_and_eight_can() -> None:

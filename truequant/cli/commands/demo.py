@@ -17,7 +17,7 @@ Model = Enum("Model", {name: name for name in ("mlp", "lenet", "resnet", "mobile
 """Names and defaults are those of `truequant.demo`, which a test holds them to."""
 _LENET = Model("lenet")
 _DURATION = "By default a LeNet takes about a minute on two free cores, the larger models take minutes; bars show how many."
-_PRESET = "w8a8, w7a8, w4a4, w8a8-pow2 …: bits of weights and activations."
+_PRESET = "int8, w8a8, w7a8, w4a4, w8a8-pow2 …: bits of weights and activations."
 
 
 def demo(
@@ -26,7 +26,7 @@ def demo(
         Path | None, typer.Option(help="Folder of MNIST's four idx files, gzipped or not.", show_default="the repository's")
     ] = None,
     model: Annotated[Model, typer.Option(help="Architecture.")] = _LENET,
-    preset: Annotated[str, typer.Option(help=_PRESET, autocompletion=one_of(PRESETS))] = "w8a8",
+    preset: Annotated[str, typer.Option(help=_PRESET, autocompletion=one_of(PRESETS))] = "int8",
     float_epochs: Annotated[int, typer.Option(min=1, help="Epochs of float training.")] = 3,
     qat_epochs: Annotated[
         int, typer.Option(min=0, help="Epochs of QAT, and extra epochs of the float model that it is compared with.")

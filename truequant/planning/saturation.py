@@ -1,0 +1,39 @@
+"""Narrower weights where x86 CPUs without VNNI could saturate: exact there, and at full speed."""
+
+from __future__ import annotations
+
+from truequant import numerics
+from truequant.planning.graph import Graph, Node
+from truequant.planning.ops import LINEAR_OPS
+from truequant.schemes import QConfig, QuantScheme, int7
+
+
+def narrowed(node: Node, graph: Graph, scheme: QuantScheme, activation: QuantScheme | None, config: QConfig) -> QuantScheme:
+    """The scheme of a layer's weight, of 7 bits where `config` narrows and codes of `scheme` times those of `activation`
+    (a grid's, or that of tokens at run time) could leave int16; else `scheme` itself.
+    """
+    if config.saturation != "narrow" or not config.target.saturating_pairs or activation is None:
+        return scheme
+    largest = 255 if activation.dtype.signed else activation.qmax  # kernels add 128 to signed codes
+    products = numerics.products_in_int16(*_shape_and_groups(node, graph))
+    fits = activation.dtype.bits > 8 or products * scheme.qmax * largest <= numerics.INT16_MAX
+    return scheme if fits or scheme.dtype.bits <= int7.bits else scheme.with_(dtype=int7)
+
+
+def narrowed_note(layers: int) -> str:
+    """What the plan says of them."""
+    are = f"the weights of {layers} layers were narrowed" if layers > 1 else "the weight of one layer was narrowed"
+    return (
+        f"{are} to [-64, 64]: x86 CPUs without VNNI add pairs of products in int16, and no pair can leave it now; "
+        "preset 'w8a8' keeps 8 bits, exact too and slower"
+    )
+
+
+def _shape_and_groups(node: Node, graph: Graph) -> tuple[tuple[int, ...], int]:
+    """Of the weight as `(out, in / groups, *kernel)`."""
+    read, written = graph.shape(node.reads[0]), graph.shape(node.writes[0])
+    if node.call.op.name in LINEAR_OPS:
+        return (written[-1], read[-1]), 1
+    weight = node.call.args[1] if len(node.call.args) > 1 else node.call.kwargs["weight"]
+    groups = node.call.args[6] if len(node.call.args) > 6 else node.call.kwargs.get("groups", 1)
+    return (written[1], read[1] // groups, *weight.shape[2:]), groups
