@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import truequant as tq
 from truequant.runtimes import RUNTIMES
-from truequant.schemes import ONNXRUNTIME_VNNI
+from truequant.schemes import TARGETS
 
 Forward = Callable[[Tensor], Any]
+FLOAT, DEFAULT = "float, onnxruntime", "ours, onnxruntime, default"
 GRADES: dict[int, str] = {}
 """Of our compiled models, by identity: EXACT where all codes and outputs of the measured batch are the program's."""
 
@@ -55,17 +56,15 @@ def _onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Forward:
     return lambda x: torch.from_numpy(active.run(None, {"x": x.numpy()})[0])
 
 
-def _ours(preset: str, runtime: str, vnni: bool) -> Callable[[nn.Module, Tensor, int], Forward]:
+def _ours(
+    preset: str, runtime: str = "onnxruntime", *, target: str = "onnxruntime", **options: Any
+) -> Callable[[nn.Module, Tensor, int], Forward]:
     def make(model: nn.Module, x: Tensor, threads: int) -> Forward:
-        from dataclasses import replace
-
-        config = tq.QConfig.preset(preset)
-        config = replace(config, target=ONNXRUNTIME_VNNI) if vnni else config
-        qat = tq.prepare(model, x, config)
+        qat = tq.prepare(model, x, replace(tq.QConfig.preset(preset), target=TARGETS[target]))
         tq.calibrate(qat, [x])
         int8 = tq.convert(qat)
-        compiled = tq.compile(int8, runtime, threads=threads)
-        found = RUNTIMES[runtime].edges(int8.program, threads=threads).codes(x)
+        compiled = tq.compile(int8, runtime, threads=threads, **options)
+        found = RUNTIMES[runtime].edges(int8.program, threads=threads, **options).codes(x)
         largest = max(int((found[n].int() - wanted.int()).abs().max()) for n, wanted in int8.codes(x).items())
         exact = largest == 0 and torch.equal(compiled(x), int8(x))
         GRADES[id(compiled)] = "EXACT" if exact else "WITHIN 1" if largest <= 1 else "DIFFERENT"
@@ -103,13 +102,15 @@ def _pt2e(model: nn.Module, x: Tensor, threads: int) -> Forward:
 CONTENDERS = (
     Contender("float, eager", "float", _eager),
     Contender("float, torch.compile", "float", _compiled),
-    Contender("float, onnxruntime", "float", _onnxruntime, "onnxruntime"),
+    Contender(FLOAT, "float", _onnxruntime, "onnxruntime"),
     Contender("torch.ao FX int8", "int8", _fx),
     Contender("torchao pt2e int8, compiled", "int8", _pt2e, "torchao"),
-    Contender("ours, onnxruntime, w8a8", "ours", _ours("w8a8", "onnxruntime", False), "onnxruntime"),
-    Contender("ours, onnxruntime, w8a8, VNNI", "ours", _ours("w8a8", "onnxruntime", True), "onnxruntime"),
-    Contender("ours, onnxruntime, w7a8", "ours", _ours("w7a8", "onnxruntime", False), "onnxruntime"),
-    Contender("ours, openvino, w7a8", "ours", _ours("w7a8", "openvino", False), "openvino"),
+    Contender(DEFAULT, "ours", _ours("int8"), "onnxruntime"),
+    Contender("ours, onnxruntime, default, QOperator", "ours", _ours("int8", form="qoperator"), "onnxruntime"),
+    Contender("ours, onnxruntime, w7a8", "ours", _ours("w7a8"), "onnxruntime"),
+    Contender("ours, onnxruntime, w8a8", "ours", _ours("w8a8"), "onnxruntime"),
+    Contender("ours, onnxruntime, w8a8, VNNI", "ours", _ours("w8a8", target="onnxruntime-vnni"), "onnxruntime"),
+    Contender("ours, openvino, default", "ours", _ours("int8", "openvino"), "openvino"),
 )
 
 

@@ -70,12 +70,17 @@ def keep_pages() -> None:
 # -- time ------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one call: the median and the quartiles of all rounds."""
+    """Seconds of one call: the median and the quartiles of all rounds, and what each round took, in their order."""
 
     median: float
     low: float
     high: float
     rounds: int
+    each: tuple[float, ...]
+
+    def times_ours(self, ours: Timing) -> float:
+        """How many times as long as `ours` it takes: the median of the ratios of one round."""
+        return statistics.median(a / b for a, b in zip(self.each, ours.each, strict=True))
 
 
 def interleaved(
@@ -109,7 +114,7 @@ def interleaved(
 def _timing(values: Sequence[float]) -> Timing:
     ordered = sorted(values)
     quarter = len(ordered) // 4
-    return Timing(statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], len(ordered))
+    return Timing(statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], len(ordered), tuple(values))
 
 
 @contextmanager
