@@ -91,6 +91,9 @@ def cells() -> Iterator[Cell]:
         for width in ("w4a4", "w2a2", "w1a1"):
             yield from (Cell("mlp", a, width, seed) for a in REFINED if accuracy_table.defined(a, width))
         yield from (Cell("mlp", a, width, seed) for width in widths for a in recipes.COMBINATIONS)
+    for model in ("mlp", "lenet", "mobilenet"):
+        for seed in seeds:
+            yield from (Cell(model, a, preset, seed) for preset in accuracy_table.EIGHT for a in recipes.PRESETS)
     yield from (Cell("mobilenet", a, "w8a8", 0, True) for a in ("ptq min-max", "ptq best", "straight-through", "lsq"))
     for width in widths:
         yield from (Cell("mobilenet", a, width, 0) for a in recipes.RECIPES if accuracy_table.defined(a, width))
@@ -98,7 +101,7 @@ def cells() -> Iterator[Cell]:
 
 def recipe(cell: Cell) -> Callable[[recipes.Job], nn.Module]:
     """How a cell is trained."""
-    return (recipes.RECIPES | recipes.COMBINATIONS)[cell.algorithm]
+    return (recipes.RECIPES | recipes.COMBINATIONS | recipes.PRESETS)[cell.algorithm]
 
 
 @cache

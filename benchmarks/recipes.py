@@ -79,7 +79,7 @@ class Job:
 
 def rate(bits: str) -> float:
     """Of a cell."""
-    return RATES.get(int(bits[1]), FINE.learning_rate)
+    return RATES.get(int(bits[1]), FINE.learning_rate) if bits[1].isdigit() else FINE.learning_rate
 
 
 def mapped(config: tq.QConfig, change: Callable[[tq.QuantScheme], tq.QuantScheme]) -> tq.QConfig:
@@ -162,6 +162,17 @@ def moved(x: Tensor, generator: torch.Generator) -> Tensor:
 def fine(job: Job) -> Recipe:
     """The budget behind the float model."""
     return replace(FINE, learning_rate=job.learning_rate, seed=1000 + job.seed)
+
+
+# -- presets as they are -----------------------------------------------------------------------------------------------
+def calibrated(job: Job) -> nn.Module:
+    """A preset as it is, after training: what `prepare` and `calibrate` give."""
+    return prepared(job, tq.QConfig.preset(job.bits)).eval()
+
+
+def trained(job: Job) -> nn.Module:
+    """A preset as it is, calibrated and trained."""
+    return train(prepared(job, tq.QConfig.preset(job.bits)), job.images, job.labels, fine(job))
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -354,3 +365,5 @@ COMBINATIONS: dict[str, Callable[[Job], nn.Module]] = {
     "lsq+ batchnorm all": lsq_plus_batchnorm_all,
 }
 """Two algorithms one behind the other, for the MLP, whose textbook figures leave plain LSQ the least room."""
+PRESETS: dict[str, Callable[[Job], nn.Module]] = {"calibrated": calibrated, "trained": trained}
+"""What is asked of presets of 8 bits, without an algorithm."""

@@ -44,7 +44,7 @@ def test_files_of_the_default_target_are_exact(name: str, preset: str, tmp_path:
 
 
 def test_seven_bit_weights_are_exact_and_signed(tmp_path: Path) -> None:
-    program, images = converted("lenet", "w7a8")
+    program, images = converted("lenet", "int8")
     assert on_haswell(program, images, tmp_path)[1] == {}
 
 

@@ -12,7 +12,7 @@ MATRIX = script("exactness")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the models' own
 @pytest.mark.parametrize(
-    ("name", "preset"), [("RepVGG", "w8a8"), ("YOLO", "w7a8"), ("GhostNet", "w8a8-pow2"), ("SqueezeNet", "w4a8")]
+    ("name", "preset"), [("RepVGG", "w8a8"), ("YOLO", "int8"), ("GhostNet", "w8a8-pow2"), ("SqueezeNet", "w4a8")]
 )
 def test_cell(name: str, preset: str) -> None:
     cell = MATRIX.cell_of(name, preset, batches=(1, 7))

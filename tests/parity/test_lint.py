@@ -112,7 +112,7 @@ def agrees(of: IntegerProgram, form: Any, level: Any) -> tq.runtimes.Lint:
 
 
 MODELS = [
-    ("ResNet", "w8a8"), ("MobileNetV3", "w8a8-pow2"), ("MobileNetV2", "w7a8"), ("DenseNet", "w8a8"),
+    ("ResNet", "w8a8"), ("MobileNetV3", "w8a8-pow2"), ("MobileNetV2", "int8"), ("DenseNet", "w8a8"),
     ("U-Net, bilinear", "w4a8-all"), ("CBAM", "w4a4"), ("MLP-Mixer", "w8a8"), ("arithmetic", "w7a8"), ("Inception", "w8a8"),
     ("attention by hand", "w8a8"),
 ]  # fmt: skip
@@ -151,7 +151,7 @@ def test_weights_that_could_saturate() -> None:
     exact, fast = (tq.lint(net, target=name) for name in ("onnxruntime", "onnxruntime-vnni"))
     assert {m.node for m in exact.of("weights")} >= {"stem", "a1", "b1"}
     assert fast.of("weights") == ()
-    assert "preset 'w7a8'" in exact.of("weights")[0].fix
+    assert "preset 'int8'" in exact.of("weights")[0].fix
 
 
 def test_sums_that_no_kernel_computes_are_tables() -> None:

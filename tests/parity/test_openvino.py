@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import subprocess
 import sys
@@ -45,8 +46,10 @@ def calibrated(name: str, preset: str) -> Int8Model:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("preset", ["w8a8", "w8a8-pow2", "w7a8", "w4a8"])
-@pytest.mark.parametrize("name", ["LeNet, tanh", "ResNet", "U-Net"])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [*itertools.product(("LeNet, tanh", "ResNet", "U-Net"), ("int8", "w8a8", "w8a8-pow2", "w4a8")), ("MobileNetV2", "int8")],
+)
 def test_models(name: str, preset: str) -> None:
     int8, family = calibrated(name, preset), FAMILIES[name]
     for batch in (1, 5):
@@ -57,7 +60,7 @@ def test_models(name: str, preset: str) -> None:
         assert torch.equal(int8(x), outputs)
     halved = [n for n in int8.program.nodes if isinstance(n, Conv) and saturates_in_openvino(int8.program, n)]
     assert OpenvinoModel(int8.program).kernels()["Convolution u8"] == int8.ops()["Conv"] + len(halved)
-    assert bool(halved) is (preset != "w7a8")
+    assert bool(halved) is (preset != "int8")
 
 
 @pytest.mark.parametrize("zero_point", [0, 128, 255])

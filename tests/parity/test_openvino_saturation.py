@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -149,11 +150,10 @@ def test_a_cpu_without_fma(tmp_path: Path) -> None:
 @needs_qemu
 @pytest.mark.filterwarnings("ignore")
 def test_models_on_a_cpu_without_vnni(tmp_path: Path) -> None:
-    names, presets = ("LeNet, tanh", "ResNet", "U-Net"), ("w8a8", "w8a8-pow2", "w7a8")
+    pairs = itertools.product(("LeNet, tanh", "ResNet", "U-Net"), ("int8", "w8a8", "w8a8-pow2"))
     cases = {
         f"{name}, {preset}": (calibrated(name, preset).program, (FAMILIES[name].inputs(),))
-        for name in names
-        for preset in presets
+        for name, preset in (*pairs, ("MobileNetV2", "int8"))
     }
     found = differences(WITHOUT_VNNI, cases, tmp_path, "openvino")
     assert all(compared > 10_000 for compared, _ in found.values())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import truequant as tq
 
-PRESETS = ("w8a8", "w7a8", "w8a8-pow2", "w8a8-per-tensor")
+PRESETS = ("int8", "w8a8", "w8a8-pow2", "w8a8-per-tensor")
 
 
 def trained(model: nn.Module, x: Tensor, preset: str | tq.QConfig, steps: int = 3) -> nn.Module:

@@ -70,7 +70,7 @@ def call(model: Any, item: Any) -> Any:
     return model(**item) if isinstance(item, dict) else model(*item) if isinstance(item, tuple) else model(item)
 
 
-@pytest.mark.parametrize("preset", ["w8a8", "w7a8", "w4a4", "w8a8-pow2"])
+@pytest.mark.parametrize("preset", ["int8", "w8a8", "w4a4", "w8a8-pow2"])
 @pytest.mark.parametrize("kind", [Temporal, Dense, Siamese])
 def test_trained_converted_exported_verified(kind: type[nn.Module], preset: str) -> None:
     torch.manual_seed(0)

@@ -30,6 +30,8 @@ def test_every_algorithm_has_its_cells_and_undefined_ones_have_none() -> None:
         for width in ("w4a4", "w2a2"):
             for seed in range(3):
                 assert (f"lenet/{algorithm}/{width}/{seed}" in found) is accuracy_table.defined(algorithm, width)
+    for preset in accuracy_table.EIGHT:
+        assert {f"{model}/{a}/{preset}/2" for model in ("lenet", "mlp", "mobilenet") for a in recipes.PRESETS} <= found
     for combination in recipes.COMBINATIONS:
         assert {f"mlp/{combination}/{width}/2" for width in accuracy_table.WIDTHS} <= found
     assert "lenet/lsq/w4a4/19" in found

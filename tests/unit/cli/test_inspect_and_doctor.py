@@ -105,7 +105,7 @@ def test_what_files_promise_depends_on_the_cpu(target: str, cpu: Cpu, machine: s
 
 def test_advice() -> None:
     there: dict[str, str | None] = {"onnxruntime": "1", "openvino": None}
-    assert "w7a8" in advice(PLAIN, 4, there)[0]
+    assert "preset int8" in advice(PLAIN, 4, there)[0]
     assert "onnxruntime-vnni" in advice(VNNI, 4, there)[0]
     assert advice(ARM, 4, there) == ()
     assert "torch.set_num_threads(4)" in advice(ARM, 1, there)[0]
