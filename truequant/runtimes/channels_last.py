@@ -1,21 +1,90 @@
-"""Flattened images before a linear layer, read channels-last, in QDQ form.
+"""What onnxruntime puts back in order, one byte at a time, though its integer convolutions write and read channels-last.
 
-onnxruntime keeps what its integer convolutions write channels-last and puts codes back in order before they are flattened, one
-byte at a time. Here they are flattened as they lie, and the columns of the layer's weight are permuted once, when the file is
-written. The codes in their own order are in no tensor of the file; `hidden_edges` puts them into a copy of it.
+Flattened images before a linear layer, in QDQ form: they are flattened as they lie, and the columns of the layer's weight are
+permuted once, when the file is written. The codes in their own order are in no tensor of the file; `hidden_edges` puts them
+into a copy of it.
+
+Tables between convolutions: their codes are looked up in one row. The file moves the channels to the end before it and back
+behind it, which onnxruntime cancels against what it does around convolutions.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Add, AveragePool, Clamp, Conv, Linear, MaxPool, Node, Reshape, inputs_of
+from truequant.integer.nodes import (
+    Add,
+    AveragePool,
+    Clamp,
+    Conv,
+    GlobalAverage,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Reshape,
+    Sub,
+    Table,
+    inputs_of,
+)
 from truequant.runtimes.pooled_sums import pooling_of
 from truequant.runtimes.writer import Form, Writer, runs_here
 
 _KEEPS = (MaxPool, AveragePool, Add, Clamp)
 """What onnxruntime computes channels-last behind a convolution."""
+_KEEPS_TABLES = (*_KEEPS, Sub, Mul, Table)
+"""The same, where tables are written channels-last too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Axes of an image with its channels last, and back."""
+
+    there: list[int]
+    back: list[int]
+
+
+def between_convolutions(writer: Writer, name: str) -> Moved | None:
+    """How the image `name`, the result of a table, is moved to lie channels-last; None where convolutions do not both write
+    and read such images around it.
+    """
+    program, shape = writer.program, writer.shapes[name]
+    dynamic = sum(n is None for n in shape) > 1
+    if not writer.runs_here or len(shape) < 4 or dynamic or all(n == 1 for n in shape[2:]):
+        return None
+    writers = {other.output: other for other in program.nodes}
+    if not _written(program, writers, name) or not _read(program, name):
+        return None
+    last = len(shape) - 1
+    return Moved([0, *range(2, last + 1), 1], [0, last, *range(1, last)])
+
+
+def _written(program: IntegerProgram, writers: dict[str, Node], name: str) -> bool:
+    """Whether a convolution stands before everything that is computed place by place before `name`."""
+    waiting, seen = [name], set()
+    while waiting:
+        behind = writers.get(waiting.pop())
+        if isinstance(behind, Conv):
+            if pooling_of(program, behind) is None:
+                return True
+        elif isinstance(behind, _KEEPS_TABLES) and behind.output not in seen:
+            seen.add(behind.output)
+            waiting += inputs_of(behind)
+    return False
+
+
+def _read(program: IntegerProgram, name: str) -> bool:
+    """Whether a convolution, or an average of whole images, reads what is computed place by place from `name`."""
+    waiting, seen = [name], set()
+    while waiting:
+        for reader in program.readers(waiting.pop()):
+            if isinstance(reader, (Conv, GlobalAverage)):
+                return True
+            if isinstance(reader, _KEEPS_TABLES) and reader.output not in seen:
+                seen.add(reader.output)
+                waiting.append(reader.output)
+    return False
 
 
 def readers_of(program: IntegerProgram, node: Reshape, form: Form = "qdq") -> tuple[Linear, ...]:

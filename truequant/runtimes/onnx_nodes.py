@@ -12,6 +12,7 @@ from truequant.integer import is_wide
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes import linears
+from truequant.runtimes.channels_last import between_convolutions
 from truequant.runtimes.islands import write_island
 from truequant.runtimes.onnx_layers import conv, linear, reshape_to
 from truequant.runtimes.onnx_movement import MOVEMENTS
@@ -97,9 +98,16 @@ def _taken(writer: Writer, name: str, entries: Any, index: str) -> None:
         writer.node("Gather" if writer.form == "openvino" else "GatherElements", [table, index], name, name=name)
         return
     flat, rows = writer.fresh(f"{name}.flat_index"), writer.fresh(f"{name}.flat")
+    moved = between_convolutions(writer, name)
+    if moved:
+        index = writer.node("Transpose", [index], writer.fresh(f"{name}.moved_index"), name=f"{name}.moved", perm=moved.there)
     writer.node("Reshape", [index, writer.integers("flat", [-1])], flat, name=flat)
     writer.node("GatherElements", [table, flat], rows, name=name)
-    if sum(n is None for n in shape) > 1:
+    if moved:
+        lying = writer.fresh(f"{name}.channels_last")
+        reshape_to(writer, rows, lying, tuple(shape[axis] for axis in moved.there))
+        writer.node("Transpose", [lying], name, name=f"{name}.order", perm=moved.back)
+    elif sum(n is None for n in shape) > 1:
         whole = writer.measured(index, f"{name}.shape", 0, len(shape))
         writer.node("Reshape", [rows, whole], name, name=f"{name}.reshape")
     else:

@@ -42,7 +42,7 @@ def test_the_promised_keys_are_there(tmp_path: Path) -> None:
     assert found["cpu"] == {"name": "a CPU", "cores": 2, "features": ["avx2"]}
     assert found["latency"]["int8"] == {"1": 0.001, "64": 0.01}
     assert found["runtimes"]["onnxruntime"]["codes_compared"] == 10
-    assert (found["model"], found["preset"], found["seed"], found["ptq_observer"]) == ("lenet", "w8a8", 0, "MSE")
+    assert (found["model"], found["preset"], found["seed"], found["ptq_observer"]) == ("lenet", "int8", 0, "MSE")
 
 
 @pytest.mark.parametrize(

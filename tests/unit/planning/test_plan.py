@@ -218,7 +218,7 @@ def test_diff_names_what_changed() -> None:
     a, b = decided(), decided(QConfig().with_rules(Rule("conv", weight=QuantScheme(int4, PerChannel(0))), Rule("fc", None)))
     assert a.diff(a) == ()
     lines = a.diff(b)
-    assert "quantizer 'conv.weight': scheme int8 channel 0 -> int4 channel 0" in lines
+    assert "quantizer 'conv.weight': scheme int7 channel 0 -> int4 channel 0" in lines
     assert "quantizer 'fc.weight' is gone" in lines
     assert any(line.startswith("site 'fc': action layer -> float") for line in lines)
     assert "quantizer 'fc.weight' is new" in b.diff(a)

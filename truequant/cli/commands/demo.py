@@ -16,7 +16,9 @@ from truequant.schemes import PRESETS
 Model = Enum("Model", {name: name for name in ("mlp", "lenet", "resnet", "mobilenet")}, type=str)  # type: ignore[misc]
 """Names and defaults are those of `truequant.demo`, which a test holds them to."""
 _LENET = Model("lenet")
-_DURATION = "By default a LeNet takes one to three minutes on two free cores, the larger models take minutes; bars show how many."
+_DURATION = (
+    "By default a LeNet takes one to three minutes on two free cores, the larger models take minutes; bars show how many."
+)
 _PRESET = "int8, w8a8, w7a8, w4a4, w8a8-pow2 …: bits of weights and activations."
 
 
