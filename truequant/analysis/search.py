@@ -24,7 +24,7 @@ from truequant.files import atomic_write, dumps, loads
 from truequant.planning import LINEAR_OPS, Plan, plan
 from truequant.planning.capture import Constant, trace
 from truequant.planning.graph import Graph
-from truequant.schemes import IntegerType, QConfig, Rule, int2, int4, int8, uint8
+from truequant.schemes import IntegerType, QConfig, Rule, int2, int4, int7, int8, uint8
 from truequant.transform import prepare
 
 LARGEST_FILE = 16 << 20
@@ -138,8 +138,11 @@ class Space:
             plan(model, example, self.config(picked))
 
     def widths(self, name: str) -> tuple[IntegerType, ...]:
-        """The types that a quantizer may have, the narrowest first."""
-        return self.weights if name in self.sites else self.activations
+        """The types that a quantizer may have, the narrowest first. A weight that the plan narrows has 7 bits in place of 8."""
+        if name not in self.sites:
+            return self.activations
+        narrowed = self.base.saturation == "narrow" and self.plan.quantizer(name).scheme.dtype == int7
+        return tuple(int7 if narrowed and t == int8 else t for t in self.weights)
 
     def steps(self) -> list[dict[str, int]]:
         """Choices in which every type of every tensor occurs: all the narrowest, all the next, up to the widest."""

@@ -84,6 +84,14 @@ def test_multiply_accumulates_with_activations_too() -> None:
     assert all(q.scheme.dtype.bits == 8 for q in plan.quantizers if q.kind in ("input", "output"))
 
 
+def test_what_the_default_narrows_stays_narrow() -> None:
+    """With all the room there is, the widest weights are those of the plan; a config that keeps 8 bits has 8."""
+    model, x = Net().eval(), torch.randn(64, 2, 8, 8)
+    for config, bits in (("int8", {7}), ("w8a8", {8})):
+        found = tq.search(model, x, [x], tq.Size(10_000), config=config)
+        assert {q.scheme.dtype.bits for q in tq.plan(model, x, found).quantizers if q.kind == "weight"} == bits
+
+
 def test_latency_is_what_the_function_says() -> None:
     model, x = Net().eval(), torch.randn(64, 2, 8, 8)
     config = tq.search(model, x, [x], tq.Latency(1.5, lambda f, w, a: 1.0 if f.name == "b" and w == 8 else 0.1 * w / 4))
@@ -168,7 +176,7 @@ def test_widths_from_2_to_16_bits_against_all_assignments(part: float, tmp_path:
     weights, activations = (tq.int2, tq.int4, tq.int8), (tq.uint2, tq.uint4, tq.uint8, uint16)
     macs, reads = {"a": 48, "b": 64, "c": 24}, {"b": "relu_0", "c": "relu_1"}
     limit = part * sum(macs.values())
-    options: Any = {"weights": weights, "activations": activations, "path": tmp_path / "search.json"}
+    options: Any = {"weights": weights, "activations": activations, "path": tmp_path / "search.json", "config": "w8a8"}
     config = tq.search(model, x, [x], tq.MultiplyAccumulates(limit), **options)
     losses = json.loads((tmp_path / "search.json").read_text())["losses"]
 
