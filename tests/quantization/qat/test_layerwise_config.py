@@ -74,12 +74,12 @@ ALL = {"stem.0", "blocks.0.conv", "blocks.1.conv", "hidden", "classifier"}
             [Rule("blocks.1", weight=TWO), Rule(nn.Conv2d, weight=FOUR)],
             {"stem.0": "int4", "blocks.0.conv": "int4", "blocks.1.conv": "int4"},
         ),
-        ([Rule("**", weight=FOUR), Rule("stem", weight=QConfig().weight)], dict.fromkeys(ALL - {"stem.0"}, "int4")),
+        ([Rule("**", weight=FOUR), Rule("stem", weight=QConfig().weight)], dict.fromkeys(ALL, "int4") | {"stem.0": "int8"}),
     ],
 )
 def test_which_rule_wins(rules: list[Rule], expected: dict[str, str]) -> None:
     qat = tq.prepare(Net(), X, QConfig().with_rules(*rules))
-    assert weight_types(qat) == dict.fromkeys(ALL, "int8") | expected
+    assert weight_types(qat) == dict.fromkeys(ALL, "int7") | expected
 
 
 def test_a_call_site_has_its_own_scheme() -> None:
@@ -130,7 +130,7 @@ def test_mixtures_of_widths_reach_the_int8_model(rules: list[Rule]) -> None:
     int8 = assert_right(qat)
     reach = {n.output: int(n.weight.abs().max()) for n in int8.program.nodes if hasattr(n, "weight")}
     for name, dtype in weight_types(qat).items():
-        assert reach[name] <= {"int8": 127, "int4": 7, "int3": 3, "int2": 1}[dtype]
+        assert reach[name] <= {"int8": 127, "int7": 64, "int4": 7, "int3": 3, "int2": 1}[dtype]
 
 
 @pytest.mark.parametrize("name", ["stem.0", "blocks.0.conv", "hidden", "classifier", "blocks.1"])

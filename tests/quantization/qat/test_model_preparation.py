@@ -145,7 +145,7 @@ def test_hooks_are_preserved(net: Net) -> None:
 def test_weight_ranges_are_set_by_prepare(net: Net) -> None:
     qat = tq.prepare(net, X)
     stem = qat.get_submodule("stem.quantizers.weight")
-    expected = net.stem.weight.detach().abs().amax((1, 2, 3)) / 127
+    expected = net.stem.weight.detach().abs().amax((1, 2, 3)) / 64
     assert torch.equal(stem.scale, expected)
     assert all(q.is_calibrated is isinstance(q, WeightQuantizer) for _, q in tq.quantizers(qat))
 

@@ -74,10 +74,10 @@ def test_scales_ranges_and_weight_errors_are_those_of_the_formulas(net: Net) -> 
     found = tq.statistics(qat)
     weight = found["fc.weight"]
     w = qat.get_parameter("fc.weight").detach().double()
-    scale = (qat.get_parameter("fc.weight").detach().abs().amax(1) / 127).double()
-    quantized = torch.clamp(torch.round(w / scale[:, None]), -127, 127) * scale[:, None]
+    scale = (qat.get_parameter("fc.weight").detach().abs().amax(1) / 64).double()
+    quantized = torch.clamp(torch.round(w / scale[:, None]), -64, 64) * scale[:, None]
     assert weight.scale == pytest.approx(scale.tolist())
-    assert weight.maximum == pytest.approx((127 * scale).tolist())
+    assert weight.maximum == pytest.approx((64 * scale).tolist())
     assert weight.clipped == 0.0
     assert weight.weight_error == pytest.approx(float(((w - quantized).square().sum() / w.square().sum()).sqrt()))
     assert weight.sqnr == pytest.approx(float(10 * torch.log10(w.square().sum() / (w - quantized).square().sum())))

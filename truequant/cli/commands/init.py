@@ -31,7 +31,7 @@ factory = {data}
 calibration_batches = 16         # set the first ranges
 
 [quantization]                   # the same keys as QConfig.from_file
-preset = {preset}                # int8 (exact and fast on any x86), w8a8, w7a8, w4a8, w4a4, w3a3, w2a2, w1a1, w8a8-pow2
+preset = {preset}                # int8 (exact and fast on any x86), w8a8, w4a8, w4a4, w3a3, w2a2, w1a1
 # target = "onnxruntime"
 # observer = "mse"               # min-max, moving-average, histogram, percentile, entropy
 {layers}
