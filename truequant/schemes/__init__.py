@@ -1,6 +1,7 @@
 """Decisions as frozen values: no tensors, no modules."""
 
-from truequant.schemes.config import ACTIVATION_8, WEIGHT_8, Ends, QConfig, is_dynamic
+from truequant.schemes.config import PRESETS, QConfig, config_from_table, is_dynamic
+from truequant.schemes.defaults import ACTIVATION_8, WEIGHT_8, Ends
 from truequant.schemes.dtypes import (
     INTEGER_TYPES,
     IntegerType,
@@ -26,7 +27,6 @@ from truequant.schemes.dtypes import (
 )
 from truequant.schemes.fusions import Fusions
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
-from truequant.schemes.named import PRESETS
 from truequant.schemes.rounding import EWGS, Freezing, Nearest, Rounding, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Inherit, Rule, Selector
 from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale, ScaleRule
@@ -45,7 +45,7 @@ from truequant.schemes.targets import (
     OpRule,
     Target,
 )
-from truequant.schemes.text import LARGEST_FILE, config_from_table
+from truequant.schemes.text import LARGEST_FILE
 
 __all__ = [
     "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_SSE",
