@@ -15,7 +15,7 @@ from truequant.fake.sites import RuntimeSite
 from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, swap, unswap
 from truequant.planning import Site, check_dynamic
-from truequant.planning.plan import Action
+from truequant.planning.actions import Action
 from truequant.schemes import PerChannel, PerTensor, QuantScheme, is_dynamic
 
 M = TypeVar("M", bound=nn.Module)

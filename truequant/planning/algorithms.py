@@ -1,9 +1,9 @@
-"""Which algorithms of a scheme an integer runtime can hold, for a weight and for an activation: refused here, not at export."""
+"""Which algorithms of a scheme an integer runtime can hold for weights, activations and tokens: refused here, not at export."""
 
 from __future__ import annotations
 
-from truequant.errors import SchemeError
-from truequant.schemes import PACT, TWN, DoReFa, QuantScheme
+from truequant.errors import FileError, PlanError, SchemeError
+from truequant.schemes import PACT, TWN, DoReFa, FloatScale, Nearest, PerTensor, QuantScheme, is_dynamic
 
 
 def check_weight(scheme: QuantScheme, where: str) -> None:
@@ -30,4 +30,19 @@ def check_activation(scheme: QuantScheme, where: str, may_be_negative: bool) -> 
             got=f"{scheme} on an edge without a ReLU",
             expected="a ReLU before it, or an algorithm with a zero point",
             fix=f'Rule("{where}", output=QuantScheme({scheme.dtype}, scale=LSQ()))',
+        )
+
+
+def check_dynamic(
+    scheme: QuantScheme, where: str, error: type[FileError] | type[PlanError] | type[SchemeError] = SchemeError
+) -> None:
+    """`error` unless tokens can be quantized so: signed and symmetric codes, a scale that is computed and not learned."""
+    plain = scheme.granularity == PerTensor() and scheme.scale == FloatScale() and scheme.rounding == Nearest()
+    codes = scheme.dtype.signed and scheme.is_symmetric and 2 <= scheme.dtype.bits <= 8
+    if not (is_dynamic(scheme) and plain and codes and scheme.oscillation is None):
+        raise error(
+            f"'{where}': tokens cannot be quantized at run time in this way",
+            got=str(scheme),
+            expected="a signed, symmetric type of 2 to 8 bits with FloatScale()",
+            fix="QuantScheme(int8, observer=Dynamic())",
         )
