@@ -28,7 +28,7 @@ from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
 from truequant.schemes.presets import named
 from truequant.schemes.rounding import EWGS, Freezing, Nearest, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Rule
-from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale
+from truequant.schemes.scales import SCALE_RULES
 from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Observation, Percentile
 from truequant.schemes.targets import TARGETS
@@ -41,10 +41,7 @@ _OBSERVERS: dict[str, type[Any]] = {
     "min-max": MinMax, "moving-average": MovingAverage, "histogram": Histogram, "percentile": Percentile, "mse": MSE,
     "entropy": Entropy, "dynamic": Dynamic,
 }  # fmt: skip
-_SCALES: dict[str, type[Any]] = {
-    "float": FloatScale, "power-of-two": PowerOfTwoScale, "lsq": LSQ, "lsq+": LSQPlus, "pact": PACT, "tqt": TQT,
-    "dorefa": DoReFa, "twn": TWN,
-}  # fmt: skip
+_SCALES: dict[str, type[Any]] = {rule.label.lower(): rule for rule in SCALE_RULES}
 _ROUNDINGS: dict[str, type[Any]] = {"nearest": Nearest, "stochastic": Stochastic, "ewgs": EWGS}
 _OSCILLATIONS: dict[str, type[Any]] = {"freezing": Freezing}
 _KINDS = {"observer": _OBSERVERS, "scale": _SCALES, "rounding": _ROUNDINGS, "oscillation": _OSCILLATIONS}
