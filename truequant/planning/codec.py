@@ -19,6 +19,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from truequant import schemes
 from truequant.errors import FileError, SchemeError
 from truequant.files import Json
 from truequant.planning.importable import find, is_function, name_of
@@ -79,7 +80,7 @@ def from_json(kind: type[T], value: Json, where: str) -> T:
     return _record(kind, value, where)
 
 
-stored(QConfig)
+stored(schemes.QConfig)
 
 
 # -- to JSON -----------------------------------------------------------------------------------------------------------
