@@ -11,7 +11,7 @@ from torch import Tensor
 
 from truequant import kernels, numerics
 from truequant.errors import CalibrationError
-from truequant.fake.algorithms import algorithm_of, fake_of, lsq, lsq_plus
+from truequant.fake.algorithms import fake_of, lsq, lsq_plus
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
@@ -183,7 +183,7 @@ class FakeQuantize(Grid):
 
     def learned_pass(self, x: Tensor, clip: kernels.Clip) -> Tensor | None:
         """What a clip and `forward` do in training with a learned scale, in one pass; None where they must run apart."""
-        fits = algorithm_of(self.scheme).clips and isinstance(self.scheme.rounding, Nearest) and self.scheme.dtype.bits > 1
+        fits = self.scheme.scale.takes_clip and isinstance(self.scheme.rounding, Nearest) and self.scheme.dtype.bits > 1
         if not fits or not self._calibrated or not self._unseen() or not torch.is_grad_enabled() or self.scale.dim() > 0:
             return None
         return self._learned(x, clip)

@@ -25,6 +25,7 @@ class Facts:
     power_of_two: the scale is a power of two. zero_point_0: whatever the type, the zero point is 0.
     nearest_codes: the code of a value is the nearest one, so that other roundings and freezing have a meaning.
     any_width: codes of more bits than planned have a meaning too.
+    takes_clip: a clip ahead of the quantizer trains in one pass with it.
     not_for_weights: why it is none for weights, as a sentence; "" where it is.
     """
 
@@ -37,6 +38,7 @@ class Facts:
     zero_point_0: ClassVar[bool] = False
     nearest_codes: ClassVar[bool] = True
     any_width: ClassVar[bool] = True
+    takes_clip: ClassVar[bool] = False
     not_for_weights: ClassVar[str] = ""
 
     def check_dtype(self, dtype: IntegerType) -> None:
@@ -78,6 +80,7 @@ class LSQ(Facts):
 
     label: ClassVar[str] = "LSQ"
     learned: ClassVar[bool] = True
+    takes_clip: ClassVar[bool] = True
 
     gradient_scale: float = 1.0
 
@@ -96,6 +99,7 @@ class LSQPlus(Facts):
     label: ClassVar[str] = "LSQ+"
     learned: ClassVar[bool] = True
     learns_offset: ClassVar[bool] = True
+    takes_clip: ClassVar[bool] = True
 
     gradient_scale: float = 1.0
 

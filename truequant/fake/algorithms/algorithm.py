@@ -71,7 +71,6 @@ class Algorithm:
     trainable: the same with the gradient that the paper gives it: `(scheme, initial, shift, elements)`, `elements` being how
         many share a scale.
     weight_scale: `(weight, scheme)` to the scale where it does not come from a range; activation_scale: `(observed, scheme)`.
-    clips: whether a clip ahead of the quantizer is a part of the same pass (see `FakeQuantize.learned_pass`).
     codes: `(weight, scale, scheme)` to a weight's codes, where they are not those of its values on the grid.
     """
 
@@ -80,5 +79,4 @@ class Algorithm:
     trainable: Callable[[QuantScheme, Tensor, Tensor, int], Tensor] | None = None
     weight_scale: Callable[[Tensor, QuantScheme], Tensor | None] = range_scale
     activation_scale: Callable[[Tensor, QuantScheme], Tensor] = observed
-    clips: bool = False
     codes: Callable[[Tensor, Tensor, QuantScheme], Tensor] | None = None

@@ -31,4 +31,4 @@ def trainable(scheme: QuantScheme, initial: Tensor, shift: Tensor, elements: int
     return with_gain(positive(initial, shift), gain / (initial * initial)) if scale is None else scale
 
 
-ALGORITHM = Algorithm(fake=fake, trainable=trainable, clips=True)
+ALGORITHM = Algorithm(fake=fake, trainable=trainable)

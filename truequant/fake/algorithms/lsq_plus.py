@@ -51,4 +51,4 @@ def weight_scale(weight: Tensor, scheme: QuantScheme) -> Tensor | None:
     return numerics.bounded(reach / 2.0 ** (scheme.dtype.bits - 1), scheme)
 
 
-ALGORITHM = Algorithm(fake=lsq.fake, trainable=lsq.trainable, clips=True, weight_scale=weight_scale)
+ALGORITHM = Algorithm(fake=lsq.fake, trainable=lsq.trainable, weight_scale=weight_scale)
