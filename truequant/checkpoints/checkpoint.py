@@ -10,8 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from truequant.checkpoints.randomness import set_random
-from truequant.checkpoints.ranks import of_this_rank, sharded, written
+from truequant.checkpoints.ranks import sharded
 from truequant.checkpoints.restoring import Live, check_parts, restore, unasked
+from truequant.checkpoints.shared_file import of_this_rank, written
 from truequant.checkpoints.snapshot import snapshot
 from truequant.checkpoints.stored import Kind, Stored, read_stored
 from truequant.integer import Int8Model

@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from truequant.checkpoints.checkpoint import Checkpoint, restored
-from truequant.checkpoints.ranks import agreed, world
+from truequant.checkpoints.ranks import world
 from truequant.checkpoints.restoring import Live
+from truequant.checkpoints.shared_file import agreed
 from truequant.checkpoints.snapshot import Snapshot, snapshot
 from truequant.checkpoints.stored import Stored, metric_of, read_stored
 from truequant.errors import ArgumentError, FileError

@@ -1,51 +1,49 @@
-"""Wrapping one layer by hand, without a plan of a whole model."""
+"""What one layer is wrapped with by hand, without a plan of a whole model."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from truequant.errors import ArgumentError, StateError
+from truequant.errors import ArgumentError
 from truequant.fake.clock import Clock
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.limits import Limits
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.weights import WeightQuantizer
-from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, swap, unswap
 from truequant.planning import Site, check_dynamic
-from truequant.planning.plan import Action
+from truequant.planning.actions import Action
 from truequant.schemes import PerChannel, PerTensor, QuantScheme, is_dynamic
 
-M = TypeVar("M", bound=nn.Module)
 _INTEGER_LAYERS: dict[type[nn.Module], str] = {
     nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
 }  # fmt: skip
 
 
-def wrap(
-    module: M, weight: QuantScheme | None = None, input: QuantScheme | None = None, output: QuantScheme | None = None
-) -> M:
-    """Make one layer quantization-aware in place: it stays an instance of its own type, with the same parameters.
+@dataclass(frozen=True, slots=True, eq=False)
+class ByHand:
+    """The one site of a wrapped layer, its quantizers by slot, and those of them that its binding names again."""
 
-    weight, input, output: the scheme of that tensor; None leaves it in float. A Linear or Conv1d/2d/3d whose input and
-    weight are quantized computes integer codes in `eval()`, as in a prepared model; every other layer computes with the
-    quantized values. The wrapped layer is its own outermost module.
+    site: RuntimeSite
+    quantizers: nn.ModuleDict
+    limits: Limits
+    inputs: tuple[InputQuantizer, ...]
 
-    Raises `StateError` for a module that is wrapped already, `ArgumentError` for a weight scheme on a module without one.
-    """
-    if isinstance(module, QATModuleWrapper):
-        raise StateError(f"{type(module).__name__} is wrapped already", fix="module.unwrap() first")
+
+def by_hand(
+    module: nn.Module, clock: Clock, weight: QuantScheme | None, input: QuantScheme | None, output: QuantScheme | None
+) -> ByHand:
+    """Quantizers and site of a layer (see `QATModuleWrapper.wrap`), which it leaves as it is."""
     tensor = getattr(module, "weight", None)
     if weight is not None and not isinstance(tensor, Tensor):
         raise ArgumentError(
             f"{type(module).__name__} has no weight to quantize", got=f"weight={weight}", expected="weight=None"
         )
-    name, clock = type(module).__name__, Clock()
-    swap(module, Binding("", clock, outermost=True))
+    name = type(module).__name__
     holder = nn.ModuleDict()
-    module.add_module(QUANTIZERS, holder)
 
     def made(slot: str, scheme: QuantScheme | None, quantizer: FakeQuantize | WeightQuantizer | None) -> Any:
         if quantizer is None:
@@ -80,24 +78,16 @@ def wrap(
         dynamic=input if is_dynamic(input) else None,
     )  # fmt: skip
     runtime = RuntimeSite(site, clock, module, (reads,), weights, emits, emits)
-    binding: Binding = module.binding  # type: ignore[assignment]
-    binding.leaf = {(): runtime}
-    binding.limits = Limits([q for q in (reads, weights, emits) if q is not None and q.shift is not None])
+    inputs: tuple[InputQuantizer, ...] = ()
     if reads is not None:  # the first input, by position or by torch's own name for it
-        binding.inputs = (InputQuantizer(0, 0, "input", reads), InputQuantizer("input", 0, "input", reads))
+        inputs = (InputQuantizer(0, 0, "input", reads), InputQuantizer("input", 0, "input", reads))
     if weights is not None and tensor is not None:
         weights.track(tuple(tensor.shape))
     if weights is not None and tensor is not None and tensor.device.type != "meta":
         weights.initialize(tensor)
-    return module
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The layer with its own class again, in place: trained weights, no quantizers."""
-    if not isinstance(module, QATModuleWrapper):
-        raise StateError(f"{type(module).__name__} is not wrapped", fix="QATModuleWrapper.wrap(module, …)")
-    unswap(module)
-    return module
+    return ByHand(
+        runtime, holder, Limits([q for q in (reads, weights, emits) if q is not None and q.shift is not None]), inputs
+    )
 
 
 def _activation(scheme: QuantScheme | None) -> FakeQuantize | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from truequant.schemes import FloatScale, MovingAverage, Nearest, Percentile, PowerOfTwoScale, QuantScheme
+from truequant.schemes import MovingAverage, Nearest, Percentile, QuantScheme
 
 CompiledScheme = tuple[float | bool, ...]
 
@@ -12,7 +12,7 @@ def compiled_scheme(scheme: QuantScheme) -> CompiledScheme | None:
 
     None for what no kernel computes.
     """
-    plain = isinstance(scheme.scale, (FloatScale, PowerOfTwoScale)) and isinstance(scheme.rounding, Nearest)
+    plain = scheme.scale.of_range and isinstance(scheme.rounding, Nearest)
     binary = scheme.dtype.bits == 1 and scheme.dtype.signed  # codes -1 and +1: no affine grid
     if not plain or binary or scheme.oscillation is not None:
         return None

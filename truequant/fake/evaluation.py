@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,14 @@ from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.fake.clock import local
+from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.resizing import interpolated_sums, interpolation_weights
 from truequant.numerics import Qparams
 from truequant.planning import LINEAR_OPS, average_axes, linear_factors, pool_arguments, uneven
 from truequant.schemes import PerChannel, QuantScheme, int8
 
-if TYPE_CHECKING:
-    from truequant.fake.sites import RuntimeSite
-
-Compute = Callable[["RuntimeSite", Callable[..., Any], Sequence[Any], dict[str, Any]], Tensor]
+Compute = Callable[[PlannedSite, Callable[..., Any], Sequence[Any], dict[str, Any]], Tensor]
 
 
 @contextlib.contextmanager
@@ -48,20 +46,20 @@ def _params(quantizer: FakeQuantize) -> Qparams:
     return quantizer.effective_scale(), quantizer.zero_point
 
 
-def site_bounds(site: RuntimeSite, emits: FakeQuantize) -> tuple[Tensor, Tensor]:
+def site_bounds(site: PlannedSite, emits: FakeQuantize) -> tuple[Tensor, Tensor]:
     """The codes between which the result is clamped: those of the grid, moved by a fused clamp."""
     scale, zero_point = _params(emits)
     return numerics.clamp_codes(site.plan.minimum, site.plan.maximum, scale, zero_point, emits.scheme.qmin, emits.scheme.qmax)
 
 
-def _result(site: RuntimeSite, codes: Tensor) -> Tensor:
+def _result(site: PlannedSite, codes: Tensor) -> Tensor:
     assert site.emits is not None
     if local.recorder is not None:
         local.recorder(site.plan.name, codes)
     return numerics.dequantize(codes, *_params(site.emits))
 
 
-def integers(site: RuntimeSite, weight: Tensor, bias: Tensor | None) -> numerics.IntegerWeights:
+def integers(site: PlannedSite, weight: Tensor, bias: Tensor | None) -> numerics.IntegerWeights:
     """Weight codes, scale and bias codes of a layer, its BatchNorm folded in."""
     assert site.weight is not None
     assert site.reads[0] is not None
@@ -94,7 +92,7 @@ def _carrier(weights: numerics.IntegerWeights, reads: FakeQuantize) -> torch.dty
 
 
 def layer(
-    site: RuntimeSite, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+    site: PlannedSite, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """acc = sum((xq - zx) * wq) + bq, requantized to the site's grid; float32(acc) * float32(sx * sw) without one."""
     reads = site.reads[0]
@@ -120,7 +118,7 @@ ONES = QuantScheme(int8, PerChannel(0))
 """The scheme of the weights of a BatchNorm that stands alone: all of them are 1 before its factor goes into the scale."""
 
 
-def affine_integers(site: RuntimeSite) -> numerics.IntegerWeights:
+def affine_integers(site: PlannedSite) -> numerics.IntegerWeights:
     """Weight codes `(C, 1)`, scale and bias codes of a BatchNorm that stands alone."""
     assert site.reads[0] is not None
     owner: Any = site.owner
@@ -130,7 +128,7 @@ def affine_integers(site: RuntimeSite) -> numerics.IntegerWeights:
     return numerics.fold(ones, scale, ONES, None, norm, site.reads[0].effective_scale().detach())
 
 
-def _affine(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _affine(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """acc = (xq - zx) * wq + bq, a weight and a bias for each channel, requantized."""
     x = args[0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
@@ -145,13 +143,13 @@ def _affine(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any]
     return _result(site, numerics.requantize(acc, numerics.channel_axis(factor, rank, 1), emits.zero_point, *bounds))
 
 
-def _codes(site: RuntimeSite, position: int, x: Tensor) -> Tensor:
+def _codes(site: PlannedSite, position: int, x: Tensor) -> Tensor:
     grid = site.reads[position]
     assert grid is not None
     return numerics.recover(x.detach(), grid.effective_scale(), grid.zero_point) + grid.zero_point
 
 
-def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _elementwise(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Add, sub or mul, by the named rule of the target."""
     left, right = (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
     assert site.emits is not None
@@ -166,7 +164,7 @@ def _elementwise(site: RuntimeSite, function: Callable[..., Any], args: Sequence
     return _result(site, rule(*codes, *params, *bounds, site.arithmetic))
 
 
-def _product(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """acc = sum((aq - za) * (bq - zb)) of two activations, requantized."""
     left, right = site.reads
     assert left is not None
@@ -182,14 +180,14 @@ def _product(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any
     return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
 
 
-def _lookup(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _lookup(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Rows of a table: their codes are those of the table's own values."""
     assert site.emits is not None
     low, high = site_bounds(site, site.emits)
     return _result(site, torch.clamp(site.emits.codes(function(*args, **kwargs)), low, high))
 
 
-def table_of(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def table_of(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Codes of the result for each code that is read."""
     reads, emits = site.reads[0], site.emits
     assert reads is not None
@@ -210,7 +208,7 @@ def _number(argument: Any) -> Any:
     return argument.detach().double().cpu() if isinstance(argument, Tensor) else argument
 
 
-def _table(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _table(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     x = args[0] if args else kwargs["input"]
     entries = table_of(site, function, args, kwargs).to(x.device)
     reads = site.reads[0]
@@ -218,7 +216,7 @@ def _table(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any],
     return _result(site, entries[(_codes(site, 0, x) - reads.scheme.qmin).long()])
 
 
-def _average(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _average(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Integer sum over whole axes, then the rule of GlobalAveragePool."""
     x = args[0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
@@ -235,7 +233,7 @@ def _average(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any
     return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
-def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _pool(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Average over windows of n elements: a depthwise integer layer of ones with `sw = float32(1 / n)`."""
     x = args[0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
@@ -254,7 +252,7 @@ def _pool(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], 
     return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
-def _resize(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _resize(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Linear interpolation: an integer layer of fixed weights."""
     x = args[0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
@@ -269,7 +267,7 @@ def _resize(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any]
     return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
-def _windows(site: RuntimeSite, x: Tensor, found: dict[str, Any]) -> Tensor:
+def _windows(site: PlannedSite, x: Tensor, found: dict[str, Any]) -> Tensor:
     """Average over windows that do not all hold the same number of elements; padding that counts is real zeros."""
     reads, emits = site.reads[0], site.emits
     assert reads is not None
@@ -283,7 +281,7 @@ def _windows(site: RuntimeSite, x: Tensor, found: dict[str, Any]) -> Tensor:
     return _result(site, numerics.window_average(codes, _params(reads), _params(emits), *windows, *bounds, site.arithmetic))
 
 
-def _clamp(site: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _clamp(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """A clamp that is computed with nothing before it: on codes, keeping scale and zero point."""
     x = args[0] if args else kwargs["input"]
     if site.plan.fused_into is not None:

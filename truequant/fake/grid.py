@@ -12,7 +12,7 @@ from truequant.errors import ArgumentError
 from truequant.fake.algorithms import algorithm_of, lsq_plus
 from truequant.fake.compiled import CompiledScheme, compiled_scheme
 from truequant.observers import Float32State, whole
-from truequant.schemes import TQT, TWN, FloatScale, PerTensor, QuantScheme, integer_type
+from truequant.schemes import FloatScale, PerTensor, QuantScheme, integer_type
 
 Shape = tuple[int, ...]
 
@@ -88,7 +88,7 @@ class Grid(Float32State):
     def set_bits(self, bits: int) -> bool:
         """Codes of `bits` bits, or as planned where that is more. Whether this changed anything: the range is lost then."""
         planned = self.planned.dtype
-        wider = bits > planned.bits and not isinstance(self.planned.scale, TWN)
+        wider = bits > planned.bits and self.planned.scale.any_width
         name = f"{'int' if planned.signed else 'uint'}{bits}"
         scheme = self.planned.with_(dtype=integer_type(name)) if wider else self.planned
         if scheme == self.scheme:
@@ -103,7 +103,7 @@ class Grid(Float32State):
     def grid_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a range. A learned power of two keeps the threshold that will be rounded."""
         scheme = self.scheme
-        free = scheme.with_(scale=FloatScale()) if isinstance(scheme.scale, TQT) else scheme
+        free = scheme.with_(scale=FloatScale()) if scheme.learned and scheme.power_of_two else scheme
         return numerics.scale_and_zero_point(low, high, free)
 
     def learned_parameters(self) -> list[nn.Parameter]:

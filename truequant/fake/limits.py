@@ -16,7 +16,6 @@ from torch import nn
 from truequant.fake.clock import in_backward
 from truequant.fake.grid import Grid
 from truequant.observers import is_sharded, of_this_rank
-from truequant.schemes import TQT
 
 REACH = 8.0
 """Ordinary training moves a scale by less than 2 either way. At 16 nothing trains its way back any more, at 8 all do."""
@@ -52,7 +51,7 @@ class Limits:
         for binary, (low, high) in ((False, _LINEAR), (True, _BINARY)):
             shifts: list[torch.Tensor] = []
             for grid in self.grids:
-                if grid.shift is not None and isinstance(grid.scheme.scale, TQT) == binary:
+                if grid.shift is not None and grid.scheme.power_of_two == binary:
                     shifts += self._held(grid, grid.shift)
             if shifts:
                 torch._foreach_clamp_min_(shifts, low)

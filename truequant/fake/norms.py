@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from truequant.fake.planned import PlannedSite
 from truequant.schemes import PerTensor
-
-if TYPE_CHECKING:
-    from truequant.fake.sites import RuntimeSite
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class BatchStatistics:
     count: int
 
 
-def reads_float_statistics(site: RuntimeSite) -> bool:
+def reads_float_statistics(site: PlannedSite) -> bool:
     """Whether the BatchNorm behind the layer at `site` takes the statistics of the float weights in this forward.
 
     A binary code is a sign, which no factor moves. `nn.SyncBatchNorm` computes the statistics of all ranks by itself.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,19 +16,17 @@ from torch.nn.modules import module as module_hooks
 
 from truequant import kernels, numerics
 from truequant.fake.clock import local
+from truequant.fake.planned import PlannedSite
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.transposed import layer_weight
 from truequant.planning import clamp_bounds
-
-if TYPE_CHECKING:
-    from truequant.fake.quantizers import FakeQuantize
-    from truequant.fake.sites import RuntimeSite
 
 CARRIED = "truequant_carried"
 """Attribute of a tensor that went through the clip and the quantizer of a later site already: that site."""
 _CLIPS = {"relu": kernels.RELU, "relu6": kernels.HARDTANH, "hardtanh": kernels.HARDTANH, "clamp": kernels.CLAMP}
 
 
-def _clip_of(site: RuntimeSite) -> kernels.Clip:
+def _clip_of(site: PlannedSite) -> kernels.Clip:
     """How the kernels clip at a site."""
     plan = site.plan
     if plan.action != "clamp":
@@ -65,7 +63,7 @@ def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
     return quantizer.in_pass(compute)
 
 
-def finished(site: RuntimeSite, result: list[Any]) -> Any:
+def finished(site: PlannedSite, result: list[Any]) -> Any:
     """As `site.finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
     if site.quantizer is not None and isinstance(result[0], Tensor):
         y = alone(site.quantizer, result)
@@ -74,7 +72,7 @@ def finished(site: RuntimeSite, result: list[Any]) -> Any:
     return site.finish(result.pop())
 
 
-def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+def clamped(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The quantized result of a clamp."""
     plan, x = site.plan, args[0] if args else None
     if not isinstance(x, Tensor) or site.quantizer is None:
@@ -95,7 +93,7 @@ def clamped(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
     return quantizer.in_pass(compute)
 
 
-def added(site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+def added(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The quantized sum of two activations, clipped where a clamp alone reads it."""
     end = site.carries
     if kwargs or len(args) != 2 or end is None or end.quantizer is None:
@@ -130,7 +128,7 @@ def _in_one_layout(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a.contiguous(), b) if b.is_contiguous() else (a, b)
 
 
-def normalized(module: Any, site: RuntimeSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+def normalized(module: Any, site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The quantized result of a BatchNorm in training, clipped where a clamp alone reads it."""
     end = site.carries
     if end is None or end.quantizer is None or kwargs or len(args) != 1 or site.layer is None:
@@ -172,7 +170,7 @@ def _norm_led(module: Any, x: Tensor, beta: Tensor | None, quantizer: FakeQuanti
     return None if y is NotImplemented else y
 
 
-def shifted_bias(layer: RuntimeSite, dtype: torch.dtype) -> Tensor | None:
+def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
     """`layer.shifted_bias` of the layer that a BatchNorm in training follows."""
     norm, owner, quantizer, reads = cast(Any, layer.norm), cast(Any, layer.owner), layer.weight, layer.reads[0]
     kernel = None if torch.compiler.is_compiling() else kernels.compiled()
@@ -186,7 +184,7 @@ def shifted_bias(layer: RuntimeSite, dtype: torch.dtype) -> Tensor | None:
     return layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, dtype)
 
 
-def _handed_on(site: RuntimeSite, y: Tensor | None) -> Tensor | None:
+def _handed_on(site: PlannedSite, y: Tensor | None) -> Tensor | None:
     if y is not None and site.carries is not site:
         setattr(y, CARRIED, site.carries)
     return y

@@ -17,7 +17,7 @@ from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.fake.idle import beside
 from truequant.observers import ActivationObserver, several
-from truequant.schemes import LSQ, LSQPlus, Nearest, Percentile, PerChannel, QuantScheme
+from truequant.schemes import Nearest, Percentile, PerChannel, QuantScheme
 
 
 class FakeQuantize(Grid):
@@ -183,8 +183,7 @@ class FakeQuantize(Grid):
 
     def learned_pass(self, x: Tensor, clip: kernels.Clip) -> Tensor | None:
         """What a clip and `forward` do in training with a learned scale, in one pass; None where they must run apart."""
-        rule = self.scheme.scale
-        fits = isinstance(rule, (LSQ, LSQPlus)) and isinstance(self.scheme.rounding, Nearest) and self.scheme.dtype.bits > 1
+        fits = self.scheme.scale.takes_clip and isinstance(self.scheme.rounding, Nearest) and self.scheme.dtype.bits > 1
         if not fits or not self._calibrated or not self._unseen() or not torch.is_grad_enabled() or self.scale.dim() > 0:
             return None
         return self._learned(x, clip)

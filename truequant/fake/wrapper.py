@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from truequant.errors import PlanError, StateError
 from truequant.fake import layers, norms, passes
+from truequant.fake.by_hand import by_hand
 from truequant.fake.call_sites import (
     TAKE_THIS_PATH,
     Binding,
@@ -29,7 +30,7 @@ from truequant.fake.call_sites import (
     run_in_place,
     suspend,
 )
-from truequant.fake.clock import in_backward, local
+from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.hooks import uncounted
@@ -258,16 +259,29 @@ class QATModuleWrapper(nn.Module):
     def wrap(
         module: M, weight: QuantScheme | None = None, input: QuantScheme | None = None, output: QuantScheme | None = None
     ) -> M:
-        """Make one layer quantization-aware in place (see `truequant.fake.by_hand.wrap`)."""
-        from truequant.fake.by_hand import wrap
+        """Make one layer quantization-aware in place: it stays an instance of its own type, with the same parameters.
 
-        return wrap(module, weight, input, output)
+        weight, input, output: the scheme of that tensor; None leaves it in float. A Linear or Conv1d/2d/3d whose input and
+        weight are quantized computes integer codes in `eval()`, as in a prepared model; every other layer computes with the
+        quantized values. The wrapped layer is its own outermost module.
+
+        Raises `StateError` for a module that is wrapped already, `ArgumentError` for a weight scheme on a module without one.
+        """
+        if isinstance(module, QATModuleWrapper):
+            raise StateError(f"{type(module).__name__} is wrapped already", fix="module.unwrap() first")
+        clock = Clock()
+        made = by_hand(module, clock, weight, input, output)
+        binding = Binding("", clock, outermost=True, leaf={(): made.site}, limits=made.limits, inputs=made.inputs)
+        swap(module, binding)
+        module.add_module(QUANTIZERS, made.quantizers)
+        return module
 
     def unwrap(self) -> nn.Module:
         """The layer with its own class again, in place: trained weights, no quantizers."""
-        from truequant.fake.by_hand import unwrap
-
-        return unwrap(self)
+        if not isinstance(self, QATModuleWrapper):
+            raise StateError(f"{type(self).__name__} is not wrapped", fix="QATModuleWrapper.wrap(module, …)")
+        unswap(self)
+        return self
 
     # -- the swap ------------------------------------------------------------------------------------------------------
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

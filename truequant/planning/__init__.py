@@ -1,14 +1,15 @@
 """Decisions: capture of a forward, and the plan made from it."""
 
+from truequant.planning.actions import FLOAT
+from truequant.planning.algorithms import check_dynamic
 from truequant.planning.batches import arguments_of
 from truequant.planning.capture import as_arguments
-from truequant.planning.codec import config_from_json, config_to_json, plan_from_json, plan_to_json
-from truequant.planning.consistency import check_modules, check_plan
+from truequant.planning.codec import config_from_json, config_to_json
 from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
+from truequant.planning.fitting import check_modules
 from truequant.planning.graph import average_axes, pool_arguments, uneven
-from truequant.planning.linears import check_dynamic
 from truequant.planning.ops import (
     LINEAR_OPS,
     Op,
@@ -23,8 +24,9 @@ from truequant.planning.ops import (
     writes_in_place,
 )
 from truequant.planning.outputs import plain, tensors_of
-from truequant.planning.plan import FLOAT, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.plan import Plan, check_plan, plan_from_json, plan_to_json
 from truequant.planning.products import contraction
+from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.resizing import linear_factors, phase_weights, whole
 

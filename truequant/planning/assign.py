@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from truequant.errors import PlanError, SchemeError
-from truequant.planning.algorithms import check_activation, check_weight
+from truequant.planning.algorithms import check_activation, check_dynamic, check_weight
 from truequant.planning.graph import Graph, Node
-from truequant.planning.linears import check_dynamic
 from truequant.planning.ops import LINEAR_OPS, Role
 from truequant.planning.products import is_product
 from truequant.planning.recurrent import OPS as RECURRENT

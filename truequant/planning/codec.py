@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import re
 import types
-from dataclasses import MISSING, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,24 +23,41 @@ from truequant import schemes
 from truequant.errors import FileError, SchemeError
 from truequant.files import Json
 from truequant.planning.importable import find, is_function, name_of
-from truequant.planning.plan import OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
-from truequant.schemes import INHERIT, INTEGER_TYPES, Inherit, IntegerType, QConfig, Rule, Selector
+from truequant.schemes import INHERIT, INTEGER_TYPES, Inherit, IntegerType, QConfig, Selector
 
-_TYPES: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        schemes.DoReFa, schemes.Dynamic, schemes.EWGS, schemes.Ends, schemes.Entropy, schemes.FloatScale,
-        schemes.Freezing, schemes.Fusions,
-        schemes.Histogram, schemes.LSQ, schemes.LSQPlus, schemes.MSE, schemes.MinMax, schemes.MovingAverage, schemes.Nearest,
-        schemes.PACT, schemes.PerChannel, schemes.PerGroup, schemes.PerTensor, schemes.Percentile, schemes.PowerOfTwoScale,
-        schemes.QuantScheme, schemes.Stochastic, schemes.TQT, schemes.TWN, schemes.Target, IntegerType, QConfig, Rule,
-        OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec,
-    )
-}  # fmt: skip
+_TYPES: dict[str, type[Any]] = {}
+"""What is written by its name: dataclasses, added by `stored`."""
 _BEFORE = {("QConfig", "saturation"): "unsigned"}
 """What a field that a text lacks meant when texts had no such field, where that is not the default."""
 _FLAGS = re.ASCII | re.IGNORECASE | re.LOCALE | re.MULTILINE | re.DOTALL | re.UNICODE | re.VERBOSE  # not DEBUG, which prints
 T = TypeVar("T")
+
+
+def stored(kind: type[T]) -> type[T]:
+    """Have a dataclass, and all dataclasses that its fields may hold, written and read by their names."""
+    if _TYPES.setdefault(kind.__name__, kind) is not kind:
+        raise TypeError(f"two dataclasses that are stored have the name {kind.__name__}")
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
+    for hint in hints.values():
+        for part in _parts(hint):
+            if is_dataclass(part) and _TYPES.get(part.__name__) is not part:
+                stored(part)
+    return kind
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    found = get_type_hints(kind)
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+def _parts(hint: Any) -> Iterator[type[Any]]:
+    """The classes of which a hint is made."""
+    if isinstance(hint, type) and not get_args(hint):
+        yield hint
+    for argument in get_args(hint):
+        yield from _parts(argument)
 
 
 def config_to_json(config: QConfig) -> Json:
@@ -47,9 +65,9 @@ def config_to_json(config: QConfig) -> Json:
     return _encode(config, "config")
 
 
-def plan_to_json(plan: Plan) -> Json:
-    """JSON of a plan, its config included. SchemeError for a rule whose selector has no importable name."""
-    return _encode(plan, "plan")
+def to_json(value: object, where: str) -> Json:
+    """JSON of a stored dataclass. SchemeError for a rule whose selector has no importable name."""
+    return _encode(value, where)
 
 
 def config_from_json(value: Json, where: str = "config") -> QConfig:
@@ -57,9 +75,12 @@ def config_from_json(value: Json, where: str = "config") -> QConfig:
     return _record(QConfig, value, where)
 
 
-def plan_from_json(value: Json, where: str = "plan") -> Plan:
-    """The plan of a JSON that anybody may have written. FileError says what is wrong, and where."""
-    return _record(Plan, value, where)
+def from_json(kind: type[T], value: Json, where: str) -> T:
+    """The stored dataclass of a JSON that anybody may have written. FileError says what is wrong, and where."""
+    return _record(kind, value, where)
+
+
+stored(schemes.QConfig)
 
 
 # -- to JSON -----------------------------------------------------------------------------------------------------------
@@ -94,11 +115,6 @@ def _encode_selector(select: Selector, where: str) -> Json:
 # -- from JSON ---------------------------------------------------------------------------------------------------------
 def _wrong(where: str, got: object, expected: object) -> FileError:
     return FileError(f"{where}: cannot be", got=repr(got)[:200], expected=expected)
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _record(kind: type[T], value: Json, where: str) -> T:

@@ -1,39 +1,41 @@
-"""Whether a plan that a file or a hand made is a plan at all."""
+"""Whether the records of a plan that a file or a hand made fit each other."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import nn
-
 from truequant.errors import FileError, PlanError, SchemeError
-from truequant.planning.linears import check_dynamic
+from truequant.planning.algorithms import check_dynamic
 from truequant.planning.ops import LINEAR_OPS
-from truequant.planning.plan import Plan
+from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.schemes import PerTensor, QuantScheme
 
 
-def check_plan(plan: Plan, where: str, error: type[FileError] | type[PlanError] = FileError) -> None:
-    """`error` for a plan whose parts do not fit each other: what `prepare` executes, it does not question."""
-    quantizers = {q.name: q for q in plan.quantizers}
-    sites = {s.name: s for s in plan.sites}
-    owners = {o.name for o in plan.owners}
+def check_records(
+    all_quantizers: Sequence[QuantizerPlan], all_sites: Sequence[Site], all_owners: Sequence[OwnerPlan],
+    inputs: Sequence[TensorSpec], where: str, error: type[FileError] | type[PlanError],
+) -> None:  # fmt: skip
+    """`error` where one contradicts itself, stands twice, or names what is not there."""
+    quantizers = {q.name: q for q in all_quantizers}
+    sites = {s.name: s for s in all_sites}
+    owners = {o.name for o in all_owners}
     for kind, names in (
-        ("quantizer", [q.name for q in plan.quantizers]), ("site", [s.name for s in plan.sites]),
-        ("owner", [o.name for o in plan.owners]),
+        ("quantizer", [q.name for q in all_quantizers]), ("site", [s.name for s in all_sites]),
+        ("owner", [o.name for o in all_owners]),
     ):  # fmt: skip
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise error(f"{where}: the {kind} '{twice[0][:200]}' stands twice in the plan")
-    for q in plan.quantizers:
+    for q in all_quantizers:
         whole = f"{q.owner}.{q.slot}" if q.owner else q.slot
         per_tensor = isinstance(q.scheme.granularity, PerTensor)
         if q.name != whole or not q.slot or "." in q.slot or (q.channels is None) != per_tensor:
             raise error(f"{where}: the quantizer '{q.name[:200]}' contradicts itself", got=repr(q)[:300])
         if q.kind != "weight" and not per_tensor:
             raise error(f"{where}: '{q.name[:200]}' has several scales", got=str(q.scheme), expected="PerTensor()")
-    for s in plan.sites:
+    for s in all_sites:
         activations = [name for name in (*s.reads, s.emits, s.quantizer) if name is not None]
         wrong = [name for name in activations if name not in quantizers or quantizers[name].kind == "weight"]
         if s.weight is not None and (s.weight not in quantizers or quantizers[s.weight].kind != "weight"):
@@ -49,34 +51,16 @@ def check_plan(plan: Plan, where: str, error: type[FileError] | type[PlanError] 
             raise error(
                 f"{where}: the site '{s.name[:200]}' names what the plan does not hold", got=repr(wrong or s.owner)[:200]
             )
-    for spec in plan.inputs:
+    for spec in inputs:
         if spec.quantizer is not None and (spec.quantizer not in quantizers or quantizers[spec.quantizer].kind == "weight"):
             raise error(f"{where}: the input '{spec.name[:200]}' names what the plan does not hold", got=repr(spec)[:200])
 
 
-def check_modules(plan: Plan, module: nn.Module, where: str) -> None:
-    """PlanError where the model lacks modules that the plan is about."""
-    there = dict(module.named_modules())
-    needed = {*(o.name for o in plan.owners), *(q.owner for q in plan.quantizers), *plan.uncalled}
-    if missing := sorted(needed - set(there)):
-        raise PlanError(
-            f"{where}: its plan does not fit the model: {len(missing)} of its modules are not there",
-            got=f"a {type(module).__name__} without {_some(missing)}",
-            expected=_some(sorted(needed)),
-            fix="build the model with the class and the arguments that it was planned with",
-        )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name[:80]}'" for name in names[:6])
-    return shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def with_scheme(plan: Plan, name: str, scheme: QuantScheme) -> Plan:
-    """The plan with another scheme for one quantizer (see `Plan.with_scheme`)."""
-    old = next((q for q in plan.quantizers if q.name == name), None)
+def edited(quantizers: Sequence[QuantizerPlan], name: str, scheme: QuantScheme) -> tuple[QuantizerPlan, ...]:
+    """The quantizers of a plan with another scheme for one of them (see `Plan.with_scheme`)."""
+    old = next((q for q in quantizers if q.name == name), None)
     if old is None:
-        near = difflib.get_close_matches(name, [q.name for q in plan.quantizers], 3)
+        near = difflib.get_close_matches(name, [q.name for q in quantizers], 3)
         raise PlanError(f"the plan has no quantizer '{name}'", expected=", ".join(near) or "a name that print(plan) shows")
     if scheme.granularity != old.scheme.granularity or scheme.power_of_two != old.scheme.power_of_two:
         raise SchemeError(
@@ -94,4 +78,4 @@ def with_scheme(plan: Plan, name: str, scheme: QuantScheme) -> Plan:
         )  # fmt: skip
     if old.kind != "weight" and old.scheme.is_symmetric and scheme.symmetric is None:
         scheme = scheme.with_(symmetric=True)  # behind a ReLU the zero point stays 0
-    return replace(plan, quantizers=tuple(replace(q, scheme=scheme) if q is old else q for q in plan.quantizers))
+    return tuple(replace(q, scheme=scheme) if q is old else q for q in quantizers)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
+from truequant.planning.actions import FLOAT
 from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
 from truequant.planning.capture import Call, Constant, Frame, Trace, as_arguments, trace
@@ -21,7 +22,8 @@ from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.linears import GRIDLESS, check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.passes import carried
-from truequant.planning.plan import FLOAT, Kind, OwnerPlan, Plan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.plan import Plan
+from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.saturation import narrowed, narrowed_note
 from truequant.planning.selectors import Selectable, matching
 from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic

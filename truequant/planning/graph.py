@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from truequant.numerics import pooled_length
+from truequant.planning.actions import Action
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
-from truequant.planning.plan import Action
 from truequant.planning.products import is_product, product
 from truequant.planning.resizing import linear_factors
+from truequant.planning.values import Values
 
 
 @dataclass(slots=True)
@@ -75,11 +76,12 @@ def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
     return f"{owner}.{op}" if owner else op
 
 
-class Graph:
+class Graph(Values):
     """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
 
     def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
-        self.trace, self.modules = trace, modules
+        super().__init__(trace)
+        self.modules = modules
         self.multiple = {name for name, n in trace.module_calls.items() if n > 1 and name}
         calls_of: dict[tuple[str, Frame], int] = {}
         for call in trace.calls:
@@ -88,9 +90,6 @@ class Graph:
             o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
         }
         self._alias: dict[int, int] = {}
-        self.input_values = set(trace.inputs)
-        self.on_codes: set[int] = set()
-        """Values that integer ops compute, also moved: what reads them reads codes at no cost."""
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
         self.readers: dict[int, list[Node]] = {}
@@ -106,15 +105,6 @@ class Graph:
 
     def resolve(self, value: int) -> int:
         return self._alias.get(value, value)
-
-    def is_float(self, value: int) -> bool:
-        return self.trace.values[value].is_float
-
-    def rank(self, value: int) -> int:
-        return len(self.trace.values[value].shape)
-
-    def shape(self, value: int) -> tuple[int, ...]:
-        return self.trace.values[value].shape
 
     def _node(self, index: int, call: Call) -> Node:
         reads = tuple(self.resolve(v) for v in call.inputs)

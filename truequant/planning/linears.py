@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from truequant.errors import FileError, PlanError, SchemeError
+from truequant.errors import SchemeError
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS
-from truequant.schemes import FloatScale, Nearest, PerTensor, QConfig, QuantScheme, Rule, is_dynamic
+from truequant.schemes import QConfig, QuantScheme, Rule, is_dynamic
 
 GRIDLESS = frozenset(("weight_only", "dynamic"))
 
@@ -15,21 +15,6 @@ GRIDLESS = frozenset(("weight_only", "dynamic"))
 def is_linear(node: Node) -> bool:
     """Whether a node multiplies tokens by a weight of its own."""
     return node.action == "layer" and node.call.op.name in LINEAR_OPS
-
-
-def check_dynamic(
-    scheme: QuantScheme, where: str, error: type[FileError] | type[PlanError] | type[SchemeError] = SchemeError
-) -> None:
-    """`error` unless tokens can be quantized so: signed and symmetric codes, a scale that is computed and not learned."""
-    plain = scheme.granularity == PerTensor() and scheme.scale == FloatScale() and scheme.rounding == Nearest()
-    codes = scheme.dtype.signed and scheme.is_symmetric and 2 <= scheme.dtype.bits <= 8
-    if not (is_dynamic(scheme) and plain and codes and scheme.oscillation is None):
-        raise error(
-            f"'{where}': tokens cannot be quantized at run time in this way",
-            got=str(scheme),
-            expected="a signed, symmetric type of 2 to 8 bits with FloatScale()",
-            fix="QuantScheme(int8, observer=Dynamic())",
-        )
 
 
 def check_uses(graph: Graph, rules: Sequence[tuple[Node, Sequence[Rule]]], config: QConfig) -> None:

@@ -2,125 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from truequant.files import dumps, loads
+from truequant.errors import FileError, PlanError
+from truequant.files import Json, dumps, loads
+from truequant.planning.actions import FLOAT
+from truequant.planning.codec import from_json, stored, to_json
+from truequant.planning.consistency import check_records, edited
+from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.schemes import ArithmeticRule, QConfig, QuantScheme, Target
 
-Action = Literal[
-    "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
-    "movement", "resize", "identity", "float", "weighted", "weight_only", "dynamic",
-]  # fmt: skip
-FLOAT: frozenset[str] = frozenset(("float", "weight_only", "dynamic"))
-"""Actions whose result is a float that a quantizer may follow."""
-Kind = Literal["input", "activation", "output", "weight"]
 
-
-@dataclass(frozen=True, slots=True)
-class QuantizerPlan:
-    """A quantizer: submodule `slot` of the quantizers of module `owner`. `name` is `owner.slot`.
-
-    follows: the site whose grid it shares in name; one_sided: its values are never negative.
-    channels: how many scales a per-channel scheme has, or the shape of per-group ones; None for one.
-    tied: a weight's scale belongs to the weight with its BatchNorm folded in.
-    """
-
-    name: str
-    owner: str
-    slot: str
-    kind: Kind
-    scheme: QuantScheme
-    channels: int | tuple[int, ...] | None = None
-    tied: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A call site: the `ordinal`-th call of `op` among `owner`'s own calls, in the frame of calls `frame`.
-
-    reads: the quantizers of the activations that it reads, in order, None for a float.
-    emits: the quantizer on whose grid its integer result lies in evaluation.
-    quantizer: the quantizer that runs on what this site returns.
-    fused: names of the sites that are computed with this one; norm: the one of them that is a BatchNorm.
-    fused_into: the site that this one is computed with.
-    minimum, maximum: the clamp of the result, in values.
-    train_ordinal: the ordinal in training; None where the site lives in evaluation only.
-    rank, train_rank: the same, counted as where a forward runs, without calls that read constants alone (see
-    `truequant.planning.constants`); None in plans that were made before calls were counted so.
-    part: which of several tensors that it returns passes through the quantizer.
-    weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
-    dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
-    carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
-    writes_back: an in-place op whose result is read through the tensor that it overwrote.
-    """
-
-    name: str
-    owner: str
-    op: str
-    ordinal: int
-    frame: tuple[int, ...]
-    leaf: bool
-    action: Action
-    reason: str
-    train_ordinal: int | None = None
-    reads: tuple[str | None, ...] = ()
-    weight: str | None = None
-    emits: str | None = None
-    quantizer: str | None = None
-    fused: tuple[str, ...] = ()
-    norm: str | None = None
-    fused_into: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    writes_back: bool = False
-    part: int | None = None
-    carries: str | None = None
-    rule: str | None = None
-    weights: tuple[tuple[str, str], ...] = ()
-    dynamic: QuantScheme | None = None
-    rank: int | None = None
-    train_rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """An input tensor: where it stands (position or keyword), its quantizer, dtype, shape with None where dynamic, and the
-    sizes of the example.
-    """
-
-    where: int | str
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
-    quantizer: str | None
-    example: tuple[int, ...] = ()
-
-    def made_up(self, batch: int | None = 2) -> list[int]:
-        """Sizes to try: those of the example, with a batch of `batch` where any goes; None keeps the example's."""
-        sizes = list(self.example) or [2 if n is None else n for n in self.shape]
-        if batch is not None and self.shape[:1] == (None,):
-            sizes[0] = batch
-        return sizes
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerPlan:
-    """What a module is swapped for: `multiple` where one forward calls it more than once."""
-
-    name: str
-    leaf: bool
-    multiple: bool
-    counts: tuple[tuple[str, int, int], ...] = ()
-    """Calls of each op in one call of the owner: `(op, in evaluation, in training)`."""
-    calls: tuple[tuple[str, int, int], ...] | None = None
-    """The same without calls that read constants alone: one more is a call that was not planned.
-
-    None where nobody looks: a module whose one call is its own, a container of torch's, and every owner of a plan that was made
-    before calls were counted so.
-    """
-
-
+@stored
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Frozen, printable, comparable. `prepare` executes it and decides nothing."""
@@ -165,22 +59,15 @@ class Plan:
         `prepare(model, example_inputs, edited)` executes it. Raises `PlanError` for a name that is not there and `SchemeError`
         for a scheme that the quantizer cannot have.
         """
-        from truequant.planning.consistency import with_scheme
-
-        return with_scheme(self, quantizer, scheme)
+        return replace(self, quantizers=edited(self.quantizers, quantizer, scheme))
 
     def to_json(self) -> str:
         """The plan as text, its config included. `SchemeError` for a rule whose selector has no importable name."""
-        from truequant.planning.codec import plan_to_json
-
         return dumps(plan_to_json(self))
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """The plan of a text that anybody may have written. `FileError` says what is wrong, and where."""
-        from truequant.planning.codec import plan_from_json
-        from truequant.planning.consistency import check_plan
-
         found = plan_from_json(loads(text, "plan"))
         check_plan(found, "plan")
         return found
@@ -215,6 +102,21 @@ class Plan:
             why = s.reason if s.rule is None or s.rule in s.reason else f"{s.reason}; {s.rule}"
             rows.append((s.name, s.op, schemes.get(s.weight or "".join(q for _, q in s.weights[:1]), ""), reads, result, why))
         return "\n".join([*_aligned(rows), *(f"note: {n}" for n in self.notes)])
+
+
+def plan_to_json(plan: Plan) -> Json:
+    """JSON of a plan, its config included. SchemeError for a rule whose selector has no importable name."""
+    return to_json(plan, "plan")
+
+
+def plan_from_json(value: Json, where: str = "plan") -> Plan:
+    """The plan of a JSON that anybody may have written. FileError says what is wrong, and where."""
+    return from_json(Plan, value, where)
+
+
+def check_plan(plan: Plan, where: str, error: type[FileError] | type[PlanError] = FileError) -> None:
+    """`error` for a plan whose parts do not fit each other: what `prepare` executes, it does not question."""
+    check_records(plan.quantizers, plan.sites, plan.owners, plan.inputs, where, error)
 
 
 def _aligned(rows: list[tuple[Any, ...]]) -> list[str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from truequant.planning.actions import Action
 from truequant.planning.capture import Call, Ref
 from truequant.planning.ops import Role
-
-if TYPE_CHECKING:
-    from truequant.planning.graph import Graph
-    from truequant.planning.plan import Action
+from truequant.planning.values import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +63,20 @@ def contraction(equation: Any, rank: Sequence[int] | None = None) -> Contraction
     return Contraction(left, right, output, batch, rows, columns, summed)
 
 
-def product(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
+def product(call: Call, reads: tuple[int, ...], values: Values) -> tuple[Action, str]:
     """What quantization makes of a product."""
     operands = call.args[1:] if call.op.name == "einsum" else call.args
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
     if len(operands) != 2 or call.kwargs or not all(isinstance(o, Ref) for o in operands) or len(reads) != 2:
         return "float", "not a product of two activations"
-    ranks = [graph.rank(v) for v in reads]
+    ranks = [values.rank(v) for v in reads]
     if call.op.name == "einsum" and contraction(call.args[0], ranks) is None:
         return "float", "no product of two batches of matrices"
     if min(ranks) < 2:
         return "float", "one operand is a vector"
-    if not any(v in graph.on_codes for v in reads) and not all(v in graph.input_values for v in reads):
+    if not any(v in values.on_codes for v in reads) and not all(v in values.input_values for v in reads):
         return "float", "neither operand is computed in integer"
-    if any(graph.trace.values[v].far for v in reads):
+    if any(values.trace.values[v].far for v in reads):
         return "float", "one operand holds values that leave an 8-bit grid nothing else"
     return "product", "integer sums of products of two activations"

@@ -1,6 +1,8 @@
 """Decisions as frozen values: no tensors, no modules."""
 
-from truequant.schemes.config import ACTIVATION_8, WEIGHT_8, Ends, QConfig, is_dynamic
+from truequant.schemes import scales
+from truequant.schemes.config import PRESETS, QConfig, config_from_table, is_dynamic
+from truequant.schemes.defaults import ACTIVATION_8, WEIGHT_8, Ends
 from truequant.schemes.dtypes import (
     INTEGER_TYPES,
     IntegerType,
@@ -26,10 +28,9 @@ from truequant.schemes.dtypes import (
 )
 from truequant.schemes.fusions import Fusions
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
-from truequant.schemes.named import PRESETS
 from truequant.schemes.rounding import EWGS, Freezing, Nearest, Rounding, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Inherit, Rule, Selector
-from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale, ScaleRule
+from truequant.schemes.scales import *  # noqa: F403
 from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Observation, Percentile
 from truequant.schemes.targets import (
@@ -45,15 +46,16 @@ from truequant.schemes.targets import (
     OpRule,
     Target,
 )
-from truequant.schemes.text import LARGEST_FILE, config_from_table
+from truequant.schemes.text import LARGEST_FILE
 
 __all__ = [
-    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "LSQ", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_SSE",
-    "ONNXRUNTIME_VNNI", "PACT", "PORTABLE", "PRESETS", "QNN", "TARGETS", "TENSORRT", "TQT", "TWN", "WEIGHT_8",
-    "XNNPACK", "ArithmeticRule", "Choice", "DoReFa", "Dynamic", "Ends", "Entropy", "FloatScale", "Freezing", "Fusions",
-    "Granularity", "Histogram", "Inherit", "IntegerType", "LSQPlus", "MinMax", "MovingAverage", "Nearest",
-    "Observation", "OpRule", "PerChannel", "PerGroup", "PerTensor", "Percentile", "PowerOfTwoScale", "QConfig",
-    "QuantScheme", "Rounding", "Rule", "ScaleRule", "Selector", "Stochastic", "Target", "config_from_table", "int1",
+    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_SSE",
+    "ONNXRUNTIME_VNNI", "PORTABLE", "PRESETS", "QNN", "TARGETS", "TENSORRT", "WEIGHT_8",
+    "XNNPACK", "ArithmeticRule", "Choice", "Dynamic", "Ends", "Entropy", "Freezing", "Fusions",
+    "Granularity", "Histogram", "Inherit", "IntegerType", "MinMax", "MovingAverage", "Nearest",
+    "Observation", "OpRule", "PerChannel", "PerGroup", "PerTensor", "Percentile", "QConfig",
+    "QuantScheme", "Rounding", "Rule", "Selector", "Stochastic", "Target", "config_from_table", "int1",
     "int2", "int3", "int4", "int5", "int6", "int7", "int8", "int16", "integer_type", "is_dynamic", "uint1", "uint2", "uint3",
     "uint4", "uint5", "uint6", "uint7", "uint8", "uint16",
 ]  # fmt: skip
+__all__ += scales.__all__

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from truequant.errors import SchemeError
-from truequant.schemes.dtypes import int8, integer_type, uint8
+from truequant.schemes.defaults import ACTIVATION_8, WEIGHT_8, Ends, Saturation
+from truequant.schemes.dtypes import int8, integer_type
 from truequant.schemes.fusions import Fusions
 from truequant.schemes.granularity import PerChannel, PerTensor
+from truequant.schemes.presets import NAMED, named
 from truequant.schemes.rules import Rule
 from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import Dynamic, Observation
-from truequant.schemes.targets import ONNXRUNTIME, Target
+from truequant.schemes.targets import ONNXRUNTIME, TARGETS, Target
+from truequant.schemes.text import Described, described, described_by_file
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-Saturation = Literal["narrow", "unsigned"]
-
-
 def is_dynamic(scheme: QuantScheme | None) -> bool:
     """Whether scales come from each token at run time."""
     return scheme is not None and isinstance(scheme.observer, Dynamic)
-
-
-WEIGHT_8 = QuantScheme(int8, PerChannel(0))
-ACTIVATION_8 = QuantScheme(uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """Schemes of the layers that read the model's inputs and write its outputs, where they differ from the rest."""
-
-    weight: QuantScheme = WEIGHT_8
-    activation: QuantScheme = ACTIVATION_8
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +77,12 @@ class QConfig:
         int8, w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all; for the linear
         layers of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16.
         """
-        from truequant.schemes.named import preset
-
-        return preset(name)
+        return QConfig(**named(name))
 
     @staticmethod
     def from_file(path: str | Path) -> QConfig:
         """The config that a TOML file describes (see `truequant.schemes.text`)."""
-        from truequant.schemes.text import config_from_file
-
-        return config_from_file(path)
+        return _made(described_by_file(path))
 
     def with_rules(self, *rules: Rule) -> Self:
         """A copy with further rules; later rules win."""
@@ -110,8 +94,6 @@ class QConfig:
         >>> QConfig().for_target("tensorrt").activation.dtype
         int8
         """
-        from truequant.schemes.targets import TARGETS
-
         if isinstance(target, str):
             if target not in TARGETS:
                 raise SchemeError(f"no target {target!r}", got=repr(target), expected=", ".join(TARGETS))
@@ -150,3 +132,18 @@ class QConfig:
 
         ends = None if self.ends is None else replace(self.ends, activation=change(self.ends.activation))
         return replace(self, activation=on(self.activation), input=on(self.input), output=on(self.output), ends=ends)
+
+
+PRESETS: dict[str, QConfig] = {name: QConfig.preset(name) for name in NAMED}
+
+
+def config_from_table(document: Mapping[str, Any], where: str) -> QConfig:
+    """The config of a parsed table. Raises `SchemeError`, naming `where` and the key, for anything that is none."""
+    return _made(described(document, where))
+
+
+def _made(description: Described) -> QConfig:
+    config = QConfig(**description.fields)
+    if description.observer is not None:
+        config = config.with_observer(description.observer)
+    return config.with_rules(*description.rules)

@@ -9,7 +9,7 @@ from truequant.errors import SchemeError
 from truequant.schemes.dtypes import IntegerType
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from truequant.schemes.rounding import Freezing, Nearest, Rounding
-from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale, ScaleRule
+from truequant.schemes.scales import SCALE_RULES, FloatScale, ScaleRule, examples
 from truequant.schemes.strategies import MinMax, MovingAverage, Observation
 
 Gradient = Literal["clipped", "identity"]
@@ -63,36 +63,26 @@ class QuantScheme:
     def _check_algorithm(self) -> None:
         rule, bits, binary = self.scale, self.dtype.bits, self.dtype.bits == 1 and self.dtype.signed
         name = type(rule).__name__
-        if isinstance(rule, (PACT, DoReFa, TWN)) and self.symmetric is False:
+        if rule.zero_point_0 and self.symmetric is False:
             raise SchemeError(f"QuantScheme: {name} has zero point 0", got="symmetric=False", fix="leave symmetric out")
-        if isinstance(rule, TWN) and (bits != 2 or not self.dtype.signed):
-            raise SchemeError("QuantScheme: ternary weights are of type int2", got=str(self.dtype), expected="int2")
-        if isinstance(rule, DoReFa) and self.dtype.signed and bits > 7:
-            raise SchemeError(
-                "QuantScheme: DoReFa weights are odd codes of one bit more, which int8 must hold",
-                got=f"{self.dtype}, codes up to {2**bits - 1}", expected="int1 … int7", fix="LSQ() or FloatScale() at 8 bits",
-            )  # fmt: skip
-        if isinstance(rule, PACT) and binary:
-            raise SchemeError(
-                "QuantScheme: PACT clips activations, and binary weights have no range", fix="LSQ() or FloatScale()"
-            )
-        if self.oscillation is not None and (bits == 1 or not self.dtype.signed or isinstance(rule, (PACT, DoReFa, TWN))):
+        rule.check_dtype(self.dtype)
+        if self.oscillation is not None and (bits == 1 or not self.dtype.signed or not rule.nearest_codes):
             raise SchemeError(
                 "QuantScheme: freezing is for weights whose codes are the nearest ones",
                 got=f"{self.dtype}, {name}", expected="a signed type of 2 bits or more; FloatScale(), LSQ(), LSQPlus(), TQT()",
             )  # fmt: skip
-        if not isinstance(self.rounding, Nearest) and (binary or isinstance(rule, (PACT, DoReFa, TWN))):
+        if not isinstance(self.rounding, Nearest) and (binary or not rule.nearest_codes):
             raise SchemeError(
                 f"QuantScheme: {type(self.rounding).__name__} rounding has no meaning here",
                 got="binary codes" if binary else name,
-                expected="FloatScale(), PowerOfTwoScale(), LSQ(), LSQPlus() or TQT(), 2 bits and more",
+                expected=f"{examples(r for r in SCALE_RULES if r.nearest_codes)}, 2 bits and more",
             )
 
     @property
     def is_symmetric(self) -> bool:
         """Whether the zero point is 0."""
         if self.symmetric is None:
-            return self.dtype.signed or isinstance(self.scale, (PACT, DoReFa))
+            return self.dtype.signed or self.scale.zero_point_0
         return self.symmetric
 
     @property
@@ -103,24 +93,22 @@ class QuantScheme:
     @property
     def qmax(self) -> int:
         """Highest code. DoReFa's weights have odd codes of one bit more."""
-        if isinstance(self.scale, DoReFa) and self.dtype.signed:
-            return (1 << self.dtype.bits) - 1
-        return self.dtype.qmax
+        return self.scale.qmax(self.dtype)
 
     @property
     def learned(self) -> bool:
         """Whether the scale is a parameter."""
-        return isinstance(self.scale, (LSQ, LSQPlus, PACT, TQT))
+        return self.scale.learned
 
     @property
     def learns_offset(self) -> bool:
         """Whether the zero point is a parameter."""
-        return isinstance(self.scale, LSQPlus) and not self.is_symmetric
+        return self.scale.learns_offset and not self.is_symmetric
 
     @property
     def power_of_two(self) -> bool:
         """Whether the scale is a power of two."""
-        return isinstance(self.scale, (PowerOfTwoScale, TQT))
+        return self.scale.power_of_two
 
     def with_(self, **changes: object) -> QuantScheme:
         """A copy with some fields replaced."""
@@ -139,8 +127,8 @@ class QuantScheme:
             parts.append("symmetric" if self.is_symmetric else "affine")
         if self.power_of_two:
             parts.append("2^k")
-        if not isinstance(self.scale, (FloatScale, PowerOfTwoScale)):
-            parts.append(type(self.scale).__name__.replace("Plus", "+"))
+        if not self.scale.of_range:
+            parts.append(self.scale.label)
         if not isinstance(self.rounding, Nearest):
             parts.append(type(self.rounding).__name__)
         if self.oscillation is not None:
@@ -154,7 +142,7 @@ _EXAMPLES = {
     "dtype": "QuantScheme(truequant.int8)",
     "granularity": "PerTensor(), PerChannel(0) or PerGroup(32)",
     "observer": "MinMax(), MovingAverage(), Histogram(), Percentile(), MSE() or Entropy()",
-    "scale": "FloatScale(), PowerOfTwoScale(), LSQ(), LSQPlus(), PACT(), TQT(), DoReFa() or TWN()",
+    "scale": examples(SCALE_RULES),
     "rounding": "Nearest(), Stochastic() or EWGS()",
     "oscillation": "Freezing() or None",
 }

@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from truequant.errors import SchemeError
-from truequant.schemes.config import QConfig, Saturation
+from truequant.schemes.defaults import Saturation
 from truequant.schemes.dtypes import integer_type
 from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
-from truequant.schemes.named import preset
+from truequant.schemes.presets import named
 from truequant.schemes.rounding import EWGS, Freezing, Nearest, Stochastic
 from truequant.schemes.rules import INHERIT, Choice, Rule
-from truequant.schemes.scales import LSQ, PACT, TQT, TWN, DoReFa, FloatScale, LSQPlus, PowerOfTwoScale
+from truequant.schemes.scales import SCALE_RULES
 from truequant.schemes.scheme import QuantScheme
-from truequant.schemes.strategies import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Percentile
+from truequant.schemes.strategies import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Observation, Percentile
 from truequant.schemes.targets import TARGETS
 
 LARGEST_FILE = 1 << 18
@@ -41,18 +41,24 @@ _OBSERVERS: dict[str, type[Any]] = {
     "min-max": MinMax, "moving-average": MovingAverage, "histogram": Histogram, "percentile": Percentile, "mse": MSE,
     "entropy": Entropy, "dynamic": Dynamic,
 }  # fmt: skip
-_SCALES: dict[str, type[Any]] = {
-    "float": FloatScale, "power-of-two": PowerOfTwoScale, "lsq": LSQ, "lsq+": LSQPlus, "pact": PACT, "tqt": TQT,
-    "dorefa": DoReFa, "twn": TWN,
-}  # fmt: skip
+_SCALES: dict[str, type[Any]] = {rule.label.lower(): rule for rule in SCALE_RULES}
 _ROUNDINGS: dict[str, type[Any]] = {"nearest": Nearest, "stochastic": Stochastic, "ewgs": EWGS}
 _OSCILLATIONS: dict[str, type[Any]] = {"freezing": Freezing}
 _KINDS = {"observer": _OBSERVERS, "scale": _SCALES, "rounding": _ROUNDINGS, "oscillation": _OSCILLATIONS}
 _GRANULARITIES: dict[str, Callable[..., Any]] = {"per-tensor": PerTensor, "per-channel": PerChannel, "per-group": PerGroup}
 
 
-def config_from_file(path: str | Path) -> QConfig:
-    """The config that a TOML file describes. Raises `SchemeError`, naming file and key, for anything that is none."""
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a text says of a config. fields: of `QConfig`, by name; observer: of all that is observed; rules: in their order."""
+
+    fields: Mapping[str, Any]
+    observer: Observation | None
+    rules: tuple[Rule, ...]
+
+
+def described_by_file(path: str | Path) -> Described:
+    """What a TOML file says. Raises `SchemeError`, naming file and key, for anything that is none."""
     path = Path(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -71,35 +77,34 @@ def config_from_file(path: str | Path) -> QConfig:
         raise SchemeError(
             f"{path}: cannot be read as TOML", got=f"{type(error).__name__}: {error}", fix="see QConfig.from_file"
         ) from error
-    return config_from_table(document, str(path))
+    return described(document, str(path))
 
 
-def config_from_table(document: Mapping[str, Any], where: str) -> QConfig:
-    """The config of a parsed table."""
+def described(document: Mapping[str, Any], where: str) -> Described:
+    """What a parsed table says."""
     _known(
         document,
         {"preset", "target", "saturation", "observer", "weight", "activation", "input", "output", "rule", "unroll_recurrent"},
         where,
     )
-    config = preset(document.get("preset", "int8"))
+    found: dict[str, Any] = dict(named(document.get("preset", "int8")))
     if not isinstance(document.get("unroll_recurrent", False), bool):
         raise SchemeError(f"{where}: unroll_recurrent", got=repr(document["unroll_recurrent"]), expected="true or false")
-    config = replace(config, unroll_recurrent=document.get("unroll_recurrent", config.unroll_recurrent))
+    if "unroll_recurrent" in document:
+        found["unroll_recurrent"] = document["unroll_recurrent"]
     if "target" in document:
-        config = replace(config, target=_choice(TARGETS, document["target"], f"{where}: target"))
+        found["target"] = _choice(TARGETS, document["target"], f"{where}: target")
     if "saturation" in document:
         choices = {name: name for name in get_args(Saturation)}
-        config = replace(config, saturation=_choice(choices, document["saturation"], f"{where}: saturation"))
+        found["saturation"] = _choice(choices, document["saturation"], f"{where}: saturation")
     for field in ("weight", "activation", "input", "output"):
         if field in document:
-            change: dict[str, Any] = {field: _scheme(document[field], f"{where}: {field}")}
-            config = replace(config, **change)
-    if "observer" in document:
-        config = config.with_observer(_made(_OBSERVERS, document["observer"], f"{where}: observer"))
+            found[field] = _scheme(document[field], f"{where}: {field}")
+    observer = _made(_OBSERVERS, document["observer"], f"{where}: observer") if "observer" in document else None
     rules = document.get("rule", [])
     if not isinstance(rules, list):
         raise SchemeError(f"{where}: rule is no list of tables", got=repr(rules), expected="[[rule]]")
-    return config.with_rules(*(_rule(r, f"{where}: rule {i}") for i, r in enumerate(rules)))
+    return Described(found, observer, tuple(_rule(r, f"{where}: rule {i}") for i, r in enumerate(rules)))
 
 
 def _rule(table: Any, where: str) -> Rule:

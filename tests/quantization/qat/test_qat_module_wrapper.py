@@ -173,6 +173,15 @@ def test_unwrap_gives_the_layer_back() -> None:
         QATModuleWrapper.unwrap(plain)  # type: ignore[arg-type]
 
 
+def test_a_layer_that_cannot_be_wrapped_stays_as_it_was() -> None:
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match="wrap: a result has no scales of tokens"):
+        QATModuleWrapper.wrap(layer, weight=WEIGHT, output=tq.QuantScheme(tq.int8, observer=tq.Dynamic()))
+    assert type(layer) is nn.Linear
+    assert not list(layer.children())
+    assert type(QATModuleWrapper.wrap(layer, weight=WEIGHT)) is not nn.Linear
+
+
 def test_deepcopy_and_pickle() -> None:
     layer, x = wrapped("Conv2d")
     layer(x)

@@ -1,0 +1,26 @@
+"""Whether a plan is about the model that it is to be executed on."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from truequant.errors import PlanError
+from truequant.planning.plan import Plan
+
+
+def check_modules(plan: Plan, module: nn.Module, where: str) -> None:
+    """PlanError where the model lacks modules that the plan is about."""
+    there = dict(module.named_modules())
+    needed = {*(o.name for o in plan.owners), *(q.owner for q in plan.quantizers), *plan.uncalled}
+    if missing := sorted(needed - set(there)):
+        raise PlanError(
+            f"{where}: its plan does not fit the model: {len(missing)} of its modules are not there",
+            got=f"a {type(module).__name__} without {_some(missing)}",
+            expected=_some(sorted(needed)),
+            fix="build the model with the class and the arguments that it was planned with",
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name[:80]}'" for name in names[:6])
+    return shown + (f" and {len(names) - 6} more" if len(names) > 6 else "")
