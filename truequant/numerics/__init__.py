@@ -17,6 +17,7 @@ from truequant.numerics.bounds import (
     accumulator_bound,
     pair_bound,
     products_in_int16,
+    taps_of_a_phase,
 )
 from truequant.numerics.elementwise import Qparams, add, fma, mul, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
@@ -30,5 +31,6 @@ __all__ = [
     "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded", "channel_axis", "clamp_codes", "dequantize",
     "dynamic_linear", "expand", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier",
     "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16", "quantize", "range_of",
-    "recover", "requantize", "scale_and_zero_point", "sub", "table", "token_codes", "weight_values", "window_average",
+    "recover", "requantize", "scale_and_zero_point", "sub", "table", "taps_of_a_phase",
+    "token_codes", "weight_values", "window_average",
 ]  # fmt: skip

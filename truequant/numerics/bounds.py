@@ -35,6 +35,13 @@ def products_in_int16(shape: Sequence[int], groups: int) -> int:
     return 1 if depthwise else min(2, math.prod(shape[1:]))
 
 
+def taps_of_a_phase(kernel: int, stride: int, dilation: int) -> int:
+    """Along one axis, how many weights of a transposed convolution reach one output at most: it is a convolution of so many for
+    each of `stride` phases.
+    """
+    return dilation * (kernel - 1) // stride + 1
+
+
 def pair_bound(weight: Tensor, qmax: int, groups: int = 1) -> int:
     """The largest sum of products u8 x s8 that a kernel without VNNI may form in int16 (`products_in_int16`): `qmax` times
     the sum of the largest weights of one sign in a channel. Above 32767 the layer can saturate.

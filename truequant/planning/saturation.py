@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from truequant import numerics
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS
@@ -30,10 +32,24 @@ def narrowed_note(layers: int) -> str:
 
 
 def _shape_and_groups(node: Node, graph: Graph) -> tuple[tuple[int, ...], int]:
-    """Of the weight as `(out, in / groups, *kernel)`."""
-    read, written = graph.shape(node.reads[0]), graph.shape(node.writes[0])
-    if node.call.op.name in LINEAR_OPS:
+    """Of the weight that the program's layer has, `(out, in / groups, *kernel)`: a transposed convolution has all phases."""
+    read, written, name = graph.shape(node.reads[0]), graph.shape(node.writes[0]), node.call.op.name
+    if name in LINEAR_OPS:
         return (written[-1], read[-1]), 1
-    weight = node.call.args[1] if len(node.call.args) > 1 else node.call.kwargs["weight"]
-    groups = node.call.args[6] if len(node.call.args) > 6 else node.call.kwargs.get("groups", 1)
-    return (written[1], read[1] // groups, *weight.shape[2:]), groups
+    names = _TRANSPOSED if name.startswith("conv_transpose") else _ORDINARY
+    given = dict(zip(names, node.call.args, strict=False)) | dict(node.call.kwargs)
+    groups, kernel = given.get("groups", 1), given["weight"].shape[2:]
+    if names is _ORDINARY:
+        return (written[1], read[1] // groups, *kernel), groups
+    stride, dilation = (_each(given.get(k, 1), len(kernel)) for k in ("stride", "dilation"))
+    taps = [numerics.taps_of_a_phase(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True)]
+    return (written[1] * math.prod(stride), read[1] // groups, *taps), groups
+
+
+_ORDINARY = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+def _each(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """One number for each axis."""
+    return (value,) * axes if isinstance(value, int) else (*value, *value[-1:] * (axes - len(value)))

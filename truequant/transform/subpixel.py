@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node as GraphNode
 
+from truequant import numerics
 from truequant.transform.lowering import sizes
 
 
@@ -47,7 +48,7 @@ def sub_pixel(
     kernel = weight.shape[2:]
     taps, pads, crop = [], [], []
     for k, s, p, extra, d in zip(kernel, stride, padding, output_padding, dilation, strict=True):
-        count = (d * (k - 1)) // s + 1  # the largest j, plus one
+        count = numerics.taps_of_a_phase(k, s, d)  # the largest j, plus one
         behind = max(0, (d * (k - 1) + extra - p) // s)
         taps.append(count)
         pads.append((count - 1, behind))

@@ -92,7 +92,7 @@ def test_without_rounding_it_is_an_ordinary_batchnorm(momentum: float | None) ->
     with torch.no_grad():
         model[0].weight.copy_(torch.randint(-126, 127, (3, 1, 3, 3)).float())
         model[0].weight[0, 0, 0, 0] = 127.0
-    qat = tq.prepare(model, x, tq.QConfig(weight=tq.QuantScheme(tq.int8), output=None)).train()
+    qat = tq.prepare(model, x, tq.QConfig(weight=tq.QuantScheme(tq.int8), output=None, saturation="unsigned")).train()
     assert reads_float_statistics(next(iter(qat[0].binding.leaf.values())))
     found = []
     for module in (model, qat):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import truequant as tq
 from truequant.errors import SchemeError
 from truequant.planning.codec import config_from_json, config_to_json
+from truequant.runtimes import saturating_layers
 from truequant.schemes import TARGETS, Ends, uint7
 
 CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,6 +35,13 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     **{f"transposed {n}d": (lambda c=c: c(4, 8, 3), image(n, 4), "int7") for n, c in enumerate(TRANSPOSED, 1)},
     **{f"depthwise transposed {n}d": (lambda c=c: c(4, 4, 3, groups=4), image(n, 4), "int8")
        for n, c in enumerate(TRANSPOSED, 1)},
+    "depthwise transposed, phases of several weights": (
+        lambda: nn.ConvTranspose2d(4, 4, 3, stride=2, groups=4), image(2, 4), "int7"),
+    "depthwise transposed, phases of one weight": (
+        lambda: nn.ConvTranspose2d(4, 4, 2, stride=(2, 2), groups=4), image(2, 4), "int8"),
+    "transposed, one input, phases of one weight": (lambda: nn.ConvTranspose2d(1, 4, 2, stride=2), image(2, 1), "int8"),
+    "transposed, one input, phases of several weights": (
+        lambda: nn.ConvTranspose1d(1, 4, 3, 2, dilation=2), image(1, 1), "int7"),
     "depthwise, strided and dilated": (lambda: nn.Conv2d(4, 4, 2, 2, dilation=2, groups=4), image(2, 4), "int8"),
     "two outputs a channel": (lambda: nn.Conv2d(4, 8, 3, groups=4), image(2, 4), "int7"),
     "two inputs a group": (lambda: nn.Conv2d(4, 4, 3, groups=2), image(2, 4), "int7"),
@@ -46,11 +54,21 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer_by_its_kernel(name: str) -> None:
+    """And no other: the layer of the program, all its weights the largest, could saturate exactly where it is narrowed."""
     make, x, expected = LAYERS[name]
+    int8 = tq.convert(tq.calibrate(tq.prepare(_largest(make()), x + 0.1, "w8a8"), [x + 0.1]).eval())
+    assert bool(saturating_layers(int8.program)) is (expected == "int7")
+    assert not saturating_layers(tq.convert(tq.calibrate(tq.prepare(_largest(make()), x), [x]).eval()).program)
     assert weights(make(), x) == [expected]
     assert weights(make(), x, "int8") == [expected]
     assert weights(make(), x, "w8a8") == ["int8"]
     assert weights(make(), x, "w7a8") == ["int7"]
+
+
+def _largest(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        layer.weight.fill_(1.0)  # type: ignore[union-attr, operator]
+    return layer
 
 
 class Product(nn.Module):
