@@ -2,7 +2,14 @@
 
 from truequant.planning.batches import arguments_of
 from truequant.planning.capture import as_arguments
-from truequant.planning.codec import config_from_json, config_to_json, plan_from_json, plan_to_json
+from truequant.planning.codec import (
+    config_from_json,
+    config_to_json,
+    plan_from_json,
+    plan_to_json,
+    scheme_from_json,
+    scheme_to_json,
+)
 from truequant.planning.consistency import check_modules, check_plan
 from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
@@ -33,6 +40,6 @@ __all__ = [
     "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules", "check_plan",
     "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
     "encode_call", "has_op", "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan",
-    "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "tensors_in",
-    "tensors_of", "uneven", "whole", "writes_in_place",
+    "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "scheme_from_json",
+    "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
 ]  # fmt: skip

@@ -1,0 +1,101 @@
+// Candidate scales of a weight, and values on the grid that was chosen.
+
+inline Vector::F code_at(Vector::F v, Vector::F step, Vector::F low, Vector::F high) {
+  return Vector::max(Vector::min(Vector::rint(Vector::div(v, step)), high), low);
+}
+
+// A code is `clamp(rint(x / s), qmin, qmax)`; NaN has code 0, and is known by it that the vector does not equal itself.
+inline Vector::F known_code(Vector::F v, Vector::F step, Vector::F low, Vector::F high) {
+  const Vector::F zero = Vector::set(0.0f);
+  // adding 0 makes -0 a +0, as adding a zero point does
+  return Vector::select(Vector::unordered(v, v), zero, Vector::add(code_at(v, step, low, high), zero));
+}
+
+inline void errors_of_scales(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors) {
+  constexpr int64_t lanes = 16, parts = lanes / Vector::width;
+  const Vector::F low = Vector::set(qmin), high = Vector::set(qmax), zero = Vector::set(0.0f);
+  for (int64_t k = 0; k < count; ++k) {
+    const Vector::F step = Vector::set(scales[k]);
+    Doubles sum = Doubles::set(0.0);
+    const auto add = [&](const float* from) {
+      Vector::F error[parts];
+      for (int64_t part = 0; part < parts; ++part) {
+        const Vector::F v = Vector::load(from + part * Vector::width);
+        const Vector::F d = Vector::sub(Vector::mul(code_at(v, step, low, high), step), v);
+        error[part] = Vector::select(Vector::unordered(d, d), zero, d);
+      }
+      const Doubles wide = Doubles::of(error);
+      sum = Doubles::add(sum, Doubles::mul(wide, wide));
+    };
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) add(x + i);
+    if (i < n) {
+      float rest[lanes] = {};  // 0 is on every grid
+      std::memcpy(rest, x + i, (n - i) * sizeof(float));
+      add(rest);
+    }
+    double all[lanes];
+    sum.store(all);
+    for (int64_t half = lanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) all[lane] += all[lane + half];
+    }
+    errors[k] = all[0];
+  }
+}
+
+inline void values_on_grid(const float* x, float* y, int64_t n, float scale, float qmin, float qmax) {
+  const Vector::F step = Vector::set(scale), low = Vector::set(qmin), high = Vector::set(qmax);
+  const auto one = [&](const float* from, float* to) {
+    Vector::store(to, Vector::mul(known_code(Vector::load(from), step, low, high), step));
+  };
+  int64_t i = 0;
+  for (; i + Vector::width <= n; i += Vector::width) one(x + i, y + i);
+  if (i < n) {
+    float rest[Vector::width] = {};
+    std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    one(rest, rest);
+    std::memcpy(y + i, rest, (n - i) * sizeof(float));
+  }
+}
+
+inline void bytes_of_values(const float* x, int8_t* codes, int64_t n, float scale, float qmin, float qmax) {
+  const Vector::F step = Vector::set(scale), low = Vector::set(qmin), high = Vector::set(qmax);
+  const auto one = [&](const float* from, int8_t* to) { Vector::store(to, known_code(Vector::load(from), step, low, high)); };
+  int64_t i = 0;
+  for (; i + Vector::width <= n; i += Vector::width) one(x + i, codes + i);
+  if (i < n) {
+    float rest[Vector::width] = {};
+    int8_t found[Vector::width];
+    std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    one(rest, found);
+    std::memcpy(codes + i, found, n - i);
+  }
+}
+
+inline bool largest_of(const float* x, int64_t n, float& reach) {
+  Vector::F largest = Vector::set(0.0f);
+  uint32_t none = 0;
+  const auto one = [&](const float* from) {
+    const Vector::F v = Vector::load(from);
+    none |= Vector::unordered(v, v);
+    largest = Vector::farther(v, largest);
+  };
+  int64_t i = 0;
+  for (; i + Vector::width <= n; i += Vector::width) one(x + i);
+  if (i < n) {
+    float rest[Vector::width] = {};
+    std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    one(rest);
+  }
+  reach = Vector::greatest(largest);
+  return none == 0;
+}
+
+#ifdef TRUEQUANT_GROUP_SUMS
+#include "kernels_groups.inl"
+#define TRUEQUANT_GROUPS group_sums
+#else
+#define TRUEQUANT_GROUPS nullptr
+#endif
+
+#define TRUEQUANT_SEARCH {errors_of_scales, values_on_grid, bytes_of_values, largest_of, TRUEQUANT_GROUPS}
