@@ -11,7 +11,9 @@ inline Vector::F known_code(Vector::F v, Vector::F step, Vector::F low, Vector::
   return Vector::select(Vector::unordered(v, v), zero, Vector::add(code_at(v, step, low, high), zero));
 }
 
-inline void errors_of_scales(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors) {
+// KNOWN: no element is NaN.
+template <bool KNOWN>
+void errors_of(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors) {
   constexpr int64_t lanes = 16, parts = lanes / Vector::width;
   const Vector::F low = Vector::set(qmin), high = Vector::set(qmax), zero = Vector::set(0.0f);
   for (int64_t k = 0; k < count; ++k) {
@@ -21,8 +23,8 @@ inline void errors_of_scales(const float* x, int64_t n, const float* scales, int
       Vector::F error[parts];
       for (int64_t part = 0; part < parts; ++part) {
         const Vector::F v = Vector::load(from + part * Vector::width);
-        const Vector::F d = Vector::sub(Vector::mul(code_at(v, step, low, high), step), v);
-        error[part] = Vector::select(Vector::unordered(d, d), zero, d);
+        error[part] = Vector::sub(Vector::mul(code_at(v, step, low, high), step), v);
+        if constexpr (!KNOWN) error[part] = Vector::select(Vector::unordered(error[part], error[part]), zero, error[part]);
       }
       const Doubles wide = Doubles::of(error);
       sum = Doubles::add(sum, Doubles::mul(wide, wide));
@@ -36,11 +38,18 @@ inline void errors_of_scales(const float* x, int64_t n, const float* scales, int
     }
     double all[lanes];
     sum.store(all);
-    for (int64_t half = lanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) all[lane] += all[lane + half];
-    }
-    errors[k] = all[0];
+    for (int64_t lane = 0; lane < 8; ++lane) all[lane] += all[lane + 8];
+    for (int64_t lane = 0; lane < 4; ++lane) all[lane] += all[lane + 4];
+    errors[k] = (all[0] + all[2]) + (all[1] + all[3]);
   }
+}
+
+inline bool largest_of(const float* x, int64_t n, float& reach);
+
+inline void errors_of_scales(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors) {
+  float reach;
+  if (largest_of(x, n, reach)) errors_of<true>(x, n, scales, count, qmin, qmax, errors);
+  else errors_of<false>(x, n, scales, count, qmin, qmax, errors);
 }
 
 inline void values_on_grid(const float* x, float* y, int64_t n, float scale, float qmin, float qmax) {

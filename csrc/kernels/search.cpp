@@ -113,10 +113,17 @@ struct Tokens {
 void least_error(const float* rows, int64_t count, int64_t length, const float* low, const float* high, const Scheme& scheme,
                  float* fraction) {
   const auto errors = kernels().search.errors;
+  float parts[kFractions];
+  for (int64_t k = 0; k < kFractions; ++k) parts[k] = static_cast<float>(static_cast<double>(kFractions - k) / kFractions);
   const auto scales = [&](int64_t row, float* scale) {
-    for (int64_t k = 0; k < kFractions; ++k) {
-      const float part = static_cast<float>(static_cast<double>(kFractions - k) / kFractions);
-      scale[k] = scale_and_zero_point(low[row] * part, high[row] * part, scheme).scale;
+    if (scheme.power_of_two) {
+      for (int64_t k = 0; k < kFractions; ++k) scale[k] = scale_and_zero_point(low[row] * parts[k], high[row] * parts[k], scheme).scale;
+      return;
+    }
+    const float below = low[row], above = high[row], sign = scheme.is_signed ? -1.0f : 0.0f;
+    for (int64_t k = 0; k < kFractions; ++k) {  // the same of finite numbers, several at once
+      const float first = sign * std::min(below * parts[k], 0.0f), second = std::max(above * parts[k], 0.0f);
+      scale[k] = std::min(std::max(std::max(first, second) / scheme.qmax, kMinScale), kMaxScale);
     }
   };
   const auto choose = [&](int64_t row, const double* error) {
@@ -125,7 +132,7 @@ void least_error(const float* rows, int64_t count, int64_t length, const float* 
     for (int64_t k = 0; k < kFractions; ++k) {
       if (!(error[k] < best)) continue;
       best = error[k];
-      fraction[row] = static_cast<float>(static_cast<double>(kFractions - k) / kFractions);
+      fraction[row] = parts[k];
     }
   };
   if (count == 1) {

@@ -103,9 +103,6 @@ class WeightQuantizer(Grid):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._is_held = bool(self.held)
-        owner, _, name = prefix.rstrip(".").rpartition("quantizers.")
-        if self.holds_search and f"{prefix}scale" not in state_dict and f"{owner}{name}" in state_dict:
-            self.release()  # another weight came without a range of its own
 
     def scale_of(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """The scale in force for this weight, `(C,)` or `()`: of the folded weight where it is tied."""
