@@ -46,7 +46,8 @@ class WeightQuantizer(Grid):
         """Whether a linear layer may sum codes in integers in training (`Fusions.linear`)."""
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
-        self._is_held = False
+        self.is_held = False
+        """Whether the scale is kept whatever becomes of the weight; compiled kernels read this name."""
         self._seen_held = -1
         self.searched = Searched(scheme)
         self.oscillation: Oscillation | None = None
@@ -62,15 +63,14 @@ class WeightQuantizer(Grid):
         """Whether training holds the range: it is searched, and by the weight alone."""
         return self.shift is None and not self.tied and is_searched(self.scheme)
 
-    @property
-    def is_held(self) -> bool:
-        """Whether the scale is kept whatever becomes of the weight."""
-        if not self._is_held and not torch.compiler.is_compiling() and self.holds_search and type(self.held) is Tensor:
-            version = -1 if self.held.is_inference() or self.held.is_meta else self.held._version
-            if version != self._seen_held:  # buffers may be copied here: averaged weights, DDP's broadcast
-                self._seen_held = version
-                self._is_held = bool(self.held)
-        return self._is_held
+    def _read_held(self) -> None:
+        """Buffers may be copied here, by averages of weights and DDP's broadcast: what they say counts."""
+        if self.is_held or torch.compiler.is_compiling() or not self.holds_search or type(self.held) is not Tensor:
+            return
+        version = -1 if self.held.is_inference() or self.held.is_meta else self.held._version
+        if version != self._seen_held:
+            self._seen_held = version
+            self.is_held = bool(self.held)
 
     def set_bits(self, bits: int) -> bool:
         """As a grid's; another width is searched for anew."""
@@ -86,12 +86,12 @@ class WeightQuantizer(Grid):
             for parameter in self.learned_parameters():
                 parameter.zero_()
         self.held.fill_(True)
-        self._is_held = True
+        self.is_held = True
 
     def release(self) -> None:
         """Let the range be read from the weight again, or searched."""
         self.held.zero_()
-        self._is_held = False
+        self.is_held = False
 
     def reset(self) -> None:
         """As constructed: no range, none held, no code frozen."""
@@ -102,7 +102,7 @@ class WeightQuantizer(Grid):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._is_held = bool(self.held)
+        self.is_held = bool(self.held)
 
     def scale_of(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """The scale in force for this weight, `(C,)` or `()`: of the folded weight where it is tied."""
@@ -110,6 +110,7 @@ class WeightQuantizer(Grid):
 
     def follows_weight(self) -> bool:
         """Whether the range is that of the weight as it stands."""
+        self._read_held()
         return self.shift is None and not self.is_held and self.clock.state != "frozen"
 
     def _range_scale(self, weight: Tensor, factor: Tensor | None) -> Tensor:

@@ -103,7 +103,8 @@ def test_training_holds_what_was_searched(observer: Any, granularity: Any) -> No
         optimizer.step()
         assert torch.equal(quantizer.scale, wanted)
     assert not torch.equal(by_hand(qat[0].weight, scheme), wanted)
-    assert quantizer.is_held and bool(quantizer.held)
+    assert quantizer.is_held
+    assert bool(quantizer.held)
     assert set(qat.state_dict()) == keys
     values = quantizer.values(qat[0].weight)
     assert torch.equal(qat(batch()), nn.functional.linear(batch(), values, qat[0].bias))  # in training
@@ -168,7 +169,7 @@ def _behind_the_version(layer: Any) -> None:
 
 
 def _one_sign_behind_the_version(layer: Any) -> None:
-    layer.weight.data[3, 7] *= -3.0
+    layer.weight.data.view(-1)[layer.weight.abs().argmax()] *= -1.0
 
 
 def _all_signs(layer: Any) -> None:
@@ -230,7 +231,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("level", kernels.levels())
+@pytest.mark.parametrize("level", [kernels.levels()[0], "reference"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_evaluation_and_conversion_see_every_change(change: Changed, level: str) -> None:
     with kernels.using(level), torch.no_grad():
@@ -362,7 +363,7 @@ def test_averaged_weights_hold_what_the_trained_ones_hold() -> None:
         optimizer.step()
         average.update_parameters(qat)
     averaged: Any = average.module
-    assert quantizer_of(averaged[0]).is_held
+    assert not quantizer_of(averaged[0]).follows_weight()
     assert torch.equal(quantizer_of(averaged[0]).scale, quantizer_of(qat[0]).scale)
     assert torch.equal(tq.convert(averaged.eval())(batch()), averaged(batch()))
 

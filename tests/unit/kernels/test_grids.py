@@ -74,11 +74,10 @@ def test_values_and_codes_of_a_weight(level: str, scheme: QuantScheme) -> None:
             scale = numerics.scale_and_zero_point(*weight_range(weight, scheme), scheme)[0]
             wide = numerics.expand(scale, scheme.granularity, tuple(weight.shape))
             codes = numerics.quantize(weight, wide, torch.zeros_like(wide), scheme.qmin, scheme.qmax)
-            values, found = (
-                kernels.weight_on_grid(weight, scale, scheme, group),
-                kernels.weight_codes(weight, scale, scheme, group),
-            )
-            assert values is not None and found is not None
+            values = kernels.weight_on_grid(weight, scale, scheme, group)
+            found = kernels.weight_codes(weight, scale, scheme, group)
+            assert values is not None
+            assert found is not None
             assert torch.equal(bits(values), bits(numerics.dequantize(codes, wide, torch.zeros_like(wide))))
             assert found.dtype == torch.int8
             assert torch.equal(found.float(), codes)
@@ -141,4 +140,5 @@ def test_larger_codes_and_nan_are_left_to_torch(level: str) -> None:
         )
         x[1, 4] = torch.nan
         y = kernels.dynamic_linear(x, codes.clamp(-8, 8), scale, None, 127)
-        assert bool(torch.isnan(y[1]).all()) and not bool(torch.isnan(y[[0, 2]]).any())
+        assert bool(torch.isnan(y[1]).all())
+        assert not bool(torch.isnan(y[[0, 2]]).any())
