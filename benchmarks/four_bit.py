@@ -99,7 +99,7 @@ def measure(name: str, presets: list[str], seconds: float, rounds: int) -> list[
         tq.convert(models[preset])  # the first one loads torch.export
         took, program = timed(lambda p=preset: tq.convert(models[p]))
         with torch.no_grad():
-            different = int((program(input_ids=ids).logits != evaluations[preset]()).sum())
+            different = int((program(input_ids=ids)["logits"] != evaluations[preset]()).sum())
         rows.append({
             "model": name, "preset": preset, "rounds": trained[FLOAT].rounds,
             "seconds": {"float step": trained[FLOAT].median, STEP: trained[preset].median,
