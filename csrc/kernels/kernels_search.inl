@@ -4,11 +4,12 @@ inline Vector::F code_at(Vector::F v, Vector::F step, Vector::F low, Vector::F h
   return Vector::max(Vector::min(Vector::rint(Vector::div(v, step)), high), low);
 }
 
-// A code is `clamp(rint(x / s), qmin, qmax)`; NaN has code 0, and is known by it that the vector does not equal itself.
-inline Vector::F known_code(Vector::F v, Vector::F step, Vector::F low, Vector::F high) {
-  const Vector::F zero = Vector::set(0.0f);
-  // adding 0 makes -0 a +0, as adding a zero point does
-  return Vector::select(Vector::unordered(v, v), zero, Vector::add(code_at(v, step, low, high), zero));
+// A code, +0 for -0, as adding a zero point makes it; of NaN 0. KNOWN: none is NaN.
+template <bool KNOWN>
+Vector::F known_code(Vector::F v, Vector::F step, Vector::F low, Vector::F high) {
+  const Vector::F zero = Vector::set(0.0f), code = Vector::add(code_at(v, step, low, high), zero);
+  if constexpr (KNOWN) return code;
+  else return Vector::select(Vector::unordered(v, v), zero, code);
 }
 
 // KNOWN: no element is NaN.
@@ -52,33 +53,45 @@ inline void errors_of_scales(const float* x, int64_t n, const float* scales, int
   else errors_of<false>(x, n, scales, count, qmin, qmax, errors);
 }
 
-inline void values_on_grid(const float* x, float* y, int64_t n, float scale, float qmin, float qmax) {
+// Whether no element is NaN; if KNOWN and one is, what was written is of no use.
+template <bool KNOWN, class Store>
+bool each_code(const float* x, int64_t n, float scale, float qmin, float qmax, const Store& store) {
   const Vector::F step = Vector::set(scale), low = Vector::set(qmin), high = Vector::set(qmax);
-  const auto one = [&](const float* from, float* to) {
-    Vector::store(to, Vector::mul(known_code(Vector::load(from), step, low, high), step));
+  uint32_t none = 0;
+  const auto one = [&](const float* from) {
+    const Vector::F v = Vector::load(from);
+    if constexpr (KNOWN) none |= Vector::unordered(v, v);
+    return known_code<KNOWN>(v, step, low, high);
   };
   int64_t i = 0;
-  for (; i + Vector::width <= n; i += Vector::width) one(x + i, y + i);
+  for (; i + Vector::width <= n; i += Vector::width) store(i, Vector::width, one(x + i), step);
   if (i < n) {
     float rest[Vector::width] = {};
     std::memcpy(rest, x + i, (n - i) * sizeof(float));
-    one(rest, rest);
-    std::memcpy(y + i, rest, (n - i) * sizeof(float));
+    store(i, n - i, one(rest), step);
   }
+  return none == 0;
+}
+
+inline void values_on_grid(const float* x, float* y, int64_t n, float scale, float qmin, float qmax) {
+  const auto store = [y](int64_t i, int64_t count, Vector::F code, Vector::F step) {
+    const Vector::F value = Vector::mul(code, step);
+    if (count == Vector::width) return Vector::store(y + i, value);
+    float few[Vector::width];
+    Vector::store(few, value);
+    std::memcpy(y + i, few, count * sizeof(float));
+  };
+  if (!each_code<true>(x, n, scale, qmin, qmax, store)) each_code<false>(x, n, scale, qmin, qmax, store);
 }
 
 inline void bytes_of_values(const float* x, int8_t* codes, int64_t n, float scale, float qmin, float qmax) {
-  const Vector::F step = Vector::set(scale), low = Vector::set(qmin), high = Vector::set(qmax);
-  const auto one = [&](const float* from, int8_t* to) { Vector::store(to, known_code(Vector::load(from), step, low, high)); };
-  int64_t i = 0;
-  for (; i + Vector::width <= n; i += Vector::width) one(x + i, codes + i);
-  if (i < n) {
-    float rest[Vector::width] = {};
-    int8_t found[Vector::width];
-    std::memcpy(rest, x + i, (n - i) * sizeof(float));
-    one(rest, found);
-    std::memcpy(codes + i, found, n - i);
-  }
+  const auto store = [codes](int64_t i, int64_t count, Vector::F code, Vector::F) {
+    if (count == Vector::width) return Vector::store(codes + i, code);
+    int8_t few[Vector::width];
+    Vector::store(few, code);
+    std::memcpy(codes + i, few, count);
+  };
+  if (!each_code<true>(x, n, scale, qmin, qmax, store)) each_code<false>(x, n, scale, qmin, qmax, store);
 }
 
 inline bool largest_of(const float* x, int64_t n, float& reach) {

@@ -55,23 +55,22 @@ bool pack(const GroupLinear& layer, std::vector<uint8_t>& codes, std::vector<flo
     for (int64_t panel = first; panel < last; ++panel) {
       uint8_t* to = codes.data() + panel * 8 * inputs;
       std::memset(to, 8, 8 * inputs);
-      int least = 0, most = 0;
+      uint32_t large = 0;  // the highest bit of each byte: a code plus 8 is not from 0 to 16
       for (int64_t k = 0; k < 8 && panel * 8 + k < layer.outputs; ++k) {
         const int64_t row = panel * 8 + k;
         const int8_t* from = layer.codes + row * inputs;
         for (int64_t run = 0; run < inputs / 4; ++run) {
-          for (int64_t i = 0; i < 4; ++i) {
-            const int code = from[4 * run + i];
-            least = std::min(least, code);
-            most = std::max(most, code);
-            to[32 * run + 4 * k + i] = static_cast<uint8_t>(code + 8);
-          }
+          uint32_t four;
+          std::memcpy(&four, from + 4 * run, sizeof four);
+          four = ((four & 0x7f7f7f7f) + 0x08080808) ^ (four & 0x80808080);  // four sums of bytes, without carries
+          large |= four | ((four & 0x7f7f7f7f) + 0x6f6f6f6f);
+          std::memcpy(to + 32 * run + 4 * k, &four, sizeof four);
         }
         for (int64_t group = 0; group < layer.groups; ++group) {
           scale[(panel * layer.groups + group) * 8 + k] = layer.scale[row * layer.groups + group];
         }
       }
-      if (least < -8 || most > 8) small = false;
+      if ((large & 0x80808080) != 0) small = false;
     }
   });
   return small;
