@@ -80,5 +80,10 @@ PyObject* quantize(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* shifted_bias(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* layer_operands(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* least_error(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* fingerprint(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* weight_on_grid(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* tokens_on_grid(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* group_linear(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace truequant

@@ -10,6 +10,7 @@
 #include "kernels_histogram.h"
 #include "kernels_learned.h"
 #include "kernels_norm.h"
+#include "kernels_search.h"
 #include "values.h"
 
 namespace truequant {
@@ -27,6 +28,7 @@ struct Kernels {
   LearnedKernels learned;
   HistogramKernels histogram;
   CodeKernels codes;
+  SearchKernels search;
 };
 
 const Kernels* portable_kernels();

@@ -23,6 +23,7 @@ namespace {
 #include "kernels_histogram.inl"
 #include "kernels_codes.inl"
 #include "kernels_norm.inl"
+#include "kernels_search.inl"
 
 }  // namespace
 

@@ -36,6 +36,9 @@ namespace {
 #include "kernels_codes.inl"
 #include "kernels_norm.inl"
 
+#define TRUEQUANT_GROUP_SUMS
+#include "kernels_search.inl"
+
 }  // namespace
 
 const Kernels* TRUEQUANT_KERNELS_OF() {

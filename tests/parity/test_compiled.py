@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.backends.registry import lookup_backend
 from torch._inductor.utils import run_and_get_code
 
 import truequant as tq
@@ -168,3 +170,69 @@ def test_a_clip_while_compiling_is_that_of_torch(clip: kernels.Clip) -> None:
         found.append((y.detach(), *torch.autograd.grad(y, leaf, g)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
+
+
+class Lengths(nn.Module):
+    """Two linear layers on any number of tokens; what lies between rounds the same compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 96), nn.Linear(96, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("preset", ["w4a16", "w4a8-dynamic"])
+def test_weights_of_four_bits_have_the_eager_codes_at_every_length(preset: str, backend: str) -> None:
+    """One graph searches for the ranges and holds them, another trains with them, a third evaluates: none is for one length."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = tq.prepare(Lengths(), torch.randn(2, 16, 64), preset, dynamic={0: (1,)})
+    twin = copy.deepcopy(eager)
+    made: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        made.append(graph)
+        return lookup_backend(backend)(graph, inputs)
+
+    compiled = torch.compile(twin, backend=counting, fullgraph=True, dynamic=True)
+    compiles: list[bool] = []
+
+    def run(x: Tensor) -> Tensor:
+        before = len(made)
+        y: Tensor = compiled(x)
+        compiles.append(len(made) > before)
+        return y
+
+    def evaluated() -> None:
+        compiles.clear()
+        with torch.no_grad():
+            for length in (9, 24, 31):
+                x = torch.randn(2, length, 64)
+                assert torch.equal(run(x), eager.eval()(x))
+                assert torch.equal(tq.convert(twin)(x), eager(x))
+        assert compiles == [True, False, False]
+
+    twin.eval()
+    evaluated()  # ranges are those of the weights as they stand
+    compiles.clear()
+    optimizers = [torch.optim.SGD(m.parameters(), 0.05) for m in (eager, twin)]
+    for length in (16, 24, 33, 40):
+        x = torch.randn(2, length, 64)
+        for model, forward, optimizer in zip((eager, twin), (eager, run), optimizers, strict=True):
+            model.train()
+            optimizer.zero_grad()
+            forward(x).square().mean().backward()
+            optimizer.step()
+        for name in ("up", "down"):
+            ours: Any = eager.get_submodule(name)
+            other: Any = twin.get_submodule(name)
+            assert torch.equal(ours.quantizers["weight"].scale, other.quantizers["weight"].scale)
+            assert not other.quantizers["weight"].follows_weight()
+        twin.load_state_dict(eager.state_dict())  # sums of products of other sizes may round differently
+    assert compiles == [True, True, False, False]
+    twin.eval()
+    evaluated()

@@ -51,7 +51,9 @@ def _hold_weight_ranges(module: nn.Module, uncalibrated_only: bool = False) -> N
         return
     for site in binding.leaf.values():
         weight = site.own_weight()
-        if site.weight is None or weight is None or site.weight.is_held or (uncalibrated_only and site.weight.is_calibrated):
+        if site.weight is None or weight is None or (uncalibrated_only and site.weight.is_calibrated):
+            continue
+        if not site.weight.follows_weight() and site.weight.is_held:
             continue
         if site.weight.shift is None or not site.weight.is_calibrated:
             factor = site.normalization().factor() if site.norm is not None else None

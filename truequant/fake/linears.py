@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from truequant import numerics
+from truequant import kernels
 from truequant.fake.clock import local
 from truequant.fake.products import product
 from truequant.fake.sites import RuntimeSite
@@ -65,17 +65,20 @@ def _trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias:
 
 def _evaluated(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the program computes, float32."""
-    codes, scale = integer_weight(site, weight)
+    assert site.weight is not None
     if site.plan.dynamic is None:
-        return linear(x.contiguous(), numerics.weight_values(codes, scale), bias)
-    return numerics.dynamic_linear(x, codes, scale, bias, site.plan.dynamic.qmax)
+        return linear(x.contiguous(), site.weight.values(weight), bias)
+    codes, scale = integer_weight(site, weight)
+    return kernels.dynamic_linear(x, codes, scale, bias, site.plan.dynamic.qmax)
 
 
 def integer_weight(site: RuntimeSite, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes `(out, in)` and the scales of their groups `(out, groups)`, float32; a row is one group where it has one scale."""
+    """Codes `(out, in)`, int8 or float32, and the scales of their groups `(out, groups)`, float32.
+
+    A row is one group where it has one scale.
+    """
     assert site.weight is not None
-    codes = site.weight.codes(weight)
-    scale = site.weight.scale_of(weight).detach().float()
+    codes, scale = site.weight.integers(weight)
     grouped = isinstance(site.weight.scheme.granularity, PerGroup)
     return codes, scale if grouped else scale.reshape(-1, 1).expand(len(codes), 1)
 
@@ -85,8 +88,7 @@ class _Tokens(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, qmax: int) -> Tensor:
-        codes, scale = numerics.token_codes(x.float(), qmax)
-        return (codes * scale).to(x.dtype)
+        return kernels.fake_quantize_tokens(x, qmax)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -1,4 +1,4 @@
-"""`WeightQuantizer`: a weight on a grid whose scale is read from the weight itself, or learned, or held."""
+"""`WeightQuantizer`: a weight on a grid whose scale is read from the weight, or searched and held, or learned."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from truequant.fake.clock import Clock, in_backward
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.fake.idle import beside
+from truequant.fake.searched import Searched, is_searched
 from truequant.observers import weight_range
 from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
 
 
 class WeightQuantizer(Grid):
     """Fake-quantize a weight whose range is read from the weight itself in every forward, or learned, or held, or frozen.
+
+    A range that is searched (`MSE`, `Histogram`, `Percentile`) is held from the first quantized forward in training on: that of
+    a weight that training moves is not searched again until `release` or `reset`. Before, in calibration and evaluation, it is
+    that of the weight as it stands. A tied one is searched in every forward: running statistics move it, too.
 
     tied: the scale belongs to the weight with the factor of its BatchNorm in it; the codes are those of `w * f`.
     """
@@ -32,6 +37,8 @@ class WeightQuantizer(Grid):
         plain = scheme.dtype.bits > 1 and not tied and scheme.granularity in (PerTensor(), PerChannel(0))
         grouped = isinstance(scheme.granularity, PerGroup)
         self.compiled_scheme = compiled_scheme(scheme) if plain or grouped else None
+        self.plain_codes = (plain or grouped) and scheme.dtype.bits > 1 and self.algorithm.codes is None
+        """Whether codes are those of the values on the grid, row by row or group by group."""
         self.reads_range = isinstance(scheme.observer, (MinMax, MovingAverage, Entropy))
         """Whether a compiled kernel can read the range from a weight."""
         self.group = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
@@ -40,6 +47,9 @@ class WeightQuantizer(Grid):
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.bool))
         self.is_held = False
+        """Whether the scale is kept whatever becomes of the weight; compiled kernels read this name."""
+        self._seen_held = -1
+        self.searched = Searched(scheme)
         self.oscillation: Oscillation | None = None
         self._tracked_step = -1
 
@@ -47,6 +57,27 @@ class WeightQuantizer(Grid):
         """Make the state of a scheme that freezes oscillating codes, for a weight of `shape`; nothing for other schemes."""
         if self.scheme.oscillation is not None and self.oscillation is None:
             self.oscillation = Oscillation(tuple(shape), self.scheme.oscillation).to(self.scale.device)
+
+    @property
+    def holds_search(self) -> bool:
+        """Whether training holds the range: it is searched, and by the weight alone."""
+        return self.shift is None and not self.tied and is_searched(self.scheme)
+
+    def _read_held(self) -> None:
+        """Buffers may be copied here, by averages of weights and DDP's broadcast: what they say counts."""
+        if self.is_held or torch.compiler.is_compiling() or not self.holds_search or type(self.held) is not Tensor:
+            return
+        version = -1 if self.held.is_inference() or self.held.is_meta else self.held._version
+        if version != self._seen_held:
+            self._seen_held = version
+            self.is_held = bool(self.held)
+
+    def set_bits(self, bits: int) -> bool:
+        """As a grid's; another width is searched for anew."""
+        changed = super().set_bits(bits)
+        if changed:
+            self.searched = Searched(self.scheme)
+        return changed
 
     def hold(self, scale: Tensor) -> None:
         """Keep `scale` from now on, so that codes that were chosen for it stay. A learned scale starts there."""
@@ -58,7 +89,7 @@ class WeightQuantizer(Grid):
         self.is_held = True
 
     def release(self) -> None:
-        """Let the range be read from the weight again."""
+        """Let the range be read from the weight again, or searched."""
         self.held.zero_()
         self.is_held = False
 
@@ -78,11 +109,14 @@ class WeightQuantizer(Grid):
         return self._range_scale(weight.detach(), factor) if self.follows_weight() else self.effective_scale()
 
     def follows_weight(self) -> bool:
-        """Whether the range is read from the weight in every forward."""
+        """Whether the range is that of the weight as it stands."""
+        self._read_held()
         return self.shift is None and not self.is_held and self.clock.state != "frozen"
 
     def _range_scale(self, weight: Tensor, factor: Tensor | None) -> Tensor:
         values = self._values(weight, factor)
+        if is_searched(self.scheme):
+            return self.searched.of(values)
         own = self.algorithm.weight_scale(values, self.scheme)
         return self.grid_of(*weight_range(values, self.scheme))[0] if own is None else own
 
@@ -138,13 +172,32 @@ class WeightQuantizer(Grid):
             for parameter in self.learned_parameters():
                 parameter.zero_()
 
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes, of int8 where a kernel makes them and float32 elsewhere, and their scale: of a weight that is not tied."""
+        scale = self.scale_of(weight).detach().float()
+        if self.plain_codes and self.oscillation is None:
+            codes = kernels.weight_codes(self._values(weight, None), scale, self.scheme, self.group)
+            if codes is not None:
+                return codes, scale
+        return self.codes(weight), scale
+
+    @torch.no_grad()
+    def values(self, weight: Tensor) -> Tensor:
+        """What the codes of a weight that is not tied stand for, float32."""
+        if self.plain_codes and self.oscillation is None:
+            y = kernels.weight_on_grid(self._values(weight, None), self.scale_of(weight), self.scheme, self.group)
+            if y is not None:
+                return y
+        scale = numerics.expand(self.scale_of(weight), self.scheme.granularity, tuple(weight.shape))
+        return numerics.dequantize(self.codes(weight), scale, torch.zeros_like(scale))
+
     def on_grid(self, weight: Tensor) -> Tensor:
         """`weight` on its grid: differentiable, and in evaluation without gradients computed from its codes alone."""
         if self.training or (torch.is_grad_enabled() and weight.requires_grad) or self.clock.calibrating:
             result: Tensor = self(weight)
             return result
-        scale = numerics.expand(self.scale_of(weight), self.scheme.granularity, tuple(weight.shape))
-        return numerics.dequantize(self.codes(weight), scale, torch.zeros_like(scale)).to(weight.dtype)
+        return self.values(weight).to(weight.dtype)
 
     def forward(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """`weight` on its grid, of its own shape and dtype. `factor`: `gamma / sigma` of a tied scale, float64 `(C,)`."""
@@ -154,6 +207,8 @@ class WeightQuantizer(Grid):
             self.initialize(weight, factor)
         if not self.quantizing or self.clock.calibrating:
             return beside(weight, self.learned_parameters())
+        if self.training and self.holds_search and self.follows_weight():
+            self.hold(self.scale_of(weight, factor))
         if (y := self._compiled(weight)) is not None:
             return y
         scheme = self.scheme

@@ -225,6 +225,13 @@ class QATModuleWrapper(nn.Module):
             self.binding.limits.hold()
         return super().train(mode)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        weight = next(iter(self.binding.leaf.values())).weight if self.binding.leaf else None
+        alone = f"{prefix}weight" in state_dict and not any(name.startswith(f"{prefix}quantizers.") for name in state_dict)
+        if weight is not None and weight.holds_search and alone:
+            weight.release()  # another weight came without a range of its own
+
     def _check_norms(self) -> None:
         """What replaces BatchNorm behind our back would be trained, and the one that is gone evaluated and converted."""
         modules = {id(m) for m in self.modules()}

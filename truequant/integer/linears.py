@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from truequant import numerics
+from truequant import kernels, numerics
 from truequant.integer.nodes import DynamicLinear, WeightOnlyLinear
 
 
@@ -18,7 +18,7 @@ def weight_only(node: WeightOnlyLinear, program: object, x: Tensor) -> Tensor:
 def dynamic(node: DynamicLinear, program: object, x: Tensor) -> Tensor:
     """Integer sums of tokens, each on its own grid."""
     codes, scale = node.weight.to(x.device), node.weight_scale.to(x.device)
-    return numerics.dynamic_linear(x.float(), codes, scale, _bias(node, x), node.qmax)
+    return kernels.dynamic_linear(x.float(), codes, scale, _bias(node, x), node.qmax)
 
 
 def _bias(node: WeightOnlyLinear | DynamicLinear, x: Tensor) -> Tensor | None:

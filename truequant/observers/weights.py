@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,12 @@ from truequant.observers.minmax import finite_range, grouped
 from truequant.schemes import MSE, Histogram, Percentile, QuantScheme
 
 FRACTIONS = 80
+Search = Callable[[Tensor, Tensor, Tensor, QuantScheme], Tensor | None]
+"""What finds the fractions of `_least_error` by a kernel; None where it cannot."""
 
 
 @torch.no_grad()
-def weight_range(weight: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+def weight_range(weight: Tensor, scheme: QuantScheme, search: Search | None = None) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of the range of each scale, float32: `()`, `(C,)` or the shape of groups.
 
     Least squared error where the observer is `MSE` or `Histogram`, a percentile where it is `Percentile`, else the whole
@@ -25,7 +29,9 @@ def weight_range(weight: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
     low, high = finite_range(weight, scheme.granularity)
     low, high = torch.nan_to_num(low, 0.0, 0.0, 0.0), torch.nan_to_num(high, 0.0, 0.0, 0.0)
     if isinstance(scheme.observer, (MSE, Histogram)):
-        return _least_error(grouped(weight, scheme.granularity).float(), low, high, scheme)
+        rows = grouped(weight, scheme.granularity).float()
+        found = search(rows, low, high, scheme) if search is not None else None
+        return _least_error(rows, low, high, scheme) if found is None else (low * found, high * found)
     if isinstance(scheme.observer, Percentile):
         rows = grouped(weight, scheme.granularity).float().abs()
         reach = torch.nanquantile(rows, scheme.observer.percent / 100.0, dim=-1)

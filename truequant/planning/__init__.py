@@ -4,7 +4,7 @@ from truequant.planning.actions import FLOAT
 from truequant.planning.algorithms import check_dynamic
 from truequant.planning.batches import arguments_of
 from truequant.planning.capture import as_arguments
-from truequant.planning.codec import config_from_json, config_to_json
+from truequant.planning.codec import config_from_json, config_to_json, scheme_from_json, scheme_to_json
 from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
@@ -35,6 +35,6 @@ __all__ = [
     "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules", "check_plan",
     "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
     "encode_call", "has_op", "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan",
-    "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "tensors_in",
-    "tensors_of", "uneven", "whole", "writes_in_place",
+    "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered", "scheme_from_json",
+    "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
 ]  # fmt: skip

@@ -83,6 +83,16 @@ def from_json(kind: type[T], value: Json, where: str) -> T:
 stored(schemes.QConfig)
 
 
+def scheme_to_json(scheme: schemes.QuantScheme) -> Json:
+    """JSON of a scheme."""
+    return _encode(scheme, "scheme")
+
+
+def scheme_from_json(value: Json, where: str = "scheme") -> schemes.QuantScheme:
+    """The scheme of a JSON that anybody may have written. FileError says what is wrong, and where."""
+    return _record(schemes.QuantScheme, value, where)
+
+
 # -- to JSON -----------------------------------------------------------------------------------------------------------
 def _encode(value: Any, where: str) -> Json:
     if value is None or isinstance(value, (bool, int, str)):
