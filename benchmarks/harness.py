@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import gc
 import json
+import random
 import statistics
 import sys
 import time
@@ -88,10 +89,11 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time the calls by turns until about `seconds` are spent.
 
-    Each round makes every call once, in an order that rotates, so that what else the machine does meets all of them alike,
-    and none is always the one that finds the caches as another left them. Garbage is collected between rounds only.
+    Each round makes every call once, in an order of its own, so that what else the machine does meets all of them alike, and
+    none is always the one behind another: it would find the caches, and threads that still wait awake, as that one left them.
+    Garbage is collected between rounds only.
     """
-    names = list(calls)
+    names, shuffle = list(calls), random.Random(0)
     for name in names:
         for _ in range(warmup):
             calls[name]()
@@ -99,8 +101,8 @@ def interleaved(
     started = time.perf_counter()
     with _no_collection():
         for turn in range(most):
-            shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:
+            shuffle.shuffle(names)
+            for name in names:
                 before = time.perf_counter()
                 calls[name]()
                 taken[name].append(time.perf_counter() - before)

@@ -56,8 +56,7 @@ def test_no_transpose_around_tables(activation: tq.IntegerType, tmp_path: Path) 
         found = kernels(int8, form, tmp_path)
         assert found["GatherElements"] == 4
         assert found["Transpose"] <= 4  # what comes in and goes out, and what is averaged, before and after
-        for images in (x, x[:1], torch.cat([x, x])):
-            tq.assert_exact(None, int8, [images])
+    tq.assert_exact(None, int8, [x, x[:1]])
 
 
 def test_a_table_that_no_convolution_reads_stays_in_order() -> None:

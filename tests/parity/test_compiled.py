@@ -184,8 +184,7 @@ class Lengths(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("preset", ["w4a16", "w4a8-dynamic"])
+@pytest.mark.parametrize(("preset", "backend"), [("w4a16", "aot_eager"), ("w4a8-dynamic", "inductor")])
 def test_weights_of_four_bits_have_the_eager_codes_at_every_length(preset: str, backend: str) -> None:
     """One graph searches for the ranges and holds them, another trains with them, a third evaluates: none is for one length."""
     torch._dynamo.reset()
