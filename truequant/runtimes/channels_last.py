@@ -61,7 +61,7 @@ def between_convolutions(writer: Writer, name: str) -> Moved | None:
 
 
 def _written(program: IntegerProgram, writers: dict[str, Node], name: str) -> bool:
-    """Whether a convolution stands before everything that is computed place by place before `name`."""
+    """Whether `name` is computed place by place from what a convolution writes, among others."""
     waiting, seen = [name], set()
     while waiting:
         behind = writers.get(waiting.pop())

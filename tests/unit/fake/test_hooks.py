@@ -84,9 +84,10 @@ def test_a_hook_that_looks_on_moves_no_site(where: str) -> None:
         assert not module._forward_pre_hooks
 
 
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("where", [*WHERE, ""])
 @pytest.mark.parametrize("hook", [looks, looks_before, changes, changes_before])
 def test_a_hook_from_before_is_planned(where: str, hook: Callable[..., Any]) -> None:
+    """Those of the model itself run around the plan."""
     model = Net()
     module = model.get_submodule(where)
     if hook in (looks, changes):
@@ -98,20 +99,6 @@ def test_a_hook_from_before_is_planned(where: str, hook: Callable[..., Any]) -> 
     evaluated, converted = numbers(qat)
     assert torch.equal(evaluated, converted)
     assert float((evaluated - model.eval()(X)).abs().max().detach()) < 0.05  # 0.7 without the hook
-
-
-@pytest.mark.parametrize("hook", [changes, changes_before])
-def test_hooks_of_the_model_itself_are_around_the_plan(hook: Callable[..., Any]) -> None:
-    model = Net()
-    if hook is changes:
-        model.register_forward_hook(hook)
-    else:
-        model.register_forward_pre_hook(hook)
-    qat = prepared(model)
-    trained(copy.deepcopy(qat))
-    evaluated, converted = numbers(qat)
-    assert torch.equal(evaluated, converted)
-    assert float((evaluated - model.eval()(X)).abs().max().detach()) < 0.05
 
 
 @pytest.mark.parametrize("where", WHERE)
