@@ -21,7 +21,7 @@ from truequant.fake import evaluated, outermost
 from truequant.integer import Int8Model, IntegerProgram, load
 from truequant.integer.binding import bind
 from truequant.integer.nodes import FLOAT_LINEARS
-from truequant.planning import arguments_of, tensors_of
+from truequant.planning import arguments_of, items_of, tensors_of
 from truequant.runtimes import RUNTIMES as DEPLOYED
 from truequant.runtimes import ShippedFile, digest, machine, promises
 
@@ -66,7 +66,7 @@ def verify(
     runners = {name: runner_of(name, subject) for name in names}
     run = _Run(qat, subject, {name: r for name, r in runners.items() if r is not None}, metric)
     with Bars(progress) as bars:
-        for item in bars.track(batches, "verifying"):
+        for item in bars.track(items_of(batches, "verify"), "verifying"):
             run.batch(item, *arguments_of(item, len(subject.int8.program.inputs), inputs))
     if run.batches == 0:
         raise ArgumentError(
