@@ -33,7 +33,6 @@ from truequant.integer.nodes import (
     Take,
     Transpose,
     Upsample,
-    inputs_of,
 )  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -43,13 +42,13 @@ def interpret(program: IntegerProgram, inputs: dict[str, Tensor]) -> dict[str, A
     """Every tensor of the program by name: codes as int64, values as float32."""
     arrays: dict[str, Array] = {name: tensor.numpy() for name, tensor in inputs.items()}
     for node in program.nodes:
-        arrays[node.output] = _run(node, program, *(arrays[name] for name in inputs_of(node)))
+        arrays[node.output] = _run(node, program, *(arrays[name] for name in node.reads))
     return arrays
 
 
 def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
     params = {name: oracle.Qparams(e.scale, e.zero_point, e.qmin, e.qmax) for name, e in program.edges.items()}
-    x, y = params.get(inputs_of(node)[0]), params.get(node.output)
+    x, y = params.get(node.reads[0]), params.get(node.output)
     match node:
         case Quantize():
             return oracle.quantize(arrays[0], y)

@@ -17,7 +17,7 @@ from truequant.files import read_container, write_container
 from truequant.integer.binding import bind, build
 from truequant.integer.describe import describe
 from truequant.integer.execute import execute
-from truequant.integer.nodes import Island, Node
+from truequant.integer.nodes import Node
 from truequant.integer.program import IntegerProgram
 from truequant.integer.serialize import from_container, to_container
 from truequant.integer.shapes import program_shapes
@@ -112,8 +112,9 @@ def load(path: str | os.PathLike[str]) -> Int8Model:
 
 
 def _moved(node: Node, device: torch.device) -> Node:
-    tensors = {name: getattr(node, name) for name in node.__dataclass_fields__}
-    moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
-    if isinstance(node, Island):
-        moved["tensors"] = tuple(tensor.to(device) for tensor in node.tensors)
+    fields = {name: getattr(node, name) for name in node.__dataclass_fields__}
+    moved: dict[str, Any] = {name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)}
+    for name, value in fields.items():
+        if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+            moved[name] = tuple(item.to(device) for item in value)
     return replace(node, **moved) if moved else node
