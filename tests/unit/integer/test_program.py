@@ -206,6 +206,7 @@ def test_the_graph_is_single_assignment_and_complete() -> None:
     refused("Quantize 'y' reads 'x'\n  expected: a value", (*nodes, Quantize("x", "y"), last))
     refused("Dequantize 'out' reads 'x.value'\n  expected: an edge of codes", (*nodes, LINEAR, Dequantize("x.value", "out")))
     refused("Quantize 'z' writes no edge", (*nodes, LINEAR, Quantize("x.value", "z"), last))
+    refused("Dequantize 'y' writes a value, which has no codes", (*nodes, Dequantize("x", "y"), last))
     refused("edge 'z' is written by no node", (*nodes, LINEAR, last), edges | {"z": SAME})
     refused("output 'y' is not a value of the program", (*nodes, LINEAR, last), outputs="y")
     refused("output 'z' is not a value of the program", (*nodes, LINEAR, last), outputs=["out", {"dict": {"a": "z"}}])

@@ -72,6 +72,15 @@ class Node:
         changes: dict[str, Any] = {"output": output}
         return replace(self, **changes)
 
+    def to(self, device: torch.device) -> Self:
+        """The same node with its tensors on a device."""
+        held: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        for name, value in held.items():
+            if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+                moved[name] = tuple(item.to(device) for item in value)
+        return replace(self, **moved) if moved else self
+
     def misfit(self, shape: Shape, expected: str) -> ConversionError:
         """The error for an input of a shape that the node cannot read."""
         return ConversionError(f"{self.label} cannot read its input", got=f"shape {shape}", expected=expected)
