@@ -74,8 +74,8 @@ class Node:
 
     def to(self, device: torch.device) -> Self:
         """The same node with its tensors on a device."""
-        held: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        held = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
         for name, value in held.items():
             if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
                 moved[name] = tuple(item.to(device) for item in value)
