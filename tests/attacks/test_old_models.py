@@ -14,7 +14,7 @@ import torch
 import truequant as tq
 from tests.golden.models import HERE, digests
 from tests.golden.nets import NETS, net
-from truequant.integer.nodes import FLOATING, inputs_of
+from truequant.integer.nodes import FLOATING
 from truequant.integer.serialize import to_container
 
 FILES = sorted(HERE.glob("*/*.tq"))
@@ -29,7 +29,7 @@ def before_islands(int8: tq.Int8Model) -> set[str]:
     program = int8.program
     exact = {given.name for given in program.inputs}
     for node in program.nodes:
-        if not isinstance(node, FLOATING) and exact.issuperset(inputs_of(node)):
+        if not isinstance(node, FLOATING) and exact.issuperset(node.reads):
             exact.add(node.output)
     return exact & program.edges.keys()
 

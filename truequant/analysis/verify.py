@@ -20,7 +20,7 @@ from truequant.errors import ArgumentError, ArgumentTypeError, VerificationError
 from truequant.fake import evaluated, outermost
 from truequant.integer import Int8Model, IntegerProgram, load
 from truequant.integer.binding import bind
-from truequant.integer.nodes import FLOAT_LINEARS
+from truequant.integer.nodes import FloatLinear
 from truequant.planning import arguments_of, items_of, tensors_of
 from truequant.runtimes import RUNTIMES as DEPLOYED
 from truequant.runtimes import ShippedFile, digest, machine, promises
@@ -118,7 +118,7 @@ class _Run:
         self.program = subject.int8.program
         self.digest = digest(self.program)
         self.order = [node.output for node in self.program.nodes if node.output in self.program.edges]
-        floats = sum(isinstance(node, FLOAT_LINEARS) for node in self.program.nodes)
+        floats = sum(isinstance(node, FloatLinear) for node in self.program.nodes)
         self.tallies = {name: Tally(name, self.order, float_layers=floats) for name in runners}
         self.batches, self.examples, self.metric = 0, 0, 0.0
 

@@ -33,7 +33,6 @@ from truequant.integer.nodes import (
     Table,
     Upsample,
 )
-from truequant.integer.wide import SUMS
 from truequant.runtimes.export import program_of
 from truequant.runtimes.pooled_sums import pooling_of
 from truequant.runtimes.proofs import proven
@@ -185,7 +184,7 @@ Rule = Callable[[_Setting, Node], Iterator[Miss]]
 def _wide(setting: _Setting, node: Node) -> Iterator[Miss]:
     op = _MOVED.get(type(node)) or _KERNELS.get(type(node), ("", ""))[1]
     if op and is_wide(node, setting.program.edges):
-        sums = ", never EXACT" if isinstance(node, SUMS) else ""
+        sums = ", never EXACT" if node.sums else ""
         yield Miss(
             node.output, "wide", f"{op} in float32{sums}", "no integer kernel has codes of 16 bits",
             "8 bits for what it reads and writes",

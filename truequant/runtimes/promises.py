@@ -11,7 +11,7 @@ import torch
 
 from truequant import numerics
 from truequant.integer import IntegerProgram, float_sums
-from truequant.integer.nodes import FLOAT_LINEARS, Add, AveragePool, Conv, Edge, Island, Linear, MatMul
+from truequant.integer.nodes import Add, AveragePool, Conv, Edge, FloatLinear, Island, Linear, MatMul
 from truequant.runtimes.saturation import openvino_saturating, saturating_layers
 from truequant.runtimes.writer import dynamic_layout
 from truequant.schemes import ONNXRUNTIME, TARGETS, Target
@@ -75,7 +75,7 @@ _EXCEPTIONS: dict[str, Callable[[IntegerProgram, Target], Iterator[str]]] = {
 
 
 def _in_float(program: IntegerProgram) -> list[str]:
-    floats = [node.output for node in program.nodes if isinstance(node, FLOAT_LINEARS)]
+    floats = [node.output for node in program.nodes if isinstance(node, FloatLinear)]
     if not floats:
         return []
     return [f"wherever it runs: the float sums of {_names(floats)}, which every runtime rounds in its own way"]
