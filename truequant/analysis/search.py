@@ -22,6 +22,7 @@ from truequant.errors import ArgumentError, FileError
 from truequant.fake import quantizers
 from truequant.files import atomic_write, dumps, loads
 from truequant.planning import LINEAR_OPS, Plan, items_of, plan
+from truequant.planning.actions import MOVES
 from truequant.planning.capture import Constant, trace
 from truequant.planning.graph import Graph
 from truequant.schemes import IntegerType, QConfig, Rule, int2, int4, int7, int8, uint8
@@ -120,7 +121,7 @@ class Space:
         self.plan: Plan = plan(model, example, base)
         inner = {q.name for q in self.plan.quantizers if q.kind == "activation"}
         self.sites = {s.weight: s for s in self.plan.sites if s.weight is not None}
-        self.writers = {s.emits: s for s in reversed(self.plan.sites) if s.emits in inner and s.action not in _MOVES}
+        self.writers = {s.emits: s for s in reversed(self.plan.sites) if s.emits in inner and s.action not in MOVES}
         facts = _facts(model, example)
         kinds = {q.name: q for q in self.plan.quantizers}
         self.layers = [
@@ -190,9 +191,6 @@ class Space:
                 alone = known.get(keys[name], lambda n=name, m=measurement, q=by_name: m.loss([q[n]]))  # type: ignore[misc]
                 found[name, dtype] = alone - floating
         return found
-
-
-_MOVES = ("movement", "clamp", "concat")
 
 
 class Evaluations:

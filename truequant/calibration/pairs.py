@@ -17,9 +17,9 @@ from truequant.calibration.method import Work
 from truequant.calibration.running import float_outputs
 from truequant.fake import TRANSPOSED
 from truequant.planning import Plan, Site
+from truequant.planning.actions import HOMOGENEOUS
 
 _HOMOGENEOUS = frozenset(("leaky_relu", "prelu", "abs"))
-_THROUGH = frozenset(("average", "pool"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +80,7 @@ def _only_reader(plan: Plan, site: Site) -> tuple[Site, bool] | None:
     (reader,) = behind
     if reader.action == "layer":
         return reader, True
-    if reader.action in _THROUGH or (reader.action == "table" and reader.op in _HOMOGENEOUS):
+    if reader.action in HOMOGENEOUS or (reader.action == "table" and reader.op in _HOMOGENEOUS):
         if reader.maximum is not None:
             return None
         further = _only_reader(plan, reader)

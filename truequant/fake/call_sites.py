@@ -33,6 +33,7 @@ from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
 from truequant.fake.untrained import Untrained
 from truequant.planning import Constants, Op, Plan, Role, counted_as, has_op, op_of, out_of_place, tensors_in, writes_in_place
+from truequant.planning.actions import GRIDLESS, HAND_ON, PLAIN
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
 TAKE_THIS_PATH = "prepare with example inputs that take this path"
@@ -143,14 +144,14 @@ class CallSites(TorchFunctionMode):
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
         if self.plain and site.carries is None and not overwrites:
-            if site.quantizer is None and plan.action in _MOVES:
+            if site.quantizer is None and plan.action in HAND_ON:
                 return run(*args, **kwargs)
-            if plan.action in _PLAIN:
+            if plan.action in PLAIN:
                 return passes.finished(site, [run(*args, **kwargs)])
         args = read_by_view(site, args)
         outer, local.frame = local.frame, Frame(self.frame.key)
         try:
-            if plan.action in ("layer", "weight_only", "dynamic"):
+            if plan.action == "layer" or plan.action in GRIDLESS:
                 return _functional_layer(site, func, args, kwargs)
             return _in_place_call(site, func, args, kwargs) if overwrites else site.run(run, args, kwargs)
         finally:
@@ -258,10 +259,6 @@ class LeafCall(TorchFunctionMode):
         return self.site.run(func, args, kwargs or {})
 
 
-_MOVES = frozenset(("movement", "identity", "clamp"))
-"""Actions that are in training nothing but the op where no quantizer is behind it."""
-_PLAIN = frozenset(("movement", "identity", "float", "table"))
-"""Actions that are in training the op and the quantizer behind it."""
 _MOVED = frozenset((Role.MOVEMENT, Role.FLOAT))
 
 

@@ -18,10 +18,9 @@ from truequant.fake.norms import BatchStatistics, float_statistics, reads_float_
 from truequant.fake.planned import PlannedSite
 from truequant.fake.products import product
 from truequant.fake.registered import traceable
+from truequant.planning.actions import HAND_ON
 
 Function = Callable[..., Any]
-_MOVES = frozenset(("movement", "concat", "identity", "clamp"))
-"""Actions that compute nothing whose bits could depend on the layout of what is read."""
 
 
 @dataclass(eq=False)
@@ -58,7 +57,7 @@ class RuntimeSite(PlannedSite):
         elif local.recorder is not None and action in ("movement", "concat"):
             y = function(*args, **kwargs)
             self._record_movement(y)
-        elif action in _MOVES or not self.exact():
+        elif action in HAND_ON or not self.exact():
             return self._finish_result([function(*args, **kwargs)])
         else:
             return self._finish_result([on_contiguous(function, args, kwargs)])

@@ -38,15 +38,15 @@ from truequant.fake.inputs import quantize_inputs
 from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
 from truequant.fake.quantizers import FakeQuantize
+from truequant.fake.shadowing import shadowed
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, layer_weight, module_call
 from truequant.observers import several, widest
 from truequant.planning import decomposed
+from truequant.planning.actions import GRIDLESS, NEED_ARGUMENTS
 from truequant.schemes import QuantScheme
 
 M = TypeVar("M", bound=nn.Module)
-
-_NEED_ARGUMENTS = frozenset(("average", "pool", "resize", "table", "lookup"))
 
 
 class QATModuleWrapper(nn.Module):
@@ -110,7 +110,7 @@ class QATModuleWrapper(nn.Module):
     def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: Any = self
         action = site.plan.action
-        if action in ("weight_only", "dynamic"):
+        if action in GRIDLESS:
             return run_linear(site, F.linear, args[0] if args else kwargs["input"], module.weight, module.bias)
         if action == "layer":
             linear: Any = F.linear if site.plan.op == "linear" else getattr(module, "_conv_forward", None)
@@ -132,7 +132,7 @@ class QATModuleWrapper(nn.Module):
             return site.finish(self._shifted(site.layer, forward, args, kwargs))
         if self.__dict__.get("inplace") is True or getattr(type(self), "inplace", False) is True:
             return self._in_place(site, args, kwargs)
-        if action in _NEED_ARGUMENTS and site.exact():
+        if action in NEED_ARGUMENTS and site.exact():
             with LeafCall(site):
                 return forward(*args, **kwargs)
         return site.run(forward, read_by_view(site, args), kwargs)
@@ -142,30 +142,21 @@ class QATModuleWrapper(nn.Module):
         shifted = passes.shifted_bias(layer, args[0].dtype)
         if shifted is None:
             return forward(*args, **kwargs)
-        self.__dict__["bias"] = shifted
-        try:
+        with shadowed(self, bias=shifted):
             return forward(*args, **kwargs)
-        finally:
-            del self.__dict__["bias"]
 
     def _with_weights(
         self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A recurrent layer whose forward reads its quantized weights, which shadow the parameters for this call."""
         module: Any = self
-        quantized = {name: quantizer.on_grid(getattr(module, name)) for name, quantizer in site.weights.items()}
-        before = module.__dict__.get("_flat_weights")
-        module.__dict__.update(quantized)
-        if before is not None:
+        quantized: dict[str, Any] = {n: quantizer.on_grid(getattr(module, n)) for n, quantizer in site.weights.items()}
+        if module.__dict__.get("_flat_weights") is not None:
             names = module._flat_weights_names
-            module.__dict__["_flat_weights"] = [getattr(module, n) if n is not None else None for n in names]
-        try:
+            flat = [None if n is None else quantized[n] if n in quantized else getattr(module, n) for n in names]
+            quantized["_flat_weights"] = flat
+        with shadowed(module, **quantized):
             return forward(*args, **kwargs)
-        finally:
-            for name in quantized:
-                del module.__dict__[name]
-            if before is not None:
-                module.__dict__["_flat_weights"] = before
 
     def _weighted(self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer whose own forward reads its quantized weight, which shadows the parameter for this call."""
@@ -175,23 +166,14 @@ class QATModuleWrapper(nn.Module):
         if limit is not None:  # an Embedding renormalizes the rows that it looks up, in place: the float ones first
             with torch.no_grad():
                 forward(*args, **kwargs)
-            self.__dict__["max_norm"] = None
-        if site.clock.enabled:
-            self.__dict__["weight"] = site.weight(module.weight)
-        try:
+        shadows = {"weight": site.weight(module.weight)} if site.clock.enabled else {}
+        with shadowed(self, **shadows, **({} if limit is None else {"max_norm": None})):
             return forward(*args, **kwargs)
-        finally:
-            self.__dict__.pop("weight", None)
-            if limit is not None:
-                self.__dict__["max_norm"] = limit
 
     def _in_place(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module with `inplace=True`, run out of place."""
-        self.__dict__["inplace"] = False
-        try:
+        with shadowed(self, inplace=False):
             return run_in_place(site, super().forward, args, kwargs)
-        finally:
-            self.__dict__["inplace"] = True
 
     def _outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binding = self.binding

@@ -1,12 +1,79 @@
-"""What becomes of a call: the names of all actions that a plan may give a site."""
+"""What becomes of a call: every action that a plan may give a site, and what is known of it.
+
+A new action is one row of `ACTIONS`, its evaluation (`truequant.fake.evaluation`) and its lowering (`truequant.transform`).
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Literal, get_args
 
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
     "movement", "resize", "identity", "float", "weighted", "weight_only", "dynamic",
 ]  # fmt: skip
-FLOAT: frozenset[str] = frozenset(("float", "weight_only", "dynamic"))
-"""Actions whose result is a float that a quantizer may follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What rooms ask of an action."""
+
+    computes: bool = False
+    """Whether it writes codes on a grid of its own, computed from codes."""
+    moves: bool = False
+    """Whether it writes codes that it read, on their grid."""
+    in_float: bool = False
+    """Whether its result is a float that a quantizer may follow."""
+    gridless: bool = False
+    """Whether it is a linear layer of integer weights that reads and writes values."""
+    needs_arguments: bool = False
+    """Whether its codes depend on arguments that a module hands to its function."""
+    plain: bool = False
+    """Whether it is in training the float model's op and the quantizer behind it, and nothing else."""
+    homogeneous: bool = False
+    """Whether a positive factor of its input is a factor of its result, whatever the op."""
+    keeps_sign: bool = False
+    """Whether nothing negative comes of what is not negative, whatever the op."""
+    named_rule: bool = False
+    """Whether runtimes round it by rules of their own (`ArithmeticRule`)."""
+
+
+ACTIONS: Mapping[Action, Facts] = MappingProxyType({
+    "layer": Facts(computes=True),
+    "norm": Facts(),
+    "affine": Facts(computes=True),
+    "product": Facts(computes=True, keeps_sign=True),
+    "add": Facts(computes=True, keeps_sign=True, named_rule=True),
+    "sub": Facts(computes=True),
+    "mul": Facts(computes=True, keeps_sign=True, named_rule=True),
+    "table": Facts(computes=True, needs_arguments=True, plain=True),
+    "lookup": Facts(computes=True, needs_arguments=True),
+    "average": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True),
+    "pool": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True, named_rule=True),
+    "resize": Facts(computes=True, needs_arguments=True, keeps_sign=True),
+    "clamp": Facts(moves=True),
+    "concat": Facts(moves=True),
+    "movement": Facts(moves=True, plain=True),
+    "identity": Facts(plain=True),
+    "float": Facts(in_float=True, plain=True),
+    "weighted": Facts(),
+    "weight_only": Facts(in_float=True, gridless=True),
+    "dynamic": Facts(in_float=True, gridless=True),
+})  # fmt: skip
+assert set(ACTIONS) == set(get_args(Action))
+
+
+def _where(fact: str) -> frozenset[str]:
+    assert fact in {field.name for field in fields(Facts)}
+    return frozenset(action for action, facts in ACTIONS.items() if getattr(facts, fact))
+
+
+COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("in_float"), _where("gridless")
+NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
+KEEP_SIGN, NAMED_RULE = _where("keeps_sign"), _where("named_rule")
+ACT = COMPUTES | GRIDLESS
+"""Actions at which something else than in the float model happens, with or without a quantizer behind."""
+HAND_ON = MOVES | {"identity"}
+"""Actions that are nothing but the op, in training and in evaluation, where no quantizer is behind it."""

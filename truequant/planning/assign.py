@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from truequant.errors import PlanError, SchemeError
+from truequant.planning.actions import KEEP_SIGN
 from truequant.planning.algorithms import check_activation, check_dynamic, check_weight
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS, Role
@@ -261,7 +262,7 @@ def _nonnegative(graph: Graph, grid: int, seen: set[int]) -> bool:
 def _writes_nonnegative(graph: Graph, node: Node, seen: set[int]) -> bool:
     if node.bounds[0] is not None and node.bounds[0] >= 0:
         return True
-    if node.action in ("average", "pool", "add", "mul", "product", "resize"):
+    if node.action in KEEP_SIGN:
         return all(_nonnegative(graph, graph.grid(v), seen) for v in node.reads)
     return node.action == "table" and node.call.op.name in _POSITIVE_TABLES
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from truequant.errors import FileError, PlanError, SchemeError
+from truequant.planning.actions import GRIDLESS
 from truequant.planning.algorithms import check_dynamic
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
@@ -42,7 +43,7 @@ def check_records(
             wrong.append(s.weight)
         wrong += [q for _, q in s.weights if q not in quantizers or quantizers[q].kind != "weight"]
         wrong += [name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites]
-        linear = s.action in ("weight_only", "dynamic")
+        linear = s.action in GRIDLESS
         if (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
             raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"{s.action} of {s.op[:80]}")
         if s.dynamic is not None:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
-from truequant.planning.actions import FLOAT
+from truequant.planning.actions import FLOAT, GRIDLESS, MOVES
 from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
 from truequant.planning.capture import Call, Constant, Frame, Trace, as_arguments, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
-from truequant.planning.linears import GRIDLESS, check_uses, gridless
+from truequant.planning.linears import check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
@@ -241,13 +241,13 @@ class _Builder:
 
     def _site(self, node: Node, at_node: dict[int, str], trained: Call | None) -> Site:
         graph = self.graph
-        integer_reads = node.integer or node.action in ("clamp", "norm", "concat", "movement")
+        integer_reads = node.integer or node.action in MOVES or node.action == "norm"
         reads = (
             tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action in FLOAT else ()
         )
         said = self.overrides[node.index]
         emits = self.grid_quantizer.get(graph.grid(node.end)) if node.integer else None
-        if node.action in ("clamp", "concat", "movement") and node.fused_into is None:
+        if node.action in MOVES and node.fused_into is None:
             emits = self.grid_quantizer.get(graph.grid(node.writes[0]))
         reason = node.reason
         if recurrent_weights(node, graph, self.overrides, self.config):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from math import inf
 
-from truequant.planning.graph import MOVES, Graph, Node
+from truequant.planning.actions import MOVES
+from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS
 
 

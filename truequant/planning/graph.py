@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from truequant.numerics import pooled_length
-from truequant.planning.actions import Action
+from truequant.planning.actions import COMPUTES, MOVES, Action
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.products import is_product, product
@@ -40,16 +40,12 @@ class Node:
     @property
     def integer(self) -> bool:
         """Whether it computes new codes."""
-        return self.action in _COMPUTES
+        return self.action in COMPUTES
 
     @property
     def end(self) -> int:
         """The value after all that is fused into it."""
         return (self.fused[-1] if self.fused else self).writes[0]
-
-
-_COMPUTES = frozenset(("layer", "affine", "product", "resize", "add", "sub", "mul", "table", "average", "pool", "lookup"))
-MOVES = frozenset(("movement", "concat", "clamp"))
 
 
 def frame_key(frame: Frame, multiple: set[str]) -> tuple[int, ...]:
@@ -113,7 +109,7 @@ class Graph(Values):
         action, reason, bounds = classify(call, reads, self)
         if action == "lookup":
             reads = ()  # of integers that are no codes
-        if action in _COMPUTES or (action in (*MOVES, "norm", "identity") and any(v in self.on_codes for v in reads)):
+        if action in COMPUTES or (action in (*MOVES, "norm", "identity") and any(v in self.on_codes for v in reads)):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]

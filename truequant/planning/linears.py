@@ -9,8 +9,6 @@ from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS
 from truequant.schemes import QConfig, QuantScheme, Rule, is_dynamic
 
-GRIDLESS = frozenset(("weight_only", "dynamic"))
-
 
 def is_linear(node: Node) -> bool:
     """Whether a node multiplies tokens by a weight of its own."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from truequant.errors import FileError, PlanError
 from truequant.files import Json, dumps, loads
+from truequant.planning.actions import NAMED_RULE
 from truequant.planning.codec import from_json, stored, to_json
 from truequant.planning.consistency import check_records, edited
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
@@ -44,7 +45,7 @@ class Plan:
 
     def arithmetic(self, site: Site) -> ArithmeticRule:
         """The named rule of a site: its target's, and "portable" over codes of more than 8 bits, which no target adds."""
-        if site.action not in ("add", "mul", "pool"):
+        if site.action not in NAMED_RULE:
             return self.target.arithmetic
         wide = any(self.quantizer(name).scheme.dtype.bits > 8 for name in (*site.reads, site.emits) if name is not None)
         return "portable" if wide else self.target.arithmetic

@@ -21,7 +21,8 @@ from truequant.errors import CalibrationError, ConversionError, StateError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.planning import Plan, TensorSpec, plain, tensors_of
-from truequant.transform.actions import ACTIONS
+from truequant.planning.actions import GRIDLESS
+from truequant.transform.computing import ACTIONS
 from truequant.transform.islands import cast, island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
@@ -113,7 +114,7 @@ def runtime_sites(model: nn.Module) -> dict[str, RuntimeSite]:
 
 def _check(model: nn.Module) -> None:
     """Refuse what cannot be deployed, all of it at once."""
-    alone = {s.weight for s in runtime_sites(model).values() if s.plan.action in ("weight_only", "dynamic")}
+    alone = {s.weight for s in runtime_sites(model).values() if s.plan.action in GRIDLESS}
     unset = [name for name, q in quantizers(model) if not q.is_calibrated and q not in alone]  # their weights say it all
     if unset:
         raise CalibrationError(

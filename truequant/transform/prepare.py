@@ -30,6 +30,7 @@ from truequant.fake import (
     unswap,
 )
 from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan
+from truequant.planning.actions import ACT
 from truequant.schemes import QConfig
 
 
@@ -238,23 +239,4 @@ class _Preparation:
 def _acts(site: Site) -> bool:
     """Whether something else happens at a site than in the float model."""
     own = site.action == "clamp" and site.fused_into is None and site.emits is not None
-    return site.quantizer is not None or site.writes_back or site.action in _ACTIVE or own
-
-
-_ACTIVE = frozenset(
-    (
-        "layer",
-        "weight_only",
-        "dynamic",
-        "affine",
-        "product",
-        "resize",
-        "add",
-        "sub",
-        "mul",
-        "table",
-        "lookup",
-        "average",
-        "pool",
-    )
-)
+    return site.quantizer is not None or site.writes_back or site.action in ACT or own
