@@ -16,8 +16,8 @@ from torch import Tensor
 import truequant as tq
 from truequant.integer import IntegerProgram
 from truequant.runtimes import onnx_bytes
-from truequant.runtimes.openvino_session import options_of
-from truequant.runtimes.writer import Form
+from truequant.runtimes.onnx.writer import Form
+from truequant.runtimes.openvino.session import options_of
 
 QEMU = shutil.which("qemu-x86_64")
 WITHOUT_VNNI = "Haswell-noTSX"

@@ -12,7 +12,7 @@ import truequant as tq
 from tests.emulation import WITHOUT_VNNI, differences, needs_qemu
 from truequant.demo import MODELS, load_mnist
 from truequant.integer import IntegerProgram
-from truequant.runtimes.writer import Form
+from truequant.runtimes.onnx.writer import Form
 
 pytestmark = [pytest.mark.emulated, needs_qemu]
 

@@ -21,8 +21,8 @@ from truequant.errors import FileError
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.nodes import Conv, Dequantize, Edge, MaxPool, Node, Quantize, Reshape
 from truequant.runtimes import EdgeReader, census, onnx_bytes
-from truequant.runtimes.channels_last import readers_of
-from truequant.runtimes.pooled_sums import pooling_of
+from truequant.runtimes.onnxruntime.channels_last import readers_of
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 
 SIZE = 14
 

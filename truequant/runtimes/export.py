@@ -16,15 +16,15 @@ from truequant.errors import ArgumentError, ArgumentTypeError, ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.serialize import to_container
-from truequant.runtimes import external
-from truequant.runtimes.census import require_integer_kernels
-from truequant.runtimes.hidden_edges import show
-from truequant.runtimes.metadata import FORM, PROGRAM, schemes_of, with_program
-from truequant.runtimes.onnx_nodes import write
-from truequant.runtimes.openvino_session import compiled
+from truequant.runtimes.onnx import external
+from truequant.runtimes.onnx.metadata import FORM, PROGRAM, schemes_of, with_program
+from truequant.runtimes.onnx.nodes import write
+from truequant.runtimes.onnx.writer import IR_VERSION, Form, Writer, opsets, runs_here
+from truequant.runtimes.onnxruntime.census import require_integer_kernels
+from truequant.runtimes.onnxruntime.hidden_edges import show
+from truequant.runtimes.onnxruntime.table_proofs import require_exact_tables
+from truequant.runtimes.openvino.session import compiled
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.tables import require_exact_tables
-from truequant.runtimes.writer import IR_VERSION, Form, Writer, opsets, runs_here
 
 _ELEMENTS = {
     "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "DOUBLE", "bool": "BOOL", "uint8": "UINT8",

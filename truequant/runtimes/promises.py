@@ -12,8 +12,8 @@ import torch
 from truequant import numerics
 from truequant.integer import IntegerProgram, float_sums
 from truequant.integer.nodes import FLOAT_LINEARS, Add, AveragePool, Conv, Edge, Island, Linear, MatMul
+from truequant.runtimes.onnx.writer import dynamic_layout
 from truequant.runtimes.saturation import openvino_saturating, saturating_layers
-from truequant.runtimes.writer import dynamic_layout
 from truequant.schemes import ONNXRUNTIME, TARGETS, Target
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.runtimes.compiled import CompiledModel, EdgeReader
 from truequant.runtimes.export import program_of
-from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
-from truequant.runtimes.torch_program import ExportedEdges, ExportedModel
+from truequant.runtimes.onnxruntime.model import CompiledModel, EdgeReader
+from truequant.runtimes.openvino.model import OpenvinoEdges, OpenvinoModel
+from truequant.runtimes.torch.program import ExportedEdges, ExportedModel
 
 
 class Edges(Protocol):

@@ -15,8 +15,9 @@ from tests.programs import residual_net
 from truequant.errors import ExportError, FileError
 from truequant.files import container_bytes
 from truequant.integer.serialize import to_container
-from truequant.runtimes import external, onnx_bytes
-from truequant.runtimes.metadata import CONTAINER, PROGRAM
+from truequant.runtimes import onnx_bytes
+from truequant.runtimes.onnx import external
+from truequant.runtimes.onnx.metadata import CONTAINER, PROGRAM
 
 NET = residual_net()
 WIDE_NET = residual_net(width=16)

@@ -21,9 +21,9 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
+from truequant.runtimes.onnx.layer_constants import scales
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 from truequant.runtimes.saturation import saturates_in_openvino
-from truequant.runtimes.weights import scales
-from truequant.runtimes.writer import Writer, numpy_of
 
 
 def _step(writer: Writer, of: str, op: str, inputs: list[str], part: str, **attributes: Any) -> str:

@@ -23,15 +23,15 @@ from truequant.integer import IntegerProgram, load
 from truequant.integer.binding import bind, build
 from truequant.integer.nodes import Edge
 from truequant.integer.serialize import from_container
-from truequant.runtimes.census import census
-from truequant.runtimes.compiled import same_kernels
 from truequant.runtimes.export import digest
-from truequant.runtimes.external import require_inside
-from truequant.runtimes.hidden_edges import show
-from truequant.runtimes.metadata import CONTAINER, FORM, PROGRAM
+from truequant.runtimes.onnx.external import require_inside
+from truequant.runtimes.onnx.metadata import CONTAINER, FORM, PROGRAM
+from truequant.runtimes.onnx.writer import Form
+from truequant.runtimes.onnxruntime.census import census
+from truequant.runtimes.onnxruntime.hidden_edges import show
+from truequant.runtimes.onnxruntime.model import same_kernels
+from truequant.runtimes.onnxruntime.session import Level, run, session
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.session import Level, run, session
-from truequant.runtimes.writer import Form
 
 MAX_ONNX_BYTES = 2**31 - 1
 """What protobuf itself can hold."""

@@ -11,14 +11,14 @@ from truequant.errors import ExportError
 from truequant.integer import is_wide
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
-from truequant.runtimes import linears
-from truequant.runtimes.channels_last import between_convolutions
-from truequant.runtimes.islands import write_island
-from truequant.runtimes.onnx_layers import conv, linear, reshape_to
-from truequant.runtimes.onnx_movement import MOVEMENTS
-from truequant.runtimes.openvino_nodes import WRITTEN_OUT
-from truequant.runtimes.proofs import all_pairs, proven
-from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
+from truequant.runtimes.onnx import float_linears
+from truequant.runtimes.onnx.code_movement import MOVEMENTS
+from truequant.runtimes.onnx.integer_layers import conv, linear, reshape_to
+from truequant.runtimes.onnx.islands.ops import write_island
+from truequant.runtimes.onnx.writer import MICROSOFT, Writer, numpy_of
+from truequant.runtimes.onnxruntime.channels_last import between_convolutions
+from truequant.runtimes.onnxruntime.pair_proofs import all_pairs, proven
+from truequant.runtimes.openvino.nodes import WRITTEN_OUT
 
 
 def write(writer: Writer, node: Node) -> None:
@@ -187,5 +187,5 @@ _WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.MatMul: _matmul, program_nodes.Add: _binary, program_nodes.Sub: _binary, program_nodes.Mul: _binary,
     program_nodes.Table: _table, program_nodes.Lookup: _lookup, program_nodes.GlobalAverage: _average,
     program_nodes.AveragePool: _average_pool, program_nodes.Island: write_island,
-    program_nodes.WeightOnlyLinear: linears.weight_only, program_nodes.DynamicLinear: linears.dynamic, **MOVEMENTS,
+    program_nodes.WeightOnlyLinear: float_linears.weight_only, program_nodes.DynamicLinear: float_linears.dynamic, **MOVEMENTS,
 }  # fmt: skip

@@ -8,9 +8,9 @@ import numpy as np
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
-from truequant.runtimes.arguments import Arguments
-from truequant.runtimes.steps import Form, Steps
-from truequant.runtimes.writer import Writer
+from truequant.runtimes.onnx.islands.arguments import Arguments
+from truequant.runtimes.onnx.islands.steps import Form, Steps
+from truequant.runtimes.onnx.writer import Writer
 
 # torch stacks an LSTM's gates as i f g o and a GRU's as r z n; ONNX wants i o f c and z r h.
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}

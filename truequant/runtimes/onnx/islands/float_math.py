@@ -11,9 +11,9 @@ import torch
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
-from truequant.runtimes.arguments import Arguments
-from truequant.runtimes.steps import Form, Steps
-from truequant.runtimes.writer import Writer
+from truequant.runtimes.onnx.islands.arguments import Arguments
+from truequant.runtimes.onnx.islands.steps import Form, Steps
+from truequant.runtimes.onnx.writer import Writer
 
 
 def plain(op: str, **attributes: Any) -> Form:

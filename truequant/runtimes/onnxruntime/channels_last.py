@@ -28,8 +28,8 @@ from truequant.integer.nodes import (
     Table,
     inputs_of,
 )
-from truequant.runtimes.pooled_sums import pooling_of
-from truequant.runtimes.writer import Form, Writer, runs_here
+from truequant.runtimes.onnx.writer import Form, Writer, runs_here
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 
 _KEEPS = (MaxPool, AveragePool, Add, Clamp)
 """What onnxruntime computes channels-last behind a convolution."""

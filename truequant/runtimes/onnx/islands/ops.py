@@ -8,13 +8,13 @@ from __future__ import annotations
 from truequant.errors import ExportError
 from truequant.integer.islands import REGISTERED
 from truequant.integer.nodes import Island
-from truequant.runtimes import float_layers as layers
-from truequant.runtimes import float_math as maths
-from truequant.runtimes import recurrent
-from truequant.runtimes.arguments import arguments_of
-from truequant.runtimes.registered import write_registered
-from truequant.runtimes.steps import Form
-from truequant.runtimes.writer import Writer
+from truequant.runtimes.onnx.islands import float_layers as layers
+from truequant.runtimes.onnx.islands import float_math as maths
+from truequant.runtimes.onnx.islands import recurrent_layers as recurrent
+from truequant.runtimes.onnx.islands.arguments import arguments_of
+from truequant.runtimes.onnx.islands.steps import Form
+from truequant.runtimes.onnx.islands.user_ops import write_registered
+from truequant.runtimes.onnx.writer import Writer
 
 
 def write_island(writer: Writer, node: Island) -> None:

@@ -11,9 +11,9 @@ import torch
 from truequant import numerics
 from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import Add, Edge, Mul, Sub
+from truequant.runtimes.onnx.writer import IR_VERSION, MICROSOFT, Form, opsets, runs_here
 from truequant.runtimes.packages import onnx, onnxruntime
 from truequant.runtimes.promises import pairs_that_need_fma
-from truequant.runtimes.writer import IR_VERSION, MICROSOFT, Form, opsets, runs_here
 from truequant.schemes import TARGETS, ArithmeticRule
 
 

@@ -36,7 +36,7 @@ from truequant.integer.nodes import (
 from truequant.integer.program import DTYPES
 from truequant.integer.storage import storage
 from truequant.runtimes.export import program_of
-from truequant.runtimes.torch_nodes import VALUES, conv, linear
+from truequant.runtimes.torch.nodes import VALUES, conv, linear
 
 _SIZE = 64
 """Dynamic sizes of the example that the program is made with, but for the batch: enough for any stride and pooling."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
-from truequant.runtimes.channels_last import write_flat
-from truequant.runtimes.pooled_sums import write_pooling
-from truequant.runtimes.writer import Writer
+from truequant.runtimes.onnx.writer import Writer
+from truequant.runtimes.onnxruntime.channels_last import write_flat
+from truequant.runtimes.onnxruntime.pooled_sums import write_pooling
 
 
 def _written(writer: Writer, node: Any, op: str, inputs: list[str], **attributes: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, MaxPool
 from truequant.numerics import FLOAT32_EXACT, accumulator_bound, multiplier
-from truequant.runtimes.writer import Form, Writer, numpy_of, runs_here
+from truequant.runtimes.onnx.writer import Form, Writer, numpy_of, runs_here
 
 MAX_CHANNELS, MAX_PRODUCTS = 3, 1600
 """Input channels, and products for each place of the output, up to which the float kernel is the faster one

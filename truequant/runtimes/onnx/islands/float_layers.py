@@ -9,9 +9,9 @@ import numpy as np
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
-from truequant.runtimes.arguments import Arguments
-from truequant.runtimes.steps import Form, Steps
-from truequant.runtimes.writer import Writer
+from truequant.runtimes.onnx.islands.arguments import Arguments
+from truequant.runtimes.onnx.islands.steps import Form, Steps
+from truequant.runtimes.onnx.writer import Writer
 
 
 def conv(op: str) -> Form:

@@ -8,8 +8,8 @@ import numpy as np
 
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, Reshape
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.pooled_sums import pooling_of
 
 _LONGEST = 8
 """How many nodes `pooled_sums` writes at most from a pooling to its codes."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
-from truequant.runtimes.census import census, require_integer_kernels
 from truequant.runtimes.export import placed
-from truequant.runtimes.session import Level, run, session
-from truequant.runtimes.writer import Form
+from truequant.runtimes.onnx.writer import Form
+from truequant.runtimes.onnxruntime.census import census, require_integer_kernels
+from truequant.runtimes.onnxruntime.session import Level, run, session
 
 
 class CompiledModel:

@@ -10,7 +10,7 @@ import torch
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
-from truequant.runtimes.writer import Writer, numpy_of
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 
 class Arguments:

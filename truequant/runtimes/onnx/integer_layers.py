@@ -10,10 +10,10 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import is_wide
 from truequant.integer.nodes import Conv, Linear
-from truequant.runtimes.channels_last import read_by
-from truequant.runtimes.pooled_sums import pooling_of, write_sums
-from truequant.runtimes.weights import scales, weight_of
-from truequant.runtimes.writer import MICROSOFT, Writer, numpy_of
+from truequant.runtimes.onnx.layer_constants import scales, weight_of
+from truequant.runtimes.onnx.writer import MICROSOFT, Writer, numpy_of
+from truequant.runtimes.onnxruntime.channels_last import read_by
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of, write_sums
 
 
 def conv(writer: Writer, node: Conv) -> None:

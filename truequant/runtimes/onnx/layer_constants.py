@@ -10,9 +10,9 @@ import numpy as np
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Conv, Linear
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.saturation import saturates
-from truequant.runtimes.writer import Writer, numpy_of
 
 _PACKED_FROM = 512
 """Elements from which two codes a byte save more than the Cast node that unpacks them costs."""

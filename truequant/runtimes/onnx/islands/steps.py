@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from truequant.integer.nodes import Island
-from truequant.runtimes.arguments import Arguments
-from truequant.runtimes.writer import Writer
+from truequant.runtimes.onnx.islands.arguments import Arguments
+from truequant.runtimes.onnx.writer import Writer
 
 Form = Callable[[Writer, Island, Arguments], None]
 

@@ -26,9 +26,9 @@ from truequant.integer.nodes import (
     Table,
     WeightOnlyLinear,
 )
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
+from truequant.runtimes.onnxruntime.session import Level, session
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.pooled_sums import pooling_of
-from truequant.runtimes.session import Level, session
 
 KERNELS: dict[type[Node], frozenset[str]] = {
     Conv: frozenset(("QLinearConv", "ConvInteger")),

@@ -11,7 +11,7 @@ from truequant.errors import ExportError
 from truequant.integer.islands import REGISTERED
 from truequant.integer.nodes import Island
 from truequant.planning import decode_call, registered_op
-from truequant.runtimes.writer import Writer, numpy_of
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 
 class OnnxSteps:

@@ -10,7 +10,7 @@ from torch import Tensor
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, ProgramInput
 from truequant.integer.nodes import Dequantize, Edge, Node, Quantize, Table
-from truequant.runtimes.session import run, session
+from truequant.runtimes.onnxruntime.session import run, session
 
 
 def require_exact_tables(program: IntegerProgram, write: Callable[[IntegerProgram], bytes]) -> int:

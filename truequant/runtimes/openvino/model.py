@@ -9,8 +9,8 @@ from torch import Tensor
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
 from truequant.runtimes.export import placed
-from truequant.runtimes.openvino_session import compiled, kernels, run
-from truequant.runtimes.writer import Form
+from truequant.runtimes.onnx.writer import Form
+from truequant.runtimes.openvino.session import compiled, kernels, run
 
 
 class OpenvinoModel:

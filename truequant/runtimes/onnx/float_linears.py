@@ -11,9 +11,9 @@ import numpy as np
 
 from truequant import numerics
 from truequant.integer.nodes import DynamicLinear, WeightOnlyLinear
+from truequant.runtimes.onnx.layer_constants import packed
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.weights import packed
-from truequant.runtimes.writer import Writer, numpy_of
 
 
 def weight_only(writer: Writer, node: WeightOnlyLinear) -> None:

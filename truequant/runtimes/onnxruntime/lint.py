@@ -35,13 +35,13 @@ from truequant.integer.nodes import (
 )
 from truequant.integer.wide import SUMS
 from truequant.runtimes.export import program_of
-from truequant.runtimes.pooled_sums import pooling_of
-from truequant.runtimes.proofs import proven
+from truequant.runtimes.onnx.layer_constants import packs
+from truequant.runtimes.onnx.writer import Form, limits_of, runs_here
+from truequant.runtimes.onnxruntime.pair_proofs import proven
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
+from truequant.runtimes.onnxruntime.session import Level
+from truequant.runtimes.onnxruntime.shipped import read_program
 from truequant.runtimes.saturation import saturates
-from truequant.runtimes.session import Level
-from truequant.runtimes.shipped import read_program
-from truequant.runtimes.weights import packs
-from truequant.runtimes.writer import Form, limits_of, runs_here
 from truequant.schemes import TARGETS, Target
 
 Kind = Literal["level", "wide", "pairs", "table", "clamp", "weights", "packed", "values", "float"]

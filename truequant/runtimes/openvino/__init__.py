@@ -1,0 +1,1 @@
+"""OpenVINO on the CPU: its dialect of ONNX, and its compiled models."""

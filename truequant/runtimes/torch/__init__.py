@@ -1,0 +1,1 @@
+"""torch.export: a program as float ops of torch between quantizing ops."""
