@@ -31,7 +31,7 @@ from truequant.integer import Int8Model
 from truequant.integer.binding import bind, build
 from truequant.reports import versions
 from truequant.runtimes import onnx_bytes, require_integer_kernels
-from truequant.runtimes.onnxruntime.model import same_kernels
+from truequant.runtimes.onnxruntime.census import same_kernels
 from truequant.runtimes.onnxruntime.session import run, session
 
 PRESETS = ("w8a8", "w7a8", "w8a8-pow2", "w4a8")

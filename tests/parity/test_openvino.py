@@ -19,8 +19,8 @@ from tests.programs import S8, edge, f32, program, random_codes, random_conv, ra
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import Add, Clamp, Conv, Edge, GlobalAverage, MatMul, MaxPool, Mul, Pad, Slice, Sub, Table
 from truequant.runtimes.openvino.model import OpenvinoEdges, OpenvinoModel
+from truequant.runtimes.openvino.saturation import saturates_in_openvino
 from truequant.runtimes.openvino.session import compiled, run
-from truequant.runtimes.saturation import saturates_in_openvino
 
 
 def assert_same(p: IntegerProgram, *inputs: Tensor) -> dict[str, int]:

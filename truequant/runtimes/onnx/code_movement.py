@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
+from truequant.runtimes.onnx.kernels import kernels_of
 from truequant.runtimes.onnx.writer import Writer
-from truequant.runtimes.onnxruntime.channels_last import write_flat
-from truequant.runtimes.onnxruntime.pooled_sums import write_pooling
 
 
-def _written(writer: Writer, node: Any, op: str, inputs: list[str], **attributes: Any) -> None:
-    """A node that moves codes. Those of 16 bits, for which runtimes have no such kernel, pass as values: quantized again on
-    their own grid they are the same codes.
+def _moved(writer: Writer, node: Any, inputs: list[str], **attributes: Any) -> None:
+    """A node that moves codes. Those of 16 bits, where runtimes have no such kernel, pass as values: quantized again on their
+    own grid they are the same codes.
     """
-    edge = writer.edge(node.output)
-    if not edge.wide:
-        writer.node(op, inputs, node.output, name=node.output, **attributes)
+    kernels, edge = kernels_of(node), writer.program.edges.get(node.output)
+    if edge is None or not edge.wide or not kernels.wide_as_values:
+        writer.node(kernels.op, inputs, node.output, name=node.output, **attributes)
         return
     value = writer.fresh(f"{node.output}.value")
-    writer.node(op, [writer.dequantized(inputs[0], node.output), *inputs[1:]], value, name=node.output, **attributes)
+    writer.node(kernels.op, [writer.dequantized(inputs[0], node.output), *inputs[1:]], value, name=node.output, **attributes)
     writer.quantized(value, node.output, *writer.limits(edge))
 
 
-def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
+def window_of(node: program_nodes.MaxPool) -> dict[str, Any]:
+    """The attributes of MaxPool."""
+    return {
+        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*node.padding, *node.padding],
+        "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
+    }  # fmt: skip
+
+
+def max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
+    """A pooling of codes."""
     source, padding = node.input, node.padding
     edge = writer.edge(node.input)
     if any(padding) and max(node.dilation) > 1 and not edge.wide:
@@ -36,36 +45,28 @@ def _max_pool(writer: Writer, node: program_nodes.MaxPool) -> None:
         sides = [0] * (rank - len(padding)) + list(padding)
         lowest = writer.constant(f"{node.output}.lowest", np.array(edge.qmin, writer.dtype(edge)))
         writer.node("Pad", [node.input, writer.integers(f"{source}.pads", sides * 2), lowest], source, name=source)
-        padding = (0,) * len(padding)
-    attributes: dict[str, Any] = {
-        "kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*padding, *padding],
-        "dilations": list(node.dilation), "ceil_mode": int(node.ceil_mode),
-    }  # fmt: skip
-    if node.input in writer.sums:
-        write_pooling(writer, node, **attributes)
-        return
-    _written(writer, node, "MaxPool", [source], **attributes)
+        node = replace(node, padding=(0,) * len(padding))
+    _moved(writer, node, [source], **window_of(node))
 
 
 def _clamp(writer: Writer, node: program_nodes.Clamp) -> None:
     writer.clip(node.input, node.output, node.low, node.high)
 
 
-def _reshape(writer: Writer, node: program_nodes.Reshape) -> None:
-    if write_flat(writer, node):
-        return
-    writer.node("Reshape", [node.input, writer.integers(f"{node.output}.shape", node.shape)], node.output, name=node.output)
+def reshape(writer: Writer, node: program_nodes.Reshape) -> None:
+    """Codes in another shape."""
+    _moved(writer, node, [node.input, writer.integers(f"{node.output}.shape", node.shape)])
 
 
 def _transpose(writer: Writer, node: program_nodes.Transpose) -> None:
-    writer.node("Transpose", [node.input], node.output, name=node.output, perm=list(node.permutation))
+    _moved(writer, node, [node.input], perm=list(node.permutation))
 
 
 def _slice(writer: Writer, node: program_nodes.Slice) -> None:
     end = 2**63 - 1 if node.end is None else node.end
     parts = ([node.begin], [end], [node.axis], [node.step])
     constants = [writer.integers(f"{node.output}.{k}", v) for k, v in zip(("begin", "end", "axis", "step"), parts, strict=True)]
-    writer.node("Slice", [node.input, *constants], node.output, name=node.output)
+    _moved(writer, node, [node.input, *constants])
 
 
 def _pad(writer: Writer, node: program_nodes.Pad) -> None:
@@ -75,24 +76,23 @@ def _pad(writer: Writer, node: program_nodes.Pad) -> None:
     zero = writer.scale_and_zero(node.input)[1]
     if writer.edge(node.output).wide:
         zero = writer.constant(f"{node.output}.zero", np.float32(0))
-    _written(writer, node, "Pad", [node.input, pads, zero])
+    _moved(writer, node, [node.input, pads, zero])
 
 
 def _concat(writer: Writer, node: program_nodes.Concat) -> None:
-    writer.node("Concat", list(node.inputs), node.output, name=node.output, axis=node.axis)
+    _moved(writer, node, list(node.inputs), axis=node.axis)
 
 
 def _take(writer: Writer, node: program_nodes.Take) -> None:
-    indices = writer.integers(f"{node.output}.indices", node.indices)
-    writer.node("Gather", [node.input, indices], node.output, name=node.output, axis=node.axis)
+    _moved(writer, node, [node.input, writer.integers(f"{node.output}.indices", node.indices)], axis=node.axis)
 
 
 def _upsample(writer: Writer, node: program_nodes.Upsample) -> None:
     """Resize by whole factors: the same code for each of the repeated places."""
     kept = len(writer.shapes[node.input]) - len(node.factors)
     scales = writer.constant(f"{node.output}.factors", np.array([1.0] * kept + list(node.factors), np.float32))
-    _written(
-        writer, node, "Resize", [node.input, "", scales], mode="nearest", coordinate_transformation_mode="asymmetric",
+    _moved(
+        writer, node, [node.input, "", scales], mode="nearest", coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
 
 
 MOVEMENTS: dict[type[Node], Callable[[Writer, Any], None]] = {
-    program_nodes.MaxPool: _max_pool, program_nodes.Clamp: _clamp, program_nodes.Reshape: _reshape,
+    program_nodes.MaxPool: max_pool, program_nodes.Clamp: _clamp, program_nodes.Reshape: reshape,
     program_nodes.Transpose: _transpose, program_nodes.Slice: _slice, program_nodes.Take: _take,
     program_nodes.Upsample: _upsample, program_nodes.DepthToSpace: _depth_to_space, program_nodes.Pad: _pad,
     program_nodes.Concat: _concat,

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers in both forms of the file."""
+"""Convolutions and linear layers in both layouts of the file."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import is_wide
 from truequant.integer.nodes import Conv, Linear
+from truequant.runtimes.onnx.kernels import kernels_of
 from truequant.runtimes.onnx.layer_constants import scales, weight_of
-from truequant.runtimes.onnx.writer import MICROSOFT, Writer, numpy_of
-from truequant.runtimes.onnxruntime.channels_last import read_by
-from truequant.runtimes.onnxruntime.pooled_sums import pooling_of, write_sums
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 
-def conv(writer: Writer, node: Conv) -> None:
+def window_of(node: Conv) -> dict[str, Any]:
+    """The attributes of Conv."""
     begins, ends = [p[0] for p in node.padding], [p[1] for p in node.padding]
-    attributes: dict[str, Any] = {
+    return {
         "kernel_shape": list(node.weight.shape[2:]), "strides": list(node.stride), "pads": [*begins, *ends],
         "dilations": list(node.dilation), "group": node.groups,
     }  # fmt: skip
+
+
+def conv(writer: Writer, node: Conv) -> None:
+    """A convolution of codes. `ExportError` between signed and unsigned ones."""
+    attributes, kernels = window_of(node), kernels_of(node)
     if is_wide(node, writer.program.edges):
-        _in_float(writer, node, node.input, node.output, "Conv", **attributes)
+        _in_float(writer, node, node.input, node.output, **attributes)
         return
     if node.output not in writer.program.edges:
         weight = weight_of(writer, node, scalar_zero=True)
         zero = writer.scale_and_zero(node.input)[1]
         acc = writer.fresh(f"{node.output}.sum")
-        writer.node("ConvInteger", [node.input, weight.codes, zero, weight.zero_point], acc, name=node.output, **attributes)
+        writer.node(kernels.sums, [node.input, weight.codes, zero, weight.zero_point], acc, name=node.output, **attributes)
         _to_float(writer, node, acc, (1, -1, *(1,) * len(node.stride)))
-        return
-    if pooling_of(writer.program, node, writer.form):
-        write_sums(writer, node, **attributes)
         return
     signs = [writer.edge(n).signed for n in (node.input, node.output)]
     if len(set(signs)) == 2:
         raise ExportError(f"'{node.output}': a convolution between signed and unsigned codes", fix="one dtype for activations")
     if writer.by_name(node):
-        writer.kernel("QLinearConv", _operands(writer, node), node.output, node.low, node.high, **attributes)
+        inputs, domain = _operands(writer, node), kernels.domain
+        writer.kernel(kernels.integer, inputs, node.output, node.low, node.high, domain=domain, **attributes)
         return
-    _in_float(writer, node, node.input, node.output, "Conv", **attributes)
+    _in_float(writer, node, node.input, node.output, **attributes)
 
 
-def _in_float(writer: Writer, node: Conv | Linear, source: str, output: str, op: str, **attributes: Any) -> None:
+def _in_float(writer: Writer, node: Conv | Linear, source: str, output: str, **attributes: Any) -> None:
     """A float op on dequantized codes, weights and biases, quantized again: what runtimes fuse, up to 8 bits."""
+    op = kernels_of(node).op
     inputs = [writer.dequantized(source, node.output), *_dequantized(writer, node)]
     if node.output in writer.program.edges:
         value = writer.fresh(f"{node.output}.value")
@@ -55,18 +59,18 @@ def _in_float(writer: Writer, node: Conv | Linear, source: str, output: str, op:
         writer.node(op, inputs, output, name=node.output, **attributes)
 
 
-def linear(writer: Writer, node: Linear) -> None:
+def linear(writer: Writer, node: Linear, source: str = "") -> None:
+    """A linear layer on codes. source: the tensor that holds them, by default the edge itself."""
     name, shape = node.output, writer.shapes[node.input]
     coded = name in writer.program.edges
     if not coded and not is_wide(node, writer.program.edges):
         weight = weight_of(writer, node, transposed=True, scalar_zero=True)
         zero = writer.scale_and_zero(node.input)[1]
         acc = writer.fresh(f"{name}.sum")
-        writer.node("MatMulInteger", [node.input, weight.codes, zero, weight.zero_point], acc, name=name)
+        writer.node(kernels_of(node).sums, [node.input, weight.codes, zero, weight.zero_point], acc, name=name)
         _to_float(writer, node, acc, (-1,))
         return
-    source, node = read_by(writer, node)
-    output = name
+    source, output = source or node.input, name
     flat = len(shape) != 2
     if flat:  # Gemm takes two axes: codes are reshaped around it
         source = writer.fresh(f"{name}.rows")
@@ -96,9 +100,10 @@ def _rows(writer: Writer, node: Linear, source: str, output: str) -> None:
         weight, y = weight_of(writer, node), writer.scale_and_zero(output)
         x = [source, *writer.scale_and_zero(source)]
         inputs = [*x, weight.codes, weight.scale, weight.zero_point, _bias(writer, node), *y]
-        writer.kernel("QGemm", inputs, output, node.low, node.high, domain=MICROSOFT, transB=1)
+        kernels = kernels_of(node)
+        writer.kernel(kernels.integer, inputs, output, node.low, node.high, domain=kernels.domain, transB=1)
         return
-    _in_float(writer, node, source, output, "Gemm", transB=1)
+    _in_float(writer, node, source, output, transB=1)
 
 
 def _operands(writer: Writer, node: Conv) -> list[str]:

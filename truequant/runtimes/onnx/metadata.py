@@ -24,6 +24,11 @@ def schemes_of(program: IntegerProgram) -> str:
     return "; ".join(f"{what} {', '.join(f'{k} x {n}' for k, n in sorted(counts.items()))}" for what, counts in parts if counts)
 
 
+def digest(program: IntegerProgram) -> str:
+    """SHA-256 of the program's contents, hexadecimal: the one that its `.tq` file holds."""
+    return str(to_container(program)[0]["sha256"])
+
+
 def with_program(data: bytes, program: IntegerProgram) -> bytes:
     """A serialized model that carries its whole program, so that it can be verified alone."""
     model = onnx().load_model_from_string(data)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from truequant.integer import IntegerProgram, is_wide, program_layout
+from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import Conv, Edge, Node
+from truequant.runtimes.onnx.forms import Layout
+from truequant.runtimes.onnx.kernels import MICROSOFT, kernels_of
+from truequant.runtimes.onnx.shapes import dynamic_shapes
 from truequant.runtimes.packages import onnx
-from truequant.schemes import TARGETS
 
-Form = Literal["qdq", "qoperator", "openvino"]
-"""QDQ: float ops between DequantizeLinear and QuantizeLinear, which runtimes fuse; QOperator: integer kernels by name;
-openvino: sums of codes and their requantization written out."""
-
-MICROSOFT = "com.microsoft"
-"""The domain of onnxruntime's own integer kernels."""
 OPSET = 21
 IR_VERSION = 10
 _SHARED_FROM = 1024
@@ -47,17 +43,14 @@ def limits_of(edge: Edge) -> tuple[int, int]:
     return int(whole.min), int(whole.max)
 
 
-def runs_here(program: IntegerProgram) -> bool:
-    """Whether the runtime of a program's target can be run here. One that is not known is taken at its word."""
-    target = TARGETS.get(program.target)
-    return target is None or target.runs_here
-
-
 class Writer:
-    """Nodes, constants and value infos. The tensor of an edge has the edge's name."""
+    """Nodes, constants and value infos. The tensor of an edge has the edge's name.
 
-    def __init__(self, program: IntegerProgram, form: Form = "qdq") -> None:
-        self.program, self.form = program, form
+    signed_by_name: nodes that write signed codes are integer kernels by name in every layout.
+    """
+
+    def __init__(self, program: IntegerProgram, layout: Layout = "qdq", *, signed_by_name: bool = False) -> None:
+        self.program, self.layout, self.signed_by_name = program, layout, signed_by_name
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.raw: dict[str, str] = {}
@@ -67,18 +60,13 @@ class Writer:
         self.floats: dict[str, str] = {}
         """Values of the file alone, before a quantizer or behind a dequantizer, each with the edge whose shape it has."""
         self.sums: dict[str, tuple[Conv, str]] = {}
-        """Edges that are in no tensor of the file: the convolution, and the tensor of its sums (`pooled_sums`)."""
+        """Edges that a dialect keeps in no tensor of the file: the convolution, and the tensor of its sums."""
         self.flat: dict[str, tuple[str, tuple[int, ...]]] = {}
-        """Edges that lie in the file in another order: the tensor, and the shape of an image (`channels_last`)."""
-        self.shapes, self.dtypes = dynamic_layout(program)
+        """Edges that a dialect keeps in another order: the tensor, and the shape of an image."""
+        self.shapes, self.dtypes = dynamic_shapes(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken = {*program.edges, *(n.output for n in program.nodes), *(i.name for i in program.inputs)}
-
-    @property
-    def runs_here(self) -> bool:
-        """Whether the target's runtime is one that runs here: others get plain QDQ, which they fuse in their own way."""
-        return runs_here(self.program)
 
     # -- names and constants -------------------------------------------------------------------------------------------
     def fresh(self, name: str) -> str:
@@ -132,13 +120,10 @@ class Writer:
         return limits_of(edge)
 
     def by_name(self, node: Node) -> bool:
-        """Whether a node is written as an integer kernel by name. None has codes of more than 8 bits.
-
-        Signed codes are, in QDQ form too: onnxruntime makes some of them unsigned, and fuses neither those nor what reads them.
-        """
-        if is_wide(node, self.program.edges) or node.output not in self.program.edges:
+        """Whether a node is written as an integer kernel by name. None has codes of more than 8 bits."""
+        if is_wide(node, self.program.edges) or node.output not in self.program.edges or not kernels_of(node).integer:
             return False
-        return self.form == "qoperator" or (self.form == "qdq" and self.runs_here and self.edge(node.output).signed)
+        return self.layout == "qoperator" or (self.signed_by_name and self.edge(node.output).signed)
 
     def scale_and_zero(self, name: str) -> list[str]:
         """Constants with the scale and zero point of an edge."""
@@ -221,23 +206,6 @@ class Writer:
     def integers(self, name: str, values: list[int] | tuple[int, ...]) -> str:
         """An int64 constant: a shape, axes, pads."""
         return self.constant(name, np.array(values, np.int64))
-
-
-def dynamic_layout(program: IntegerProgram) -> tuple[dict[str, tuple[int | None, ...]], dict[str, torch.dtype]]:
-    """The shape of every name, None where it follows a dynamic size of the inputs, and the dtype of every value."""
-
-    def layout(size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
-        return program_layout(program, {i.name: tuple(size if n is None else n for n in i.shape) for i in program.inputs})
-
-    # Two sizes that suit any stride and pooling alike tell which axes follow the inputs.
-    (small, dtypes), (large, _) = layout(_SIZES[0]), layout(_SIZES[1])
-    shapes: dict[str, tuple[int | None, ...]] = {
-        name: tuple(a if a == b else None for a, b in zip(small[name], large[name], strict=True)) for name in small
-    }
-    return shapes, dtypes
-
-
-_SIZES = (64, 128)
 
 
 def numpy_of(tensor: Tensor) -> Any:

@@ -5,46 +5,18 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, is_wide
-from truequant.integer.nodes import (
-    Add,
-    AveragePool,
-    Conv,
-    DynamicLinear,
-    GlobalAverage,
-    Linear,
-    Lookup,
-    MatMul,
-    MaxPool,
-    Mul,
-    Node,
-    Sub,
-    Table,
-    WeightOnlyLinear,
-)
+from truequant.integer.nodes import Conv, Lookup, Table
+from truequant.runtimes.onnx.kernels import INTEGER, kernels_of
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.onnxruntime.session import Level, session
 from truequant.runtimes.packages import onnx
 
-KERNELS: dict[type[Node], frozenset[str]] = {
-    Conv: frozenset(("QLinearConv", "ConvInteger")),
-    DynamicLinear: frozenset(("MatMulInteger",)),
-    Linear: frozenset(("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")),
-    MatMul: frozenset(("QLinearMatMul",)),
-    Add: frozenset(("QLinearAdd", "GatherElements")),
-    Sub: frozenset(("GatherElements",)),
-    Mul: frozenset(("QLinearMul", "GatherElements")),
-    AveragePool: frozenset(("QLinearAveragePool",)),
-    GlobalAverage: frozenset(("QLinearGlobalAveragePool",)),
-    Table: frozenset(("GatherElements",)),
-    Lookup: frozenset(("Gather",)),
-    MaxPool: frozenset(("MaxPool", "NhwcMaxPool")),
-}
-"""The integer kernels that a program node may become."""
 INEXACT = frozenset(
     ("MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLinear", "QLinearSoftmax", "QLinearSigmoid", "QLinearLeakyRelu",
      "QLinearReduceMean")
@@ -81,11 +53,9 @@ def require_integer_kernels(
         forms.setdefault(_LAYOUT.sub("", output), []).append(output)
     named = {node.name: node for node in graph.node}
     twins: dict[str, list[str]] | None = None
-    blocks = any(isinstance(node, WeightOnlyLinear) for node in program.nodes)
+    floats = {name for node in program.nodes for name in kernels_of(node).floats}
     for kernel in graph.node:
-        if kernel.op_type == "MatMulNBits" and blocks:  # a float kernel for a float product
-            continue
-        if kernel.op_type in INEXACT:
+        if kernel.op_type in INEXACT - floats:
             raise ExportError(
                 f"'{kernel.name or kernel.output[0]}' became {kernel.op_type} in onnxruntime, which computes something else",
                 got=kernel.op_type,
@@ -94,8 +64,8 @@ def require_integer_kernels(
             )
     pooled: set[str] = set()
     for node in program.nodes:
-        kernels = KERNELS.get(type(node))
-        if kernels is None or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
+        kernels = kernels_of(node).exact
+        if not kernels or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
             continue
         if isinstance(node, Conv) and (pool := pooling_of(program, node)) is not None and _in_float(node, graph):
             pooled |= {node.output, pool.output}
@@ -174,3 +144,14 @@ def _kernel_behind(name: str, writers: dict[str, Any], kernels: frozenset[str]) 
 def census(data: bytes, level: Level = "all", folder: str | None = None) -> dict[str, int]:
     """How many kernels of each kind onnxruntime runs."""
     return dict(sorted(Counter(node.op_type for node in optimized(data, level, folder).node).items()))
+
+
+def same_kernels(shipped: Mapping[str, int], shown: Mapping[str, int]) -> None:
+    """ExportError unless a copy that shows its inner edges runs the same integer kernels, as many of each."""
+    counts = [{k: n for k, n in c.items() if k in INTEGER} for c in (shipped, shown)]
+    if counts[0] != counts[1]:
+        raise ExportError(
+            "showing the inner edges changed the kernels that onnxruntime runs, so that they prove nothing",
+            got=counts[1],
+            expected=counts[0],
+        )

@@ -28,8 +28,10 @@ from truequant.integer.nodes import (
     Table,
     inputs_of,
 )
-from truequant.runtimes.onnx.writer import Form, Writer, runs_here
+from truequant.runtimes.onnx.forms import Layout
+from truequant.runtimes.onnx.writer import Writer
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
+from truequant.runtimes.targets import runs_here
 
 _KEEPS = (MaxPool, AveragePool, Add, Clamp)
 """What onnxruntime computes channels-last behind a convolution."""
@@ -51,7 +53,7 @@ def between_convolutions(writer: Writer, name: str) -> Moved | None:
     """
     program, shape = writer.program, writer.shapes[name]
     dynamic = sum(n is None for n in shape) > 1
-    if not writer.runs_here or len(shape) < 4 or dynamic or all(n == 1 for n in shape[2:]):
+    if len(shape) < 4 or dynamic or all(n == 1 for n in shape[2:]):
         return None
     writers = {other.output: other for other in program.nodes}
     if not _written(program, writers, name) or not _read(program, name):
@@ -87,12 +89,12 @@ def _read(program: IntegerProgram, name: str) -> bool:
     return False
 
 
-def readers_of(program: IntegerProgram, node: Reshape, form: Form = "qdq") -> tuple[Linear, ...]:
-    """The linear layers that read an image flattened channels-last in this form of the file; none where its codes are written
+def readers_of(program: IntegerProgram, node: Reshape, layout: Layout = "qdq") -> tuple[Linear, ...]:
+    """The linear layers that read an image flattened channels-last in this layout of the file; none where its codes are written
     in their own order.
     """
     edge = program.edges.get(node.output)
-    if form != "qdq" or not runs_here(program) or edge is None or edge.wide or node.output in program.output_names():
+    if layout != "qdq" or not runs_here(program) or edge is None or edge.wide or node.output in program.output_names():
         return ()
     if len(node.shape) != 2 or node.shape[0] not in (0, -1) or not _behind_a_convolution(program, node):
         return ()
@@ -115,7 +117,7 @@ def _behind_a_convolution(program: IntegerProgram, node: Reshape) -> bool:
 def write_flat(writer: Writer, node: Reshape) -> bool:
     """Write an image flattened channels-last, if its readers take it so."""
     name, shape = node.output, writer.shapes[node.input]
-    if len(shape) != 4 or None in shape[1:] or shape[1] == 1 or not readers_of(writer.program, node, writer.form):
+    if len(shape) != 4 or None in shape[1:] or shape[1] == 1 or not readers_of(writer.program, node, writer.layout):
         return False
     if shape[2] == shape[3] == 1:
         return False

@@ -17,42 +17,32 @@ from truequant.integer import Int8Model, IntegerProgram, is_wide, load
 from truequant.integer.nodes import (
     FLOATING,
     Add,
-    AveragePool,
     Clamp,
     Conv,
-    GlobalAverage,
     Island,
     Linear,
-    MatMul,
     MaxPool,
     Mul,
     Node,
-    Pad,
     Quantize,
     Sub,
     Table,
-    Upsample,
 )
 from truequant.integer.wide import SUMS
-from truequant.runtimes.export import program_of
+from truequant.runtimes.onnx.forms import FormName, Layout
+from truequant.runtimes.onnx.kernels import COMPUTING, kernels_of
 from truequant.runtimes.onnx.layer_constants import packs
-from truequant.runtimes.onnx.writer import Form, limits_of, runs_here
+from truequant.runtimes.onnx.reading import read_program
+from truequant.runtimes.onnx.writer import limits_of
 from truequant.runtimes.onnxruntime.pair_proofs import proven
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.onnxruntime.session import Level
-from truequant.runtimes.onnxruntime.shipped import read_program
+from truequant.runtimes.programs import program_of
 from truequant.runtimes.saturation import saturates
+from truequant.runtimes.targets import runs_here
 from truequant.schemes import TARGETS, Target
 
 Kind = Literal["level", "wide", "pairs", "table", "clamp", "weights", "packed", "values", "float"]
-_KERNELS: dict[type[Node], tuple[str, str]] = {
-    Conv: ("QLinearConv", "Conv"), Linear: ("QGemm", "Gemm"), MatMul: ("QLinearMatMul", "MatMul"), Add: ("QLinearAdd", "Add"),
-    Mul: ("QLinearMul", "Mul"), Sub: ("", "Sub"), GlobalAverage: ("QLinearGlobalAveragePool", "GlobalAveragePool"),
-    AveragePool: ("QLinearAveragePool", "AveragePool"),
-}  # fmt: skip
-"""The integer kernel of a program node, and the float op that runs where it is missed."""
-_MOVED: dict[type[Node], str] = {MaxPool: "MaxPool", Pad: "Pad", Upsample: "Resize"}
-"""What moves codes of 8 bits as they are, and wider ones as values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +73,7 @@ class Lint:
 
     fused: Mapping[str, str]
     missed: tuple[Miss, ...]
-    form: Form = "qdq"
+    form: Layout = "qdq"
     level: Level = "all"
     target: str = "onnxruntime"
 
@@ -106,7 +96,7 @@ class Lint:
 
 def lint(
     int8: Int8Model | IntegerProgram | str | os.PathLike[str], *, target: Target | str | None = None,
-    form: Form | None = None, level: Level = "all",
+    form: FormName | None = None, level: Level = "all",
 ) -> Lint:  # fmt: skip
     """Predict which fusions onnxruntime misses, and why.
 
@@ -125,26 +115,26 @@ def lint(
     '1': GatherElements, because sigmoid is a table of codes, a pass of its own; a relu or relu6 is part of the kernel before it
     """
     program, stored = _program(int8)
-    form = form or stored
-    if form == "openvino":
-        raise ArgumentError("lint: onnxruntime fuses nothing in OpenVINO's form", got=form, expected="'qdq' or 'qoperator'")
+    layout = form or stored
+    if layout == "openvino":
+        raise ArgumentError("lint: onnxruntime fuses nothing in OpenVINO's form", got=layout, expected="'qdq' or 'qoperator'")
     if isinstance(target, str) and target not in TARGETS:
         raise ArgumentError(f"no target {target!r}", got=repr(target), expected=", ".join(TARGETS))
     if target is not None:
         program = replace(program, target=target if isinstance(target, str) else target.name)
-    setting = _Setting(program, form, level)
+    setting = _Setting(program, layout, level)
     fused: dict[str, str] = {}
     missed: list[Miss] = []
     for node in program.nodes:
         found = [miss for rule in _RULES for miss in rule(setting, node)]
         missed += found
-        kernel = _KERNELS.get(type(node), ("", ""))[0]
+        kernel = kernels_of(node).integer
         if kernel and not any(miss.kind in ("level", "wide", "pairs", "values") for miss in found):
-            fused[node.output] = "Conv" if setting.pooled(node) else kernel
-    return Lint(fused, tuple(missed), form, level, program.target)
+            fused[node.output] = kernels_of(node).op if setting.pooled(node) else kernel
+    return Lint(fused, tuple(missed), layout, level, program.target)
 
 
-def _program(int8: Any) -> tuple[IntegerProgram, Form]:
+def _program(int8: Any) -> tuple[IntegerProgram, FormName]:
     if isinstance(int8, (str, os.PathLike)):
         if Path(int8).suffix.lower() == ".onnx":
             return read_program(int8)
@@ -155,7 +145,7 @@ def _program(int8: Any) -> tuple[IntegerProgram, Form]:
 @dataclass(frozen=True, slots=True)
 class _Setting:
     program: IntegerProgram
-    form: Form
+    layout: Layout
     level: Level
 
     @property
@@ -165,29 +155,29 @@ class _Setting:
 
     def written(self, node: Node) -> bool:
         """Whether a node lies in the file as Quantize and Dequantize around a float op."""
-        if not isinstance(node, tuple(_KERNELS)) or node.output not in self.program.edges:
+        if not isinstance(node, COMPUTING) or node.output not in self.program.edges:
             return False
         signed = self.program.edges[node.output].signed and runs_here(self.program)
-        return self.form == "qdq" and not signed and not self.paired(node) and not self.pooled(node)
+        return self.layout == "qdq" and not signed and not self.paired(node) and not self.pooled(node)
 
     def pooled(self, node: Node) -> MaxPool | None:
         """The pooling that takes a convolution's sums as they are."""
-        return pooling_of(self.program, node, self.form) if isinstance(node, Conv) else None
+        return pooling_of(self.program, node, self.layout) if isinstance(node, Conv) else None
 
     def paired(self, node: Node) -> bool:
         """Whether a node ships as a table of all pairs."""
-        return isinstance(node, (Add, Mul, Sub)) and not proven(self.program, node, self.form)
+        return isinstance(node, (Add, Mul, Sub)) and not proven(self.program, node, self.layout)
 
 
 Rule = Callable[[_Setting, Node], Iterator[Miss]]
 
 
 def _wide(setting: _Setting, node: Node) -> Iterator[Miss]:
-    op = _MOVED.get(type(node)) or _KERNELS.get(type(node), ("", ""))[1]
-    if op and is_wide(node, setting.program.edges):
+    kernels = kernels_of(node)
+    if kernels.wide_as_values and is_wide(node, setting.program.edges):
         sums = ", never EXACT" if isinstance(node, SUMS) else ""
         yield Miss(
-            node.output, "wide", f"{op} in float32{sums}", "no integer kernel has codes of 16 bits",
+            node.output, "wide", f"{kernels.op} in float32{sums}", "no integer kernel has codes of 16 bits",
             "8 bits for what it reads and writes",
         )  # fmt: skip
 
@@ -195,9 +185,8 @@ def _wide(setting: _Setting, node: Node) -> Iterator[Miss]:
 def _level(setting: _Setting, node: Node) -> Iterator[Miss]:
     if setting.fuses or not setting.written(node) or is_wide(node, setting.program.edges):
         return
-    op = _KERNELS[type(node)][1]
     yield Miss(
-        node.output, "level", f"{op} in float32", f"optimization level {setting.level!r} fuses no QDQ",
+        node.output, "level", f"{kernels_of(node).op} in float32", f"optimization level {setting.level!r} fuses no QDQ",
         "level='all', or form='qoperator'",
     )  # fmt: skip
 
@@ -207,11 +196,11 @@ def _pairs(setting: _Setting, node: Node) -> Iterator[Miss]:
         return
     why = "no integer kernel subtracts"
     if not isinstance(node, Sub):
-        kernel, edges = _KERNELS[type(node)][0], setting.program.edges
+        kernel, edges = kernels_of(node).integer, setting.program.edges
         grids = [f"({edges[n].scale:.6g}, {edges[n].zero_point})" for n in (node.left, node.right, node.output)]
         why = f"{kernel} gives other codes for some pairs of the grids {grids[0]}, {grids[1]} -> {grids[2]}"
     yield Miss(
-        node.output, "pairs", "GatherElements over all pairs of codes", why,
+        node.output, "pairs", f"{kernels_of(node).table} over all pairs of codes", why,
         "a + (-b) with b's sign in the weights before it" if isinstance(node, Sub) else "power-of-two scales, or other ranges",
     )  # fmt: skip
 
@@ -224,7 +213,7 @@ def _table(setting: _Setting, node: Node) -> Iterator[Miss]:
     else:
         why = f"{node.function} is a table of codes, a pass of its own"
         fix = "a relu or relu6 is part of the kernel before it"
-    yield Miss(node.output, "table", "GatherElements", why, fix)
+    yield Miss(node.output, "table", kernels_of(node).table, why, fix)
 
 
 def _clamp(setting: _Setting, node: Node) -> Iterator[Miss]:
@@ -233,7 +222,7 @@ def _clamp(setting: _Setting, node: Node) -> Iterator[Miss]:
         return
     if isinstance(node, Quantize):
         low, high = edge.qmin, edge.qmax
-    elif isinstance(node, (*_KERNELS, Clamp)) and not setting.paired(node):
+    elif isinstance(node, (*COMPUTING, Clamp)) and not setting.paired(node):
         clamped: Any = node
         low, high = clamped.low, clamped.high
     else:
@@ -267,9 +256,8 @@ def _packed(setting: _Setting, node: Node) -> Iterator[Miss]:
 def _values(setting: _Setting, node: Node) -> Iterator[Miss]:
     edges = setting.program.edges
     if isinstance(node, (Conv, Linear)) and node.output not in edges and not is_wide(node, edges):
-        kernel = "ConvInteger" if isinstance(node, Conv) else "MatMulInteger"
         yield Miss(
-            node.output, "values", f"{kernel}, then Add, Cast and Mul", "its sums leave the program as floats",
+            node.output, "values", f"{kernels_of(node).sums}, then Add, Cast and Mul", "its sums leave the program as floats",
             "QConfig(output=…) quantizes them in the kernel",
         )  # fmt: skip
 

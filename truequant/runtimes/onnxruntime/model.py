@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
-from truequant.runtimes.export import placed
-from truequant.runtimes.onnx.writer import Form
-from truequant.runtimes.onnxruntime.census import census, require_integer_kernels
+from truequant.runtimes.onnx.forms import Layout
+from truequant.runtimes.onnx.graph import placed
+from truequant.runtimes.onnxruntime.census import census, require_integer_kernels, same_kernels
+from truequant.runtimes.onnxruntime.dialect import form_of
 from truequant.runtimes.onnxruntime.session import Level, run, session
 
 
 class CompiledModel:
     """A model in onnxruntime: torch tensors in and out, the structure that the model returns."""
 
-    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
+    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Layout = "qdq") -> None:
         self.program = program
-        with placed(program, form=form) as (data, folder):
+        with placed(program, form_of(program, form)) as (data, folder):
             require_integer_kernels(program, data, level, folder)
             self._session = session(data, threads=threads, level=level, folder=folder)
 
@@ -36,39 +35,14 @@ class CompiledModel:
 class EdgeReader:
     """A copy of the shipped graph that shows its inner edges; it must run the same integer kernels."""
 
-    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Form = "qdq") -> None:
+    def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Layout = "qdq") -> None:
         self.program = program
-        with placed(program, form=form) as (shipped, folder):
+        with placed(program, form_of(program, form)) as (shipped, folder):
             kernels = census(shipped, level, folder)
-        with placed(program, form=form, show_edges=True) as (shown, folder):
+        with placed(program, form_of(program, form), show_edges=True) as (shown, folder):
             same_kernels(kernels, census(shown, level, folder))
             self._session = session(shown, threads=threads, level=level, folder=folder)
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The codes of every edge for these inputs, by name."""
         return run(self._session, bind(self.program, args, kwargs), list(self.program.edges))
-
-
-def same_kernels(shipped: Mapping[str, int], shown: Mapping[str, int]) -> None:
-    """ExportError unless a copy that shows its inner edges runs the same integer kernels, as many of each."""
-    counts = [{k: n for k, n in c.items() if k in _INTEGER} for c in (shipped, shown)]
-    if counts[0] != counts[1]:
-        raise ExportError(
-            "showing the inner edges changed the kernels that onnxruntime runs, so that they prove nothing",
-            got=counts[1],
-            expected=counts[0],
-        )
-
-
-_INTEGER = frozenset(
-    (
-        "QLinearConv",
-        "QGemm",
-        "QLinearMatMul",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearAdd",
-        "QLinearMul",
-        "QLinearGlobalAveragePool",
-    )
-)

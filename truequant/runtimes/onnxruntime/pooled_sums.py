@@ -1,4 +1,4 @@
-"""Convolutions of few input channels before a maximum pooling: float32 kernels on the integers themselves, in QDQ form.
+"""Convolutions of few input channels before a maximum pooling: float32 kernels on the integers themselves, in QDQ layout.
 
 onnxruntime's integer convolution gathers its windows one input channel at a time, so that with a few channels it takes longer
 than the float one. Where no sum can reach 2^24, float32 holds every partial sum exactly, whatever the order of its terms, and
@@ -18,7 +18,9 @@ import torch
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, MaxPool
 from truequant.numerics import FLOAT32_EXACT, accumulator_bound, multiplier
-from truequant.runtimes.onnx.writer import Form, Writer, numpy_of, runs_here
+from truequant.runtimes.onnx.forms import Layout
+from truequant.runtimes.onnx.writer import Writer, numpy_of
+from truequant.runtimes.targets import runs_here
 
 MAX_CHANNELS, MAX_PRODUCTS = 3, 1600
 """Input channels, and products for each place of the output, up to which the float kernel is the faster one
@@ -26,9 +28,9 @@ MAX_CHANNELS, MAX_PRODUCTS = 3, 1600
 """
 
 
-def pooling_of(program: IntegerProgram, node: Conv, form: Form = "qdq") -> MaxPool | None:
-    """The pooling that takes the sums of a convolution in this form of the file; None where its codes are written."""
-    if form != "qdq" or not runs_here(program):
+def pooling_of(program: IntegerProgram, node: Conv, layout: Layout = "qdq") -> MaxPool | None:
+    """The pooling that takes the sums of a convolution in this layout of the file; None where its codes are written."""
+    if layout != "qdq" or not runs_here(program):
         return None
     if node.groups > 1 or node.weight.shape[1] > MAX_CHANNELS or node.weight.numel() > MAX_PRODUCTS:
         return None

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from truequant.errors import ArgumentError
-from truequant.runtimes.packages import onnxruntime
+from truequant.runtimes.packages import package
 
 Level = Literal["none", "basic", "extended", "all"]
 _LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
+
+
+def onnxruntime() -> Any:
+    """The package onnxruntime."""
+    return package("onnxruntime", "onnxruntime")
 
 
 def session(

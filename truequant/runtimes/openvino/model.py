@@ -8,17 +8,17 @@ from torch import Tensor
 
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind, build
-from truequant.runtimes.export import placed
-from truequant.runtimes.onnx.writer import Form
+from truequant.runtimes.onnx.graph import placed
+from truequant.runtimes.openvino.dialect import FORM
 from truequant.runtimes.openvino.session import compiled, kernels, run
 
 
 class OpenvinoModel:
     """A model in OpenVINO: torch tensors in and out, the structure that the model returns."""
 
-    def __init__(self, program: IntegerProgram, *, threads: int = 0, form: Form = "openvino") -> None:
+    def __init__(self, program: IntegerProgram, *, threads: int = 0) -> None:
         self.program = program
-        with placed(program, form=form) as (data, folder):
+        with placed(program, FORM) as (data, folder):
             self._model = compiled(data, threads, folder)
         self._request = self._model.create_infer_request()
 
@@ -36,9 +36,9 @@ class OpenvinoModel:
 class OpenvinoEdges:
     """A copy of the compiled graph that shows its inner edges."""
 
-    def __init__(self, program: IntegerProgram, *, threads: int = 0, form: Form = "openvino") -> None:
+    def __init__(self, program: IntegerProgram, *, threads: int = 0) -> None:
         self.program = program
-        with placed(program, form=form, show_edges=True) as (data, folder):
+        with placed(program, FORM, show_edges=True) as (data, folder):
             self._request = compiled(data, threads, folder).create_infer_request()
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

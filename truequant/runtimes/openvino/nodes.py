@@ -22,8 +22,9 @@ from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes.onnx.layer_constants import scales
+from truequant.runtimes.onnx.lookups import table_constant, write_pairs, write_table
 from truequant.runtimes.onnx.writer import Writer, numpy_of
-from truequant.runtimes.saturation import saturates_in_openvino
+from truequant.runtimes.openvino.saturation import saturates_in_openvino
 
 
 def _step(writer: Writer, of: str, op: str, inputs: list[str], part: str, **attributes: Any) -> str:
@@ -179,7 +180,21 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
     _requantized(writer, acc, factor, node.output, node.low, node.high)
 
 
+def _looked_up(writer: Writer, node: Any, entries: Any, index: str) -> None:
+    name, table = node.output, table_constant(writer, node, entries)
+    writer.node("Gather", [table, index], name, name=name)
+
+
+def _pairs(writer: Writer, node: program_nodes.Add | program_nodes.Sub | program_nodes.Mul) -> None:
+    write_pairs(writer, node, _looked_up)
+
+
+def _table(writer: Writer, node: program_nodes.Table) -> None:
+    write_table(writer, node, _looked_up)
+
+
 WRITTEN_OUT: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, Conv: _conv, Linear: _linear, program_nodes.MatMul: _matmul,
-    program_nodes.GlobalAverage: _average,
+    program_nodes.GlobalAverage: _average, program_nodes.Add: _pairs, program_nodes.Sub: _pairs, program_nodes.Mul: _pairs,
+    program_nodes.Table: _table,
 }  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from truequant.runtimes.packages import openvino
+from truequant.runtimes.packages import package
 
 
 @cache
@@ -21,7 +21,7 @@ def _core() -> Any:
     """One for the process. Each gives its thread another stack for signals and puts back, when it ends, the one that it found:
     of two that overlap the last may put back the stack of the first, which is gone, and the next signal kills the process.
     """
-    return openvino().Core()
+    return package("openvino", "openvino").Core()
 
 
 def options_of(threads: int) -> dict[str, str | int]:

@@ -35,7 +35,7 @@ from truequant.integer.nodes import (
 )
 from truequant.integer.program import DTYPES
 from truequant.integer.storage import storage
-from truequant.runtimes.export import program_of
+from truequant.runtimes.programs import program_of
 from truequant.runtimes.torch.nodes import VALUES, conv, linear
 
 _SIZE = 64

@@ -10,11 +10,11 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
 from truequant.runtimes.onnx.islands.arguments import Arguments
-from truequant.runtimes.onnx.islands.steps import Form, Steps
+from truequant.runtimes.onnx.islands.steps import IslandWriter, Steps
 from truequant.runtimes.onnx.writer import Writer
 
 
-def conv(op: str) -> Form:
+def conv(op: str) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         n = len(writer.shapes[a["0"]]) - 2
         pads = a.sizes("padding", n, 0)
@@ -52,7 +52,7 @@ def batch_norm(writer: Writer, node: Island, a: Arguments) -> None:
     Steps(writer, node)("BatchNormalization", inputs, epsilon=float(a["7"]))
 
 
-def softmax(op: str) -> Form:
+def softmax(op: str) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         step = Steps(writer, node)
         if op == "LogSoftmax":
@@ -117,7 +117,7 @@ def rms_norm(writer: Writer, node: Island, a: Arguments) -> None:
         step("Div", [a["0"], root])
 
 
-def group_norm(groups_at: str | None) -> Form:
+def group_norm(groups_at: str | None) -> IslandWriter:
     """GroupNorm, and InstanceNorm as that of one channel a group: InstanceNormalization on groups, then the affine map."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -148,7 +148,7 @@ def group_norm(groups_at: str | None) -> Form:
     return build
 
 
-def pool(op: str) -> Form:
+def pool(op: str) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         n = len(writer.shapes[a["0"]]) - 2
         kernel = a.sizes("1", n, 1)
@@ -188,7 +188,7 @@ def adaptive_average(writer: Writer, node: Island, a: Arguments) -> None:
         step("Identity", [x])
 
 
-def resize(mode: str) -> Form:
+def resize(mode: str) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         shape = writer.shapes[node.output]
         if None in shape[1:]:

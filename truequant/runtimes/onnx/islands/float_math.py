@@ -12,11 +12,11 @@ import torch
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
 from truequant.runtimes.onnx.islands.arguments import Arguments
-from truequant.runtimes.onnx.islands.steps import Form, Steps
+from truequant.runtimes.onnx.islands.steps import IslandWriter, Steps
 from truequant.runtimes.onnx.writer import Writer
 
 
-def plain(op: str, **attributes: Any) -> Form:
+def plain(op: str, **attributes: Any) -> IslandWriter:
     """One ONNX op on the tensors among the arguments."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -25,7 +25,7 @@ def plain(op: str, **attributes: Any) -> Form:
     return build
 
 
-def attributed(op: str, **names: str) -> Form:
+def attributed(op: str, **names: str) -> IslandWriter:
     """One ONNX op on the first argument, other arguments as attributes."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -34,7 +34,7 @@ def attributed(op: str, **names: str) -> Form:
     return build
 
 
-def binary(op: str, *, turned: bool = False) -> Form:
+def binary(op: str, *, turned: bool = False) -> IslandWriter:
     """Of two tensors or a tensor and a number; `turned` swaps the operands."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -57,7 +57,7 @@ def clamp(writer: Writer, node: Island, a: Arguments) -> None:
     step("Clip", [a["0"], *("" if b is None else step.number(b, k) for k, b in (("low", low), ("high", high)))])
 
 
-def reduce(op: str) -> Form:
+def reduce(op: str) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         rank = len(writer.shapes[a["0"]])
         axes = a.get("1")
@@ -132,7 +132,7 @@ def expand(writer: Writer, node: Island, a: Arguments) -> None:
     Steps(writer, node)("Expand", [str(a.values[0]), a.shape("1")])
 
 
-def filled(value: float) -> Form:
+def filled(value: float) -> IslandWriter:
     """`zeros` and its kin: a number in a shape."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -143,7 +143,7 @@ def filled(value: float) -> Form:
     return build
 
 
-def same_shape(value: float) -> Form:
+def same_shape(value: float) -> IslandWriter:
     """`zeros_like` and its kin: a number in the shape of the argument."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -252,7 +252,7 @@ def argmax(writer: Writer, node: Island, a: Arguments) -> None:
     Steps(writer, node)("ArgMax", [source], axis=int(axis), keepdims=int(bool(a.get("2", False))))
 
 
-def largest(op: str) -> Form:
+def largest(op: str) -> IslandWriter:
     """`max(dim)` or `min(dim)`: values, or places."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:
@@ -274,7 +274,7 @@ def repeat(writer: Writer, node: Island, a: Arguments) -> None:
     step("Tile", [wide, a.shape("1")])
 
 
-def triangle(upper: int) -> Form:
+def triangle(upper: int) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         diagonal = writer.constant(f"{node.output}.diagonal", np.int64(a.get("1", 0)))
         Steps(writer, node)("Trilu", [a.tensor("0"), diagonal], upper=upper)
@@ -294,7 +294,7 @@ def glu(writer: Writer, node: Island, a: Arguments) -> None:
     step("Mul", [halves[0], step("Sigmoid", [halves[1]], "gate")])
 
 
-def spread(root: bool) -> Form:
+def spread(root: bool) -> IslandWriter:
     """Variance, or its root, over axes."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:

@@ -12,7 +12,7 @@ from truequant.runtimes.onnx.islands import float_layers as layers
 from truequant.runtimes.onnx.islands import float_math as maths
 from truequant.runtimes.onnx.islands import recurrent_layers as recurrent
 from truequant.runtimes.onnx.islands.arguments import arguments_of
-from truequant.runtimes.onnx.islands.steps import Form
+from truequant.runtimes.onnx.islands.steps import IslandWriter
 from truequant.runtimes.onnx.islands.user_ops import write_registered
 from truequant.runtimes.onnx.writer import Writer
 
@@ -32,7 +32,7 @@ def write_island(writer: Writer, node: Island) -> None:
     ISLANDS[node.op](writer, node, arguments_of(writer, node))
 
 
-ISLANDS: dict[str, Form] = {
+ISLANDS: dict[str, IslandWriter] = {
     "conv1d.default": layers.conv("Conv"), "conv2d.default": layers.conv("Conv"), "conv3d.default": layers.conv("Conv"),
     "conv_transpose1d.default": layers.conv("ConvTranspose"), "conv_transpose2d.input": layers.conv("ConvTranspose"),
     "conv_transpose3d.input": layers.conv("ConvTranspose"), "linear.default": layers.linear,

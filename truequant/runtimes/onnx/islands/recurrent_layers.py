@@ -9,14 +9,14 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
 from truequant.runtimes.onnx.islands.arguments import Arguments
-from truequant.runtimes.onnx.islands.steps import Form, Steps
+from truequant.runtimes.onnx.islands.steps import IslandWriter, Steps
 from truequant.runtimes.onnx.writer import Writer
 
 # torch stacks an LSTM's gates as i f g o and a GRU's as r z n; ONNX wants i o f c and z r h.
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 
-def recurrent(kind: str) -> Form:
+def recurrent(kind: str) -> IslandWriter:
     """`aten.{lstm,gru,rnn_tanh,rnn_relu}.input(x, states, parameters, has_biases, layers, dropout, train, bidirectional,
     batch_first)`; part 0 is the sequence, 1 and 2 the last states.
     """
@@ -51,7 +51,7 @@ def recurrent(kind: str) -> Form:
     return build
 
 
-def cell(kind: str) -> Form:
+def cell(kind: str) -> IslandWriter:
     """`aten.{lstm,gru}_cell(x, states, w_ih, w_hh, b_ih, b_hh)`: a layer over a sequence of one."""
 
     def build(writer: Writer, node: Island, a: Arguments) -> None:

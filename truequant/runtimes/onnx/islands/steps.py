@@ -11,7 +11,7 @@ from truequant.integer.nodes import Island
 from truequant.runtimes.onnx.islands.arguments import Arguments
 from truequant.runtimes.onnx.writer import Writer
 
-Form = Callable[[Writer, Island, Arguments], None]
+IslandWriter = Callable[[Writer, Island, Arguments], None]
 
 
 class Steps:
