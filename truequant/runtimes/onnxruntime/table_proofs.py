@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, ProgramInput
 from truequant.integer.nodes import Dequantize, Edge, Node, Quantize, Table
-from truequant.runtimes.onnx.dialect import Form
-from truequant.runtimes.onnx.graph import whole
 from truequant.runtimes.onnxruntime.session import run, session
 
 
-def require_exact_tables(program: IntegerProgram, form: Form) -> int:
-    """How many codes were looked up in files of this form.
+def require_exact_tables(program: IntegerProgram, write: Callable[[IntegerProgram], bytes]) -> int:
+    """How many codes were looked up. write: the serialized model of a program, its edges shown.
 
     `ExportError` naming the first table of which onnxruntime gives another entry for one of its codes.
     """
@@ -33,7 +33,7 @@ def require_exact_tables(program: IntegerProgram, form: Form) -> int:
         nodes += [Quantize(value, x), Table(x, y, node.entries, node.function), Dequantize(y, f"w{number}")]
         feeds[value] = (torch.arange(longest) % len(node.entries) + read.qmin - read.zero_point) * torch.tensor(read.scale)
     alone = IntegerProgram(tuple(inputs), tuple(nodes), edges, [f"w{n}" for n in range(len(tables))], program.target)
-    found = run(session(whole(alone, form, show_edges=True)), feeds, [f"y{n}" for n in range(len(tables))])
+    found = run(session(write(alone)), feeds, [f"y{n}" for n in range(len(tables))])
     for node, codes in zip(tables, found.values(), strict=True):
         wrong = (codes.int()[: len(node.entries)] != node.entries.cpu().int()).nonzero()
         if len(wrong):
