@@ -1,6 +1,6 @@
 """What onnxruntime puts back in order, one byte at a time, though its integer convolutions write and read channels-last.
 
-Flattened images before a linear layer, in QDQ form: they are flattened as they lie, and the columns of the layer's weight are
+Flattened images before a linear layer, in QDQ layout: they are flattened as they lie, and the columns of the layer's weight are
 permuted once, when the file is written. The codes in their own order are in no tensor of the file; `hidden_edges` puts them
 into a copy of it.
 
