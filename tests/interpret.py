@@ -8,33 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tests import oracle
-from truequant.integer import IntegerProgram
-from truequant.integer.nodes import (
-    Add,
-    AveragePool,
-    Clamp,
-    Concat,
-    Conv,
-    DepthToSpace,
-    Dequantize,
-    GlobalAverage,
-    Linear,
-    Lookup,
-    MatMul,
-    MaxPool,
-    Mul,
-    Node,
-    Pad,
-    Quantize,
-    Reshape,
-    Slice,
-    Sub,
-    Table,
-    Take,
-    Transpose,
-    Upsample,
-    inputs_of,
-)  # fmt: skip
+from truequant.integer import IntegerProgram, nodes
 
 Array = np.ndarray[Any, Any]
 
@@ -43,63 +17,63 @@ def interpret(program: IntegerProgram, inputs: dict[str, Tensor]) -> dict[str, A
     """Every tensor of the program by name: codes as int64, values as float32."""
     arrays: dict[str, Array] = {name: tensor.numpy() for name, tensor in inputs.items()}
     for node in program.nodes:
-        arrays[node.output] = _run(node, program, *(arrays[name] for name in inputs_of(node)))
+        arrays[node.output] = _run(node, program, *(arrays[name] for name in node.reads))
     return arrays
 
 
-def _run(node: Node, program: IntegerProgram, *arrays: Array) -> Array:
+def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
     params = {name: oracle.Qparams(e.scale, e.zero_point, e.qmin, e.qmax) for name, e in program.edges.items()}
-    x, y = params.get(inputs_of(node)[0]), params.get(node.output)
+    x, y = params.get(node.reads[0]), params.get(node.output)
     match node:
-        case Quantize():
+        case nodes.Quantize():
             return oracle.quantize(arrays[0], y)
-        case Dequantize():
+        case nodes.Dequantize():
             return oracle.dequantize(arrays[0], x)
-        case Conv() | Linear():
+        case nodes.Conv() | nodes.Linear():
             weight, bias = node.weight.numpy().astype(np.int64), node.bias.numpy().astype(np.int64)
-            if isinstance(node, Conv):
+            if isinstance(node, nodes.Conv):
                 acc = oracle.conv(arrays[0], x, weight, bias, node.stride, node.padding, node.dilation, node.groups)
             else:
                 acc = oracle.linear(arrays[0], x, weight, bias)
-            axis, scales = 1 if isinstance(node, Conv) else -1, node.weight_scale.tolist()
+            axis, scales = 1 if isinstance(node, nodes.Conv) else -1, node.weight_scale.tolist()
             if y is None:
                 return oracle.scale_sums(acc, x, scales, axis)
             return oracle.requantize(acc, x, scales, y, node.low, node.high, axis)
-        case MatMul():
+        case nodes.MatMul():
             acc = oracle.matmul(*arrays, params[node.left], params[node.right])
             return oracle.requantize(acc, x, [params[node.right].scale], y, node.low, node.high, -1)
-        case Add() | Mul():
-            rule = oracle.add if isinstance(node, Add) else oracle.mul
+        case nodes.Add() | nodes.Mul():
+            rule = oracle.add if isinstance(node, nodes.Add) else oracle.mul
             return rule(*arrays, params[node.left], params[node.right], y, node.low, node.high, node.rule)
-        case Sub():
+        case nodes.Sub():
             return oracle.sub(*arrays, params[node.left], params[node.right], y, node.low, node.high)
-        case Lookup():
+        case nodes.Lookup():
             return node.entries.numpy().astype(np.int64)[arrays[0]]
-        case Table():
+        case nodes.Table():
             return oracle.table(arrays[0], node.entries.tolist(), x)
-        case GlobalAverage():
+        case nodes.GlobalAverage():
             return oracle.global_average(arrays[0], node.axes, node.keepdim, x, y, node.low, node.high)
-        case AveragePool():
+        case nodes.AveragePool():
             fields = node.kernel, node.stride, node.padding, node.ceil_mode
             return oracle.average_pool(arrays[0], *fields, x, y, node.low, node.high, node.rule)
-        case MaxPool():
+        case nodes.MaxPool():
             fields = node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
             return oracle.max_pool(arrays[0], *fields, y.qmin)
-        case Clamp():
+        case nodes.Clamp():
             return np.clip(arrays[0], node.low, node.high)
-        case Reshape():
+        case nodes.Reshape():
             return oracle.reshape(arrays[0], node.shape)
-        case Transpose():
+        case nodes.Transpose():
             return arrays[0].transpose(node.permutation)
-        case Slice():
+        case nodes.Slice():
             return np.moveaxis(np.moveaxis(arrays[0], node.axis, 0)[node.begin : node.end : node.step], 0, node.axis)
-        case Take():
+        case nodes.Take():
             return np.take(arrays[0], node.indices, node.axis)
-        case Upsample():
+        case nodes.Upsample():
             return oracle.upsample(arrays[0], node.factors)
-        case DepthToSpace():
+        case nodes.DepthToSpace():
             return oracle.depth_to_space(arrays[0], node.block)
-        case Pad():
+        case nodes.Pad():
             return oracle.pad(arrays[0], node.padding, y)
-        case Concat():
+        case nodes.Concat():
             return np.concatenate(arrays, node.axis)

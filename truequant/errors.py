@@ -25,6 +25,9 @@ A message says what is wrong and where on its first line, then what was got, wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 LONGEST = 1000
 """Characters of a line that a message shows of what was got."""
 
@@ -47,6 +50,16 @@ def _short(got: str) -> str:
     return "\n".join(
         line if len(line) <= LONGEST else f"{line[:LONGEST]} … ({len(line)} characters)" for line in got.split("\n")
     )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str | None:
+    """A fix for a name that nothing has: the one that it is nearly.
+
+    >>> did_you_mean("w8a9", ("w8a8", "w4a16", "fp8"))
+    "did you mean 'w8a8'?"
+    """
+    near = get_close_matches(str(name), known, 1)
+    return f"did you mean '{near[0]}'?" if near else None
 
 
 def _rebuild(kind: type[TruequantError], what: str, got: object, expected: object, fix: str | None) -> TruequantError:

@@ -22,18 +22,7 @@ from tests.programs import (
     residual_net,
 )
 from truequant import numerics
-from truequant.integer import IntegerProgram
-from truequant.integer.nodes import (
-    Add,
-    Conv,
-    Dequantize,
-    Edge,
-    Linear,
-    Mul,
-    Node,
-    Quantize,
-    Table,
-)
+from truequant.integer import IntegerProgram, nodes
 
 
 @pytest.fixture
@@ -104,7 +93,7 @@ def test_a_fused_clamp_moves_the_ends_only(generator: torch.Generator) -> None:
     edges = {"x": edge(0.02, 9), "y": edge(0.21, 77)}
     codes = random_codes((6, 7), edges["x"], generator)
     node = random_linear(generator, "x", "y", 4, 7, scale=0.05)
-    free, clamped = one(node, edges, x=codes), Linear("x", "y", node.weight, node.weight_scale, node.bias, 77, 120)
+    free, clamped = one(node, edges, x=codes), nodes.Linear("x", "y", node.weight, node.weight_scale, node.bias, 77, 120)
     assert torch.equal(one(clamped, edges, x=codes), free.clamp(77, 120))
     assert free.min() < 77
     assert free.max() > 120
@@ -118,28 +107,30 @@ def test_accumulators_around_two_to_the_24_and_far_beyond(sign: int, generator: 
     bias = torch.tensor([2**24 + 1, -(2**30) + 1, 5], dtype=torch.int32)
     scale = torch.tensor([2.0**-14, 2.0**-16, 1e-4])
     codes = torch.randint(250, 256, (3, 4096), generator=generator)
-    node = Linear("x", "y", weight, scale, bias, -32768, 32767)
+    node = nodes.Linear("x", "y", weight, scale, bias, -32768, 32767)
     one(node, edges, x=codes)
     sums = codes.double() @ weight.double().t() + bias
     assert sums.abs().max() > 2**26
-    values = Linear("x", "v", weight, torch.ones(1), bias, 0, 0)
+    values = nodes.Linear("x", "v", weight, torch.ones(1), bias, 0, 0)
     assert torch.equal(one(values, {"x": edges["x"]}, x=codes), sums.float())
 
 
 def test_conv_beyond_two_to_the_24(generator: torch.Generator) -> None:
     edges = {"x": edge(1.0, 255), "y": edge(900.0, 255)}
     conv = random_conv(generator, "x", "y", (2, 128, 3, 3), scale=0.5, padding=1)
-    conv = Conv("x", "y", (conv.weight.abs() | 96).to(torch.int8), *_behind_weight(conv))
+    conv = nodes.Conv("x", "y", (conv.weight.abs() | 96).to(torch.int8), *_behind_weight(conv))
     one(conv, edges, x=torch.randint(0, 9, (1, 128, 5, 5), generator=generator))
-    depthwise = Conv("x", "y", conv.weight[:, :1], conv.weight_scale, conv.bias * 0 + 2**30 + 1, *_behind_bias(conv, groups=2))
+    depthwise = nodes.Conv(
+        "x", "y", conv.weight[:, :1], conv.weight_scale, conv.bias * 0 + 2**30 + 1, *_behind_bias(conv, groups=2)
+    )
     one(depthwise, edges, x=torch.randint(0, 9, (1, 2, 5, 5), generator=generator))
 
 
-def _behind_weight(node: Conv) -> tuple[object, ...]:
+def _behind_weight(node: nodes.Conv) -> tuple[object, ...]:
     return (node.weight_scale, node.bias, *_behind_bias(node, node.groups))
 
 
-def _behind_bias(node: Conv, groups: int) -> tuple[object, ...]:
+def _behind_bias(node: nodes.Conv, groups: int) -> tuple[object, ...]:
     return node.stride, node.padding, node.dilation, groups, node.low, node.high
 
 
@@ -147,7 +138,9 @@ def _behind_bias(node: Conv, groups: int) -> tuple[object, ...]:
 def test_ties_round_to_even_before_the_zero_point_is_added(multiplier: float) -> None:
     """x * 1 with sx * sw / sy a dyadic number: half of the products lie exactly between two codes."""
     edges = {"x": edge(multiplier, 128), "y": edge(1.0, 37)}
-    identity = Linear("x", "y", torch.ones(1, 1, dtype=torch.int8), torch.ones(1), torch.zeros(1, dtype=torch.int32), 0, 255)
+    identity = nodes.Linear(
+        "x", "y", torch.ones(1, 1, dtype=torch.int8), torch.ones(1), torch.zeros(1, dtype=torch.int32), 0, 255
+    )
     got = one(identity, edges, x=torch.arange(256).reshape(256, 1)).flatten()
     wanted = [min(max(round((q - 128) * multiplier) + 37, 0), 255) for q in range(256)]
     assert got.tolist() == wanted
@@ -173,7 +166,7 @@ def test_an_all_zero_input_and_a_dead_channel(generator: torch.Generator) -> Non
     assert torch.equal(got, got[:, :, :1, :1].expand_as(got))
 
 
-SETTINGS: dict[str, tuple[Edge, Edge, Edge]] = {
+SETTINGS: dict[str, tuple[nodes.Edge, nodes.Edge, nodes.Edge]] = {
     "random scales": (edge(0.0173, 3), edge(0.0291, 200), edge(0.0361, 119)),
     "powers of two": (edge(2**-6, 0), edge(2**-5, 128), edge(2**-4, 64)),
     "equal scales, double the output": (edge(0.013, 0), edge(0.013, 0), edge(0.026, 0)),
@@ -189,9 +182,9 @@ SETTINGS: dict[str, tuple[Edge, Edge, Edge]] = {
 
 
 @pytest.mark.parametrize("rule", ["onnxruntime", "portable"])
-@pytest.mark.parametrize("kind", [Add, Mul])
+@pytest.mark.parametrize("kind", [nodes.Add, nodes.Mul])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_binary_ops_on_pairs_of_codes(setting: str, kind: Callable[..., Node], rule: str) -> None:
+def test_binary_ops_on_pairs_of_codes(setting: str, kind: Callable[..., nodes.Node], rule: str) -> None:
     a, b, y = SETTINGS[setting]
     left = torch.arange(a.qmin, a.qmax + 1, 15).reshape(-1, 1)  # both ends, against all codes of the other
     right = torch.arange(b.qmin, b.qmax + 1).reshape(1, -1)
@@ -204,14 +197,16 @@ ORDER_MATTERS = (edge(0.026675669476389885, 255), edge(0.010670267045497894, 252
 ROUNDING_MATTERS = (edge(0.021243713796138763, 204), edge(0.030960844829678535, 90), edge(0.028751904144883156, 156))
 
 
-@pytest.mark.parametrize(("kind", "setting"), [(Add, ORDER_MATTERS), (Mul, ROUNDING_MATTERS)])
-def test_binary_ops_on_all_pairs_of_codes(kind: Callable[..., Node], setting: tuple[Edge, Edge, Edge]) -> None:
+@pytest.mark.parametrize(("kind", "setting"), [(nodes.Add, ORDER_MATTERS), (nodes.Mul, ROUNDING_MATTERS)])
+def test_binary_ops_on_all_pairs_of_codes(
+    kind: Callable[..., nodes.Node], setting: tuple[nodes.Edge, nodes.Edge, nodes.Edge]
+) -> None:
     """Settings where other orders of the same roundings give other codes: 366 of the sums, 36 of the products."""
     left, right = torch.arange(256).reshape(-1, 1), torch.arange(256).reshape(1, -1)
     edges = dict(zip("aby", setting, strict=True))
     got = one(kind("a", "b", "y", "onnxruntime", 0, 255), edges, a=left, b=right)
-    if kind is Add:
-        turned = one(Add("b", "a", "y", "onnxruntime", 0, 255), edges, a=left[::51], b=right)
+    if kind is nodes.Add:
+        turned = one(nodes.Add("b", "a", "y", "onnxruntime", 0, 255), edges, a=left[::51], b=right)
         assert not torch.equal(got[::51], turned)
         assert (got[::51].int() - turned.int()).abs().max() == 1
 
@@ -220,8 +215,8 @@ def test_add_broadcasts_and_its_rules_differ() -> None:
     a, b, y = SETTINGS["powers of two, odd zero point"]
     edges = {"a": a, "b": b, "y": y}
     left, right = torch.arange(256).reshape(1, 256, 1), torch.arange(0, 256, 5).reshape(52, 1, 1)
-    fused = one(Add("a", "b", "y", "onnxruntime", 0, 255), edges, a=left, b=right)
-    portable = one(Add("a", "b", "y", "portable", 0, 255), edges, a=left, b=right)
+    fused = one(nodes.Add("a", "b", "y", "onnxruntime", 0, 255), edges, a=left, b=right)
+    portable = one(nodes.Add("a", "b", "y", "portable", 0, 255), edges, a=left, b=right)
     assert fused.shape == (52, 256, 1)
     assert (fused != portable).float().mean() > 0.1
 
@@ -243,11 +238,11 @@ def test_tables(name: str, codes: tuple[int, int], generator: torch.Generator) -
     qparams = [(torch.tensor(e.scale), torch.tensor(float(e.zero_point))) for e in (x, y)]
     entries = numerics.table(batched, qparams[0], codes, qparams[1], *codes)
     assert entries.tolist() == tabulate(plain, Qparams(*_fields(x)), Qparams(*_fields(y)))
-    table = Table("x", "y", entries.to(torch.int16), name)
+    table = nodes.Table("x", "y", entries.to(torch.int16), name)
     one(table, {"x": x, "y": y}, x=random_codes((3, 2, 5), x, generator))
 
 
-def _fields(e: Edge) -> tuple[float, int, int, int]:
+def _fields(e: nodes.Edge) -> tuple[float, int, int, int]:
     return e.scale, e.zero_point, e.qmin, e.qmax
 
 
@@ -281,9 +276,9 @@ def test_quantize_and_dequantize_everywhere(generator: torch.Generator) -> None:
             edge(scale, 3, (0, 15)),
             edge(scale, 5, (2, 9)),
         ):
-            nodes = (Quantize("v.value", "y"), Dequantize("y", "w"))
+            steps = (nodes.Quantize("v.value", "y"), nodes.Dequantize("y", "w"))
             names, _ = codes_in("v", rank=1)
-            got = agree(IntegerProgram(names, nodes, {"y": y}, "w", "onnxruntime"), **{"v.value": x})
+            got = agree(IntegerProgram(names, steps, {"y": y}, "w", "onnxruntime"), **{"v.value": x})
             assert got["y"][9] == min(max(0, y.qmin), y.qmax)
 
 

@@ -13,19 +13,7 @@ from tests.programs import (
     random_codes,
     values_of,
 )
-from truequant.integer import IntegerProgram
-from truequant.integer.nodes import (
-    Clamp,
-    Concat,
-    Dequantize,
-    GlobalAverage,
-    MaxPool,
-    Node,
-    Pad,
-    Reshape,
-    Slice,
-    Transpose,
-)
+from truequant.integer import IntegerProgram, nodes
 
 
 @pytest.fixture
@@ -42,7 +30,7 @@ def test_global_average(axes: tuple[int, ...], keepdim: bool, generator: torch.G
         (edge(2**-6, 255), edge(2**-7, 255)),
         (edge(0.2, -3, S8), edge(0.1, 5, S8)),
     ):
-        node = GlobalAverage("x", "y", axes, keepdim, y.qmin + 1, y.qmax)
+        node = nodes.GlobalAverage("x", "y", axes, keepdim, y.qmin + 1, y.qmax)
         one(node, {"x": x, "y": y}, x=random_codes((3, 5, 7, 4), x, generator))
         one(node, {"x": x, "y": y}, x=random_codes((0, 5, 7, 4), x, generator))
 
@@ -55,7 +43,7 @@ def test_global_average(axes: tuple[int, ...], keepdim: bool, generator: torch.G
 def test_max_pool(kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool, generator: torch.Generator) -> None:
     for x in (edge(0.1, 128), edge(0.1, 0, S8), edge(0.1, 255)):
         for shape in ((2, 3, 7, 8), (1, 1, 5, 6), (0, 2, 9, 7)):
-            node = MaxPool("x", "y", (kernel,) * 2, (stride,) * 2, (padding,) * 2, (dilation,) * 2, ceil_mode)
+            node = nodes.MaxPool("x", "y", (kernel,) * 2, (stride,) * 2, (padding,) * 2, (dilation,) * 2, ceil_mode)
             codes = random_codes(shape, x, generator)
             got = one(node, {"x": x, "y": x}, x=codes)
             if shape[0]:
@@ -65,46 +53,46 @@ def test_max_pool(kernel: int, stride: int, padding: int, dilation: int, ceil_mo
 
 def test_max_pool_of_one_and_three_axes(generator: torch.Generator) -> None:
     x = edge(0.1, 128)
-    one(MaxPool("x", "y", (3,), (2,), (1,), (1,), True), {"x": x, "y": x}, x=random_codes((2, 3, 8), x, generator))
+    one(nodes.MaxPool("x", "y", (3,), (2,), (1,), (1,), True), {"x": x, "y": x}, x=random_codes((2, 3, 8), x, generator))
     codes = random_codes((1, 2, 5, 6, 7), x, generator)
-    got = one(MaxPool("x", "y", (2, 3, 1), (2, 1, 3), (1, 0, 0), (1, 2, 1), False), {"x": x, "y": x}, x=codes)
+    got = one(nodes.MaxPool("x", "y", (2, 3, 1), (2, 1, 3), (1, 0, 0), (1, 2, 1), False), {"x": x, "y": x}, x=codes)
     assert torch.equal(got.float(), torch.nn.functional.max_pool3d(codes.float(), (2, 3, 1), (2, 1, 3), (1, 0, 0), (1, 2, 1)))
 
 
 @pytest.mark.parametrize(
     "node",
     [
-        Reshape("x", "y", (0, -1)),
-        Reshape("x", "y", (-1, 4)),
-        Reshape("x", "y", (0, 0, 2, 6)),
-        Reshape("x", "y", (0, 0, 0, 0)),
-        Reshape("x", "y", (0, 3, -1)),
-        Transpose("x", "y", (0, 2, 3, 1)),
-        Transpose("x", "y", (3, 1, 0, 2)),
-        Slice("x", "y", 1, 1, None, 1),
-        Slice("x", "y", -1, 0, -1, 2),
-        Slice("x", "y", 2, -2, 100, 1),
-        Slice("x", "y", 3, 5, 2, 1),
-        Pad("x", "y", ((1, 2),)),
-        Pad("x", "y", ((0, 1), (2, 0), (3, 3))),
-        Clamp("x", "y", 100, 200),
-        Clamp("x", "y", 5, 5),
+        nodes.Reshape("x", "y", (0, -1)),
+        nodes.Reshape("x", "y", (-1, 4)),
+        nodes.Reshape("x", "y", (0, 0, 2, 6)),
+        nodes.Reshape("x", "y", (0, 0, 0, 0)),
+        nodes.Reshape("x", "y", (0, 3, -1)),
+        nodes.Transpose("x", "y", (0, 2, 3, 1)),
+        nodes.Transpose("x", "y", (3, 1, 0, 2)),
+        nodes.Slice("x", "y", 1, 1, None, 1),
+        nodes.Slice("x", "y", -1, 0, -1, 2),
+        nodes.Slice("x", "y", 2, -2, 100, 1),
+        nodes.Slice("x", "y", 3, 5, 2, 1),
+        nodes.Pad("x", "y", ((1, 2),)),
+        nodes.Pad("x", "y", ((0, 1), (2, 0), (3, 3))),
+        nodes.Clamp("x", "y", 100, 200),
+        nodes.Clamp("x", "y", 5, 5),
     ],
 )
 @pytest.mark.parametrize("batch", [0, 1, 2])
-def test_movement(node: Node, batch: int, generator: torch.Generator) -> None:
+def test_movement(node: nodes.Node, batch: int, generator: torch.Generator) -> None:
     for zero_point in (0, 31, 255):
         x = edge(0.02, zero_point)
-        if batch or not (isinstance(node, Reshape) and node.shape == (-1, 4)):
+        if batch or not (isinstance(node, nodes.Reshape) and node.shape == (-1, 4)):
             one(node, {"x": x, "y": x}, x=random_codes((batch, 3, 4, 3), x, generator))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_concat(axis: int, generator: torch.Generator) -> None:
     x = edge(0.02, 7)
-    names, nodes = codes_in("a", "b", rank=3)
-    join = Concat(("a", "b", "a"), "y", axis)
-    model = IntegerProgram(names, (*nodes, join, Dequantize("y", "v")), dict.fromkeys("aby", x), "v", "onnxruntime")
+    names, steps = codes_in("a", "b", rank=3)
+    join = nodes.Concat(("a", "b", "a"), "y", axis)
+    model = IntegerProgram(names, (*steps, join, nodes.Dequantize("y", "v")), dict.fromkeys("aby", x), "v", "onnxruntime")
     shapes = [[2, 3, 4], [2, 3, 4]]
     shapes[1][axis] = 5
     codes = [random_codes(tuple(shape), x, generator) for shape in shapes]

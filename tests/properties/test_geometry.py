@@ -11,7 +11,7 @@ from tests.interpret import interpret
 from tests.programs import edge, program, random_codes, random_conv, values_of
 from truequant.integer import execute
 from truequant.integer.nodes import MaxPool, Reshape
-from truequant.integer.shapes import pooled_length, reshaped
+from truequant.numerics import pooled_length
 
 QUICK = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -77,4 +77,4 @@ def test_reshapes(shape: list[int], target: list[int]) -> None:
         wanted = tuple(torch.empty(shape).reshape(filled).shape)
     except RuntimeError:
         return
-    assert reshaped(Reshape("x", "y", tuple(target)), tuple(shape)) == wanted
+    assert Reshape("x", "y", tuple(target)).output_shape([tuple(shape)]) == wanted

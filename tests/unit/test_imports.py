@@ -126,11 +126,12 @@ def test_what_is_a_circle(files: dict[str, str], expected: str | None, tmp_path:
     "place",
     [
         "truequant.planning.plan OwnerPlan", "truequant.planning.plan QuantizerPlan", "truequant.planning.plan Site",
-        "truequant.planning.plan TensorSpec", "truequant.schemes.config Ends",
+        "truequant.planning.plan TensorSpec", "truequant.schemes.config Ends", "truequant.integer.nodes Conv",
+        "truequant.integer.nodes Edge",
     ],
 )  # fmt: skip
 def test_pickles_find_what_moved(place: str) -> None:
-    """A pickled model names the classes of its plan by the files where they stood when it was written."""
+    """A pickled model names the classes of its plan and its nodes by the files where they stood when it was written."""
     module, name = place.split()
     found = pickle.loads(f"c{module}\n{name}\n.".encode())
     assert found.__module__ != module

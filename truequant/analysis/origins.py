@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from truequant.integer import IntegerProgram, execute
-from truequant.integer.nodes import FLOATING, MOVING, inputs_of
+from truequant.integer.nodes import FLOATING, Moving
 
 
 def island_fed(program: IntegerProgram, floats: Collection[str] = ()) -> tuple[frozenset[str], frozenset[str]]:
@@ -24,13 +24,13 @@ def island_fed(program: IntegerProgram, floats: Collection[str] = ()) -> tuple[f
     fed: set[str] = set()
     behind: set[str] = set()
     for node in program.nodes:
-        names = inputs_of(node)
+        names = node.reads
         in_float = node.output in floats
         if isinstance(node, FLOATING) or in_float or behind & set(names):
             behind.add(node.output)
         if in_float and node.output in program.edges:
             fed.add(node.output)
-        elif isinstance(node, FLOATING) or in_float or (isinstance(node, MOVING) and values & set(names)):
+        elif isinstance(node, FLOATING) or in_float or (isinstance(node, Moving) and values & set(names)):
             values.add(node.output)
         elif values & set(names):
             fed.add(node.output)

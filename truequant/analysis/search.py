@@ -21,7 +21,7 @@ from truequant.calibration import calibrate
 from truequant.errors import ArgumentError, FileError
 from truequant.fake import quantizers
 from truequant.files import atomic_write, dumps, loads
-from truequant.planning import LINEAR_OPS, Plan, plan
+from truequant.planning import LINEAR_OPS, Plan, items_of, plan
 from truequant.planning.capture import Constant, trace
 from truequant.planning.graph import Graph
 from truequant.schemes import IntegerType, QConfig, Rule, int2, int4, int7, int8, uint8
@@ -66,7 +66,7 @@ def search(
     >>> qat = tq.prepare(net, x, found)
     """
     base = QConfig.preset(config) if isinstance(config, str) else (config or QConfig())
-    items = list(batches)
+    items = list(items_of(batches, "search"))
     space = Space(model, example_inputs, base, tuple(weights), tuple(activations))
     known = Evaluations(path, digest(model, items, space, metric))
     losses = space.measured(items, metric, inputs, known)

@@ -20,8 +20,8 @@ from truequant.errors import ArgumentError, ArgumentTypeError, VerificationError
 from truequant.fake import evaluated, outermost
 from truequant.integer import Int8Model, IntegerProgram, load
 from truequant.integer.binding import bind
-from truequant.integer.nodes import FLOAT_LINEARS
-from truequant.planning import arguments_of, tensors_of
+from truequant.integer.nodes import FloatLinear
+from truequant.planning import arguments_of, items_of, tensors_of
 from truequant.runtimes import RUNTIMES as DEPLOYED
 from truequant.runtimes import ShippedFile, digest, machine, promises
 
@@ -66,7 +66,7 @@ def verify(
     runners = {name: runner_of(name, subject) for name in names}
     run = _Run(qat, subject, {name: r for name, r in runners.items() if r is not None}, metric)
     with Bars(progress) as bars:
-        for item in bars.track(batches, "verifying"):
+        for item in bars.track(items_of(batches, "verify"), "verifying"):
             run.batch(item, *arguments_of(item, len(subject.int8.program.inputs), inputs))
     if run.batches == 0:
         raise ArgumentError(
@@ -118,7 +118,7 @@ class _Run:
         self.program = subject.int8.program
         self.digest = digest(self.program)
         self.order = [node.output for node in self.program.nodes if node.output in self.program.edges]
-        floats = sum(isinstance(node, FLOAT_LINEARS) for node in self.program.nodes)
+        floats = sum(isinstance(node, FloatLinear) for node in self.program.nodes)
         self.tallies = {name: Tally(name, self.order, float_layers=floats) for name in runners}
         self.batches, self.examples, self.metric = 0, 0, 0.0
 

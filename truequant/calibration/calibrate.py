@@ -13,7 +13,7 @@ from truequant.calibration.progress import Bars
 from truequant.calibration.ranges import set_ranges
 from truequant.errors import ArgumentError, ArgumentTypeError, StateError
 from truequant.fake import outermost
-from truequant.planning import arguments_of
+from truequant.planning import arguments_of, items_of
 from truequant.schemes import Dynamic, Observation
 
 Step = Method | Observation
@@ -41,7 +41,10 @@ def calibrate(
         `AdaRound()`, `BlockReconstruction()`, `GPTQ()`, `BiasCorrection()`. The result evaluates, trains on and converts as
         any prepared model does; weights that were rounded keep their codes and their scale until training moves them.
     progress: bars on the terminal; None shows them where there is one.
-    Raises `StateError` for a frozen model, `ArgumentError` for no batches or methods in an order that undoes one of them.
+    Tensors with NaN or infinity take no part in ranges; a warning names the first batch that holds some. Where a batch raises,
+    ranges are as they were before.
+    Raises `StateError` for a frozen model, `CalibrationError` where nothing finite reached a quantizer, `ArgumentError` for
+    no batches or methods in an order that undoes one of them.
 
     >>> import torch, truequant as tq
     >>> x = torch.randn(16, 4)
@@ -55,7 +58,7 @@ def calibrate(
     if root.binding.clock.state == "frozen":
         raise StateError("the ranges are frozen", fix="tq.unfreeze(model) before calibrating")
     count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
-    items = iter(arguments_of(item, count, inputs) for item in batches)
+    items = iter(arguments_of(item, count, inputs) for item in items_of(batches, "calibrate"))
     first = next(items, None)
     if first is None:
         raise ArgumentError(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from truequant.calibration.finite import NotFinite
 from truequant.calibration.method import Inputs
 from truequant.calibration.progress import Bars
 from truequant.calibration.running import evaluating
@@ -28,7 +29,9 @@ def set_ranges(
     activations = [q for _, q in quantizers(model) if isinstance(q, FakeQuantize)]
     others = {} if strategy is None else {q: _observer(q, strategy) for q in activations if q.scheme.observer != strategy}
     clock = model.binding.clock
-    handles = [q.register_forward_pre_hook(_watch(observer)) for q, observer in others.items()]
+    not_finite = NotFinite()
+    handles = [q.register_forward_pre_hook(_watch(observer)) for q, observer in others.items()] + not_finite.hooks(model)
+    before = {q: {name: value.clone() for name, value in q.state_dict().items()} for q in activations}
     for quantizer in activations:
         quantizer.observer.reset()
     try:
@@ -36,6 +39,11 @@ def set_ranges(
         with evaluating(model), torch.no_grad():
             for args, kwargs in bars.track(batches, "ranges", count):
                 model(*args, **kwargs)
+        not_finite.tell()
+    except BaseException:
+        for quantizer, state in before.items():
+            quantizer.load_state_dict(state)
+        raise
     finally:
         clock.state = "training"
         for handle in handles:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from truequant.checkpoints import Checkpoint, CheckpointManager, load_checkpoint
 from truequant.cli.naming import made
 from truequant.errors import ArgumentError
+from truequant.training import random_state_kept, seed_random
 
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
 _LARGEST = 1 << 28
@@ -44,6 +45,21 @@ def float_model(name: str, weights: Path | None = None, arguments: Mapping[str, 
                 f"'{weights}' holds no float weights", got=f"a {found.kind} checkpoint", fix="truequant convert"
             )
     return model, inputs
+
+
+RANDOM = (
+    "The model starts from random weights: no file of weights is given, and its factory makes other ones with another seed. "
+    "Fine-tuning expects a trained model"
+)
+
+
+def draws_weights(model: nn.Module, name: str, arguments: Mapping[str, Any] | None = None) -> bool:
+    """Whether a factory gives another model of other weights where random generators begin elsewhere: nobody trained them."""
+    with random_state_kept():
+        seed_random(1_000_003)
+        other, _ = float_model(name, arguments=arguments)
+    own = dict(other.named_parameters())
+    return any(name in own and not torch.equal(p.detach(), own[name].detach()) for name, p in model.named_parameters())
 
 
 def trained_model(checkpoint: Path, model: str) -> tuple[nn.Module, Checkpoint]:

@@ -17,7 +17,7 @@ import truequant as tq
 from truequant.calibration import progress_bars
 from truequant.cli.data import Data, data_of, first, first_inputs
 from truequant.cli.deployed import deploy
-from truequant.cli.inputs import example_inputs, float_model
+from truequant.cli.inputs import RANDOM, draws_weights, example_inputs, float_model
 from truequant.cli.losses import accuracy, loss_named, test_loss
 from truequant.cli.recipe import Recipe, TrainingSection
 from truequant.cli.saving import Saving
@@ -40,6 +40,8 @@ class Training:
         seed_random(recipe.training.seed)
         weights = None if recipe.model.weights is None else Path(recipe.model.weights)
         model, given = float_model(recipe.model.factory, weights, recipe.model.arguments)
+        if weights is None and draws_weights(model, recipe.model.factory, recipe.model.arguments):
+            run.show(f'[yellow]{RANDOM}: weights = "float.safetensors" in \\[model].[/]')
         self.data = data_of(recipe.data.factory, "data.factory", recipe.data.arguments)
         if recipe.model.inputs:
             given = example_inputs(recipe.model.inputs)

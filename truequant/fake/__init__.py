@@ -17,6 +17,7 @@ from truequant.fake.resizing import interpolation_weights
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import QuantizerStatistics, Statistics, quantized_weights, statistics, watching
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
+from truequant.fake.untrained import Untrained
 from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QUANTIZERS, Binding, QATModuleWrapper, base_class, qat_class, swap, unswap
 
@@ -35,6 +36,7 @@ __all__ = [
     "Ranked",
     "RuntimeSite",
     "Statistics",
+    "Untrained",
     "WeightQuantizer",
     "affine_integers",
     "as_layer",

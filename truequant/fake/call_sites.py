@@ -31,6 +31,7 @@ from truequant.fake.parts import Parts
 from truequant.fake.recomputed import checkpoint_around, refuse_part
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
+from truequant.fake.untrained import Untrained
 from truequant.planning import Constants, Op, Plan, Role, counted_as, has_op, op_of, out_of_place, tensors_in, writes_in_place
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
@@ -85,6 +86,8 @@ class Binding:
     """Of the outermost module: what keeps learned scales near the ranges that were seen."""
     parts: Parts | None = None
     """Of the outermost module of a prepared model: the modules that were planned."""
+    untrained: Untrained | None = None
+    """Of the outermost module of a prepared model: parameters as they were, to see whether training moves them."""
 
 
 class CallSites(TorchFunctionMode):

@@ -22,7 +22,7 @@ from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import outermost
 from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QATModuleWrapper
-from truequant.planning import arguments_of
+from truequant.planning import arguments_of, items_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def _measured(root: QATModuleWrapper, batches: Iterable[Any], inputs: Callable[[
         meters.setdefault(id(quantizer), _Meter()).add(quantizer, args[0])
 
     with watching(root, measure):
-        for item in batches:
+        for item in items_of(batches, "statistics"):
             args, kwargs = arguments_of(item, count, inputs)
             root(*args, **kwargs)
     return meters

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any, Self, TypeVar
@@ -221,6 +221,8 @@ class QATModuleWrapper(nn.Module):
         """
         if self.binding.outermost:
             self._check_norms()
+            if self.training and not mode and self.binding.untrained is not None:
+                self.binding.untrained.check(self, self.binding.clock.step)
         if self.binding.limits is not None and self.training and not mode:
             self.binding.limits.hold()
         return super().train(mode)
@@ -231,6 +233,18 @@ class QATModuleWrapper(nn.Module):
         alone = f"{prefix}weight" in state_dict and not any(name.startswith(f"{prefix}quantizers.") for name in state_dict)
         if weight is not None and weight.holds_search and alone:
             weight.release()  # another weight came without a range of its own
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As a module's. Raises `StateError` for the state of a float model, which would leave the ranges of other weights."""
+        own = [name for name in self.state_dict() if QUANTIZERS in name.split(".")] if strict and self.binding.outermost else []
+        if own and not any(name in state_dict for name in own):
+            raise StateError(
+                "load_state_dict: this is the state of a float model, and the model is prepared",
+                got=f"none of the {len(own)} tensors of its quantizers, such as '{own[0]}'",
+                expected="the state of a prepared model",
+                fix="model.load_state_dict(weights) comes before tq.prepare(model, …); tq.load_checkpoint takes either file",
+            )  # fmt: skip
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _check_norms(self) -> None:
         """What replaces BatchNorm behind our back would be trained, and the one that is gone evaluated and converted."""

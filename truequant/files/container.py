@@ -24,6 +24,7 @@ from torch import Tensor
 from truequant.errors import FileError
 from truequant.files.atomic import atomic_write
 from truequant.files.canonical_json import Json, dumps, loads
+from truequant.files.foreign import foreign
 from truequant.files.limits import MAX_HEADER_BYTES, MAX_NAME_LENGTH, MAX_RANK, MAX_TENSORS
 
 _KEY = "truequant"
@@ -160,6 +161,8 @@ def _table_length(start: bytes, size: int, path: str | os.PathLike[str]) -> int:
     """The length that the first bytes of a container announce, where its size allows that."""
     if len(start) < 8:
         raise FileError(f"'{path}': too short for a container", got=f"{size} bytes", expected="at least 8", fix=_FIX)
+    if (kind := foreign(start)) is not None:
+        raise FileError(f"'{path}': not a truequant file", got=kind.what, expected="a .tq file or a checkpoint", fix=kind.fix)
     length = int.from_bytes(start, "little")
     if length > MAX_HEADER_BYTES:
         raise FileError(

@@ -1,74 +1,15 @@
-"""Execution of a program: one function for each kind of node, in the order of the nodes."""
+"""Execution of a program: its nodes in their order."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from truequant.integer import elementwise, islands, layers, linears, movement, pooling, products
-from truequant.integer.nodes import (
-    Add,
-    AveragePool,
-    Clamp,
-    Concat,
-    Conv,
-    DepthToSpace,
-    Dequantize,
-    DynamicLinear,
-    GlobalAverage,
-    Island,
-    Linear,
-    Lookup,
-    MatMul,
-    MaxPool,
-    Mul,
-    Node,
-    Pad,
-    Quantize,
-    Reshape,
-    Slice,
-    Sub,
-    Table,
-    Take,
-    Transpose,
-    Upsample,
-    WeightOnlyLinear,
-    inputs_of,
-)  # fmt: skip
 from truequant.integer.program import IntegerProgram
-
-RUN: dict[type[Node], Callable[..., Tensor]] = {
-    Quantize: elementwise.quantize,
-    Dequantize: elementwise.dequantize,
-    Conv: layers.conv,
-    Linear: layers.linear,
-    MatMul: products.matmul,
-    Add: elementwise.binary,
-    Sub: elementwise.binary,
-    Mul: elementwise.binary,
-    Lookup: elementwise.lookup,
-    Table: elementwise.table,
-    GlobalAverage: pooling.global_average,
-    AveragePool: pooling.average_pool,
-    MaxPool: pooling.max_pool,
-    Clamp: elementwise.clamp,
-    Reshape: movement.reshape,
-    Transpose: movement.transpose,
-    Slice: movement.cut,
-    Take: movement.take,
-    Upsample: movement.upsample,
-    DepthToSpace: movement.depth_to_space,
-    Pad: movement.pad,
-    Concat: movement.concat,
-    Island: islands.run,
-    WeightOnlyLinear: linears.weight_only,
-    DynamicLinear: linears.dynamic,
-}
-"""`run(node, program, *inputs) -> output`. Inputs have shapes that `output_shape` accepts."""
 
 
 @torch.no_grad()
@@ -91,12 +32,12 @@ def execute(
 def _run(
     program: IntegerProgram, inputs: Mapping[str, Tensor], keep: Collection[str], given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    readers = Counter(name for node in program.nodes for name in inputs_of(node))
+    readers = Counter(name for node in program.nodes for name in node.reads)
     alive = dict(inputs)
     kept = {name: alive[name] for name in alive if name in keep}
     for node in program.nodes:
-        names = inputs_of(node)
-        result = RUN[type(node)](node, program, *(alive[name] for name in names))
+        names = node.reads
+        result = node.run(program.edges, [alive[name] for name in names])
         alive[node.output] = given.get(node.output, result)
         if node.output in keep:
             kept[node.output] = result

@@ -17,7 +17,6 @@ from truequant.files import read_container, write_container
 from truequant.integer.binding import bind, build
 from truequant.integer.describe import describe
 from truequant.integer.execute import execute
-from truequant.integer.nodes import Island, Node
 from truequant.integer.program import IntegerProgram
 from truequant.integer.serialize import from_container, to_container
 from truequant.integer.shapes import program_shapes
@@ -91,7 +90,7 @@ class Int8Model(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow `.to(device)` and `.cuda()`; `.half()` and `.double()` change nothing: integers have one precision."""
         device = fn(torch.empty(0)).device
-        self.program = replace(self.program, nodes=tuple(_moved(node, device) for node in self.program.nodes))
+        self.program = replace(self.program, nodes=tuple(node.to(device) for node in self.program.nodes))
         return self
 
     def get_extra_state(self) -> dict[str, object]:
@@ -109,11 +108,3 @@ def load(path: str | os.PathLike[str]) -> Int8Model:
     """The model of a file that `Int8Model.save` wrote. FileError for a file that is damaged, foreign or lies."""
     header, tensors = read_container(path)
     return Int8Model(from_container(header, tensors, f"'{path}'"))
-
-
-def _moved(node: Node, device: torch.device) -> Node:
-    tensors = {name: getattr(node, name) for name in node.__dataclass_fields__}
-    moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
-    if isinstance(node, Island):
-        moved["tensors"] = tuple(tensor.to(device) for tensor in node.tensors)
-    return replace(node, **moved) if moved else node

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from truequant.errors import ConversionError
-from truequant.integer.checks import MAX_SIZE, check_edge, check_node
-from truequant.integer.nodes import FLOATING, MOVING, Concat, Conv, Dequantize, Edge, Linear, Lookup, Node, Quantize, inputs_of
+from truequant.integer.edge import Edge, check_edge
+from truequant.integer.nodes import Node
+from truequant.integer.nodes.checks import MAX_SIZE
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES}
@@ -55,7 +56,7 @@ class IntegerProgram:
 
     def readers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a name, in order."""
-        return tuple(node for node in self.nodes if name in inputs_of(node))
+        return tuple(node for node in self.nodes if name in node.reads)
 
     def census(self) -> dict[str, int]:
         """How many nodes of each kind."""
@@ -94,28 +95,21 @@ def validate(program: IntegerProgram) -> None:
     for name, edge in program.edges.items():
         check_edge(name, edge)
     for node in program.nodes:
-        kind = type(node).__name__
-        for name in inputs_of(node):
+        writes_codes = node.output in program.edges
+        reads_values = node.reading == "values" or (node.reading == "either" and not writes_codes)
+        for name in node.reads:
             if name not in known:
-                raise ConversionError(f"{kind} '{node.output}' reads '{name}' before anything wrote it")
-            moves_values = isinstance(node, MOVING) and node.output not in program.edges
-            reads_values = isinstance(node, (Quantize, Lookup, *FLOATING)) or moves_values
+                raise ConversionError(f"{node.label} reads '{name}' before anything wrote it")
             if (name in program.edges) == reads_values:
                 expected = "a value" if reads_values else "an edge of codes"
-                raise ConversionError(f"{kind} '{node.output}' reads '{name}'", expected=expected)
+                raise ConversionError(f"{node.label} reads '{name}'", expected=expected)
         if node.output in known:
-            raise ConversionError(f"{kind} '{node.output}' writes a name that exists already")
-        if node.output not in program.edges and not isinstance(node, (Dequantize, Conv, Linear, *FLOATING, *MOVING)):
-            raise ConversionError(f"{kind} '{node.output}' writes no edge", expected="scale and zero point of its codes")
-        if node.output in program.edges and isinstance(node, (Dequantize, *FLOATING)):
-            raise ConversionError(f"{kind} '{node.output}' writes a value, which has no codes")
-        if (
-            isinstance(node, Concat)
-            and node.output in program.edges
-            and len({program.edges[n] for n in (*node.inputs, node.output)}) != 1
-        ):
-            raise ConversionError(f"Concat '{node.output}': its edges differ in scale or zero point")
-        check_node(node, program.edges)
+            raise ConversionError(f"{node.label} writes a name that exists already")
+        if not writes_codes and node.writing == "codes":
+            raise ConversionError(f"{node.label} writes no edge", expected="scale and zero point of its codes")
+        if writes_codes and node.writing == "values":
+            raise ConversionError(f"{node.label} writes a value, which has no codes")
+        node.check(program.edges)
         known.add(node.output)
     for name in program.edges:
         if name not in known:

@@ -16,6 +16,7 @@ import hashlib
 import math
 import types
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from truequant.errors import ConversionError, FileError
 from truequant.files import dumps
-from truequant.integer.nodes import NODE_TYPES, Edge, Node
+from truequant.integer.edge import Edge
+from truequant.integer.nodes import NODE_TYPES, Node
 from truequant.integer.packing import narrowest, pack, packed_bytes, unpack
 from truequant.integer.program import IntegerProgram, ProgramInput
 from truequant.integer.shapes import program_shapes
@@ -31,9 +33,17 @@ from truequant.integer.shapes import program_shapes
 FORMAT, VERSION = "truequant integer program", 1
 MAX_NODES = 100_000
 _KINDS: dict[str, type[Node]] = {kind.__name__: kind for kind in NODE_TYPES}
-_HINTS: dict[type, dict[str, Any]] = {kind: get_type_hints(kind) for kind in (*NODE_TYPES, Edge, ProgramInput)}
 _SECTIONS = ("edges", "format", "inputs", "nodes", "outputs", "sha256", "target", "version")
 T = TypeVar("T")
+
+
+def _fields(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass and their types, in their order."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+_HINTS = {kind: _fields(kind) for kind in (*NODE_TYPES, Edge, ProgramInput)}
 
 
 def to_container(program: IntegerProgram) -> tuple[dict[str, object], dict[str, Tensor]]:

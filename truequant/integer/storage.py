@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from truequant.integer.nodes import Edge
+from truequant.integer.edge import Edge
 
 CHUNK = 2**20
 """Elements of one intermediate tensor: 4 MiB of float32, which caches nearly hold and for which a thread is worth waking."""

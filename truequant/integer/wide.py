@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from truequant.integer.nodes import AveragePool, Conv, Edge, GlobalAverage, Linear, MatMul, Node, inputs_of
+from truequant.integer.nodes import Edge, Node
 from truequant.integer.program import IntegerProgram
-
-SUMS = (Conv, Linear, MatMul, GlobalAverage, AveragePool)
 
 
 def is_wide(node: Node, edges: Mapping[str, Edge]) -> bool:
     """Whether a node reads or writes codes of more than 8 bits."""
-    return any(name in edges and edges[name].wide for name in (*inputs_of(node), node.output))
+    return any(name in edges and edges[name].wide for name in (*node.reads, node.output))
 
 
 def float_sums(program: IntegerProgram) -> tuple[str, ...]:
     """What sums over wide codes write: the names whose codes a runtime may compute otherwise, by the order of its sums."""
-    return tuple(node.output for node in program.nodes if isinstance(node, SUMS) and is_wide(node, program.edges))
+    return tuple(node.output for node in program.nodes if node.sums and is_wide(node, program.edges))

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import ArgumentTypeError, PlanError
 from truequant.planning.constants import Constants
 from truequant.planning.decomposed import decomposed
+from truequant.planning.example import run
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
 from truequant.planning.outputs import tensors_of
@@ -311,7 +312,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
     try:
         with _undisturbed(model, training), recorder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a probing run without gradients: what it warns of is not the user's run
-            model(*args, **kwargs)
+            run(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,10 +7,10 @@ from typing import Any
 
 from truequant.errors import FileError, PlanError
 from truequant.files import Json, dumps, loads
-from truequant.planning.actions import FLOAT
 from truequant.planning.codec import from_json, stored, to_json
 from truequant.planning.consistency import check_records, edited
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
+from truequant.planning.table import table_of
 from truequant.schemes import ArithmeticRule, QConfig, QuantScheme, Target
 
 
@@ -90,18 +90,7 @@ class Plan:
         return tuple(lines)
 
     def __str__(self) -> str:
-        schemes = {q.name: str(q.scheme) for q in self.quantizers}
-        rows = [("site", "op", "weight", "reads", "result", "why")]
-        for spec in self.inputs:
-            rows.append((spec.name, "input", "", "", schemes.get(spec.quantizer or "", "float"), "model input"))
-        for s in self.sites:
-            result = schemes.get(s.emits or s.quantizer or "", "float" if s.action in FLOAT or s.action == "layer" else "")
-            if s.fused_into:
-                result = f"in {s.fused_into}"
-            reads = ", ".join("float" if r is None else r for r in s.reads) if s.dynamic is None else str(s.dynamic)
-            why = s.reason if s.rule is None or s.rule in s.reason else f"{s.reason}; {s.rule}"
-            rows.append((s.name, s.op, schemes.get(s.weight or "".join(q for _, q in s.weights[:1]), ""), reads, result, why))
-        return "\n".join([*_aligned(rows), *(f"note: {n}" for n in self.notes)])
+        return table_of(self.sites, self.inputs, {q.name: str(q.scheme) for q in self.quantizers}, self.notes)
 
 
 def plan_to_json(plan: Plan) -> Json:
@@ -117,9 +106,3 @@ def plan_from_json(value: Json, where: str = "plan") -> Plan:
 def check_plan(plan: Plan, where: str, error: type[FileError] | type[PlanError] = FileError) -> None:
     """`error` for a plan whose parts do not fit each other: what `prepare` executes, it does not question."""
     check_records(plan.quantizers, plan.sites, plan.owners, plan.inputs, where, error)
-
-
-def _aligned(rows: list[tuple[Any, ...]]) -> list[str]:
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * min(120, sum(widths) + 2 * len(widths)), *lines[1:]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import FLOAT_LINEARS, Island
+from truequant.integer.nodes import FloatLinear, Island
 from truequant.runtimes.registry import RUNTIMES
 from truequant.runtimes.sentences import names_of
 from truequant.schemes import ONNXRUNTIME, TARGETS
@@ -41,7 +41,7 @@ def promises(
 
 
 def _in_float(program: IntegerProgram) -> list[str]:
-    floats = [node.output for node in program.nodes if isinstance(node, FLOAT_LINEARS)]
+    floats = [node.output for node in program.nodes if isinstance(node, FloatLinear)]
     if not floats:
         return []
     return [f"wherever it runs: the float sums of {names_of(floats)}, which every runtime rounds in its own way"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from truequant.errors import SchemeError
+from truequant.errors import SchemeError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,5 +74,8 @@ INTEGER_TYPES: dict[str, IntegerType] = {
 def integer_type(name: str) -> IntegerType:
     """The type of a name, for text that comes from files and command lines."""
     if not isinstance(name, str) or name not in INTEGER_TYPES:
-        raise SchemeError(f"no integer type {str(name)[:200]!r}", got=repr(name)[:200], expected=", ".join(INTEGER_TYPES))
+        raise SchemeError(
+            f"no integer type {str(name)[:200]!r}",
+            got=repr(name)[:200], expected=", ".join(INTEGER_TYPES), fix=did_you_mean(str(name)[:200], INTEGER_TYPES),
+        )  # fmt: skip
     return INTEGER_TYPES[name]

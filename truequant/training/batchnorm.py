@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from truequant.errors import ArgumentError
 from truequant.fake import outermost
-from truequant.planning import arguments_of
+from truequant.planning import arguments_of, items_of
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def reestimate_batchnorm(
             module.training = False
         for norm in norms:
             norm.training, norm.momentum = True, 0.0  # this batch's statistics, while the running ones stay
-        for item in batches:
+        for item in items_of(batches, "reestimate_batchnorm"):
             args, kwargs = arguments_of(item, count, inputs)
             model(*args, **kwargs)
             seen += 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from truequant.errors import ArgumentError
-from truequant.planning import as_arguments
+from truequant.planning import as_arguments, items_of
 
 Result = TypeVar("Result", covariant=True)
 
@@ -22,48 +22,69 @@ class Metric(Protocol[Result]):
     def compute(self) -> Result: ...
 
 
+class Accuracy:
+    """The share of examples (of pixels, of tokens) whose largest output along axis 1 is the target."""
+
+    def __init__(self) -> None:
+        self.right = self.count = 0
+
+    def update(self, answers: Any, targets: Any) -> None:
+        fits = isinstance(answers, Tensor) and isinstance(targets, Tensor) and answers.dim() >= 2
+        if not fits or targets.is_floating_point() or answers.shape[:1] + answers.shape[2:] != targets.shape:
+            raise ArgumentError(
+                "evaluate: accuracy is not defined for these answers",
+                got=f"answers {_described(answers)}, targets {_described(targets)}",
+                expected="outputs (N, classes, …) and whole-numbered targets (N, …)",
+                fix="metric=… with update(predictions, targets) and compute(); predictions=lambda y: y[0] picks an output",
+            )
+        self.right += int((answers.argmax(1) == targets).sum())
+        self.count += targets.numel()
+
+    def compute(self) -> float:
+        return self.right / self.count
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 @torch.no_grad()
 def evaluate(
     model: Callable[..., Any],
     batches: Iterable[Any],
-    metric: Metric[Result],
+    metric: Metric[Result] | None = None,
     *,
     predictions: Callable[[Any], Any] | None = None,
-) -> Result:
+) -> Result | float:
     """What `metric` says of a model's answers: the float model, a prepared one, an Int8 model or a compiled one alike.
 
     A module is evaluated in `eval()` and left in the modes that it was in.
     batches: items `(inputs, targets)`; inputs are a tensor, a tuple of positional or a dict of keyword inputs.
     metric: anything with `update(predictions, targets)` and `compute()`, such as a `torchmetrics.Metric` or
-        `MetricCollection`; it is not reset before.
+        `MetricCollection`; it is not reset before. Left out: the share of examples whose largest output along axis 1 is the
+        target, for outputs `(N, classes, …)` and whole-numbered targets `(N, …)`.
     predictions: from what the model returns to what the metric takes; by default as it is.
-    Raises `ArgumentError` for no batches, or one that is no pair.
+    Raises `ArgumentError` for no batches, one that is no pair, or answers of which the default metric knows nothing.
 
-    >>> class Share:
-    ...     right = count = 0
-    ...     def update(self, answers, targets):
-    ...         self.right += int((answers.argmax(1) == targets).sum())
-    ...         self.count += len(targets)
-    ...     def compute(self):
-    ...         return self.right / self.count
-    >>> evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 1]))], Share())
+    >>> evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 1]))])
     0.6666666666666666
     """
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    asked: Metric[Result] | Accuracy = Accuracy() if metric is None else metric
     count = 0
     try:
         for module in modes:
             module.training = False
-        for item in batches:
+        for item in items_of(batches, "evaluate"):
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise ArgumentError("evaluate: a batch is no pair", got=type(item).__name__, expected="(inputs, targets)")
             args, kwargs = as_arguments(item[0] if isinstance(item[0], (Tensor, dict)) else tuple(item[0]))
             answers = model(*args, **kwargs)
-            metric.update(answers if predictions is None else predictions(answers), item[1])
+            asked.update(answers if predictions is None else predictions(answers), item[1])
             count += 1
     finally:
         for module, mode in modes.items():
             module.training = mode
     if not count:
         raise ArgumentError("evaluate: there were no batches", expected="at least one", fix="pass a list or a DataLoader")
-    return metric.compute()
+    return asked.compute()

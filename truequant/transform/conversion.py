@@ -47,6 +47,8 @@ def convert(model: nn.Module) -> Int8Model:
         )
     if root.binding.parts is not None:
         root.binding.parts.check(root)
+    if root.binding.untrained is not None:
+        root.binding.untrained.check(root, root.binding.clock.step)
     _check(root)
     sites = runtime_sites(root)
     with _marking(root):

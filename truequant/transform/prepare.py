@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from truequant.errors import ArgumentTypeError, PlanError, StateError
@@ -21,6 +22,7 @@ from truequant.fake import (
     QATModuleWrapper,
     Ranked,
     RuntimeSite,
+    Untrained,
     WeightQuantizer,
     keep_delta,
     outermost,
@@ -31,6 +33,7 @@ from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules,
 from truequant.schemes import QConfig
 
 
+@torch.inference_mode(False)
 def prepare(
     model: nn.Module,
     example_inputs: Any,
@@ -96,6 +99,7 @@ class _Preparation:
         root: Any = self.model
         root.binding.outermost, root.binding.plan = True, self.plan
         root.binding.inputs = self._inputs()
+        root.binding.untrained = Untrained(self.model)
         root.binding.parts = Parts.of(self.model, self.plan)
         root.binding.limits = Limits([q for q in self.quantizers.values() if q.shift is not None])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,7 +89,7 @@ def movement(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
         raise ConversionError(
             f"'{name}': lower= of '{op_name}' does not return its last step", got=repr(result)[:80], expected=repr(last.output)
         )
-    low.nodes[-1] = replace(last, output=name)
+    low.nodes[-1] = last.renamed(name)
     low.edges.pop(result, None)
     return low.moved(name, source)
 

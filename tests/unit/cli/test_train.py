@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import truequant as tq
@@ -23,6 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 3))
+
+def untrained():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 
 class Noisy(Dataset):
     def __init__(self, stop_at=None):
@@ -160,6 +164,18 @@ def test_what_cannot_be_converted_says_so_before_training() -> None:
     refused = invoke("train", write("bags.toml", "bags", ("people_train.py:make", "people_train.py:Bags")))
     assert (refused.exit_code, "has no place in an integer program" in refused.stderr) == (2, True), refused.output
     assert not list(Path("bags/checkpoints").glob("*.ckpt"))
+
+
+def test_random_weights_are_said(folder: Path) -> None:
+    drawn = invoke("train", write("drawn.toml", "drawn", (":make", ":untrained")), "--steps", "1")
+    assert drawn.exit_code == 0, drawn.output
+    assert "starts from random weights" in " ".join(drawn.output.split())
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    tq.save_checkpoint("trained.ckpt", model=model)
+    given = (':make"', ':untrained", weights = "trained.ckpt"')
+    trained = invoke("train", write("trained.toml", "trained", given), "--steps", "1")
+    assert trained.exit_code == 0, trained.output
+    assert "random weights" not in " ".join(trained.output.split())
 
 
 def test_losses_of_the_users_own(folder: Path) -> None:

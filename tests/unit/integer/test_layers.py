@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.programs import S8, edge, program, random_codes, random_conv, random_linear, values_of
 from truequant.errors import ConversionError
-from truequant.integer import execute, layers, storage
-from truequant.integer.nodes import Conv, Edge, Linear, Node
+from truequant.integer import execute, storage
+from truequant.integer.nodes import Conv, Edge, Linear, Node, layers
 
 
 def run(node: Node, edges: dict[str, Edge], codes: Tensor) -> Tensor:

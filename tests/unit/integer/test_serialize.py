@@ -98,6 +98,15 @@ def test_a_file_holds_the_whole_program(tmp_path: Path) -> None:
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
+def test_every_tensor_of_a_node_moves_to_a_device() -> None:
+    for node in everything().nodes:
+        moved = node.to(torch.device("meta"))
+        held = [getattr(moved, field.name) for field in fields(moved)]
+        items = [item for value in held for item in (value if isinstance(value, tuple) else (value,))]
+        devices = {item.device.type for item in items if isinstance(item, Tensor)}
+        assert devices == ({"meta"} if moved is not node else set()), node.label
+
+
 def test_equal_contents_give_equal_bytes(tmp_path: Path) -> None:
     first, second, third = tmp_path / "a.tq", tmp_path / "folder" / "b.tq", tmp_path / "c.tq"
     second.parent.mkdir()

@@ -21,7 +21,7 @@ from truequant.runtimes.onnxruntime.dialect import ONNXRUNTIME
 from truequant.runtimes.onnxruntime.session import run, session
 from truequant.runtimes.openvino.dialect import FORM as OPENVINO
 
-KINDS = set(get_args(Node))
+KINDS = set(nodes.NODE_TYPES)
 
 
 def test_each_kind_of_node_has_a_row_and_a_writer() -> None:

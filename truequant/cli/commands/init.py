@@ -22,7 +22,8 @@ _TEXT = """\
 [model]
 factory = {factory}   # returns the float model, or (model, example inputs)
 # arguments = {{ width = 64 }}     # keyword arguments of the factory
-# weights = "float.safetensors"  # trained: safetensors, a checkpoint, a torch.save state_dict
+# Trained weights, unless the factory loads them: safetensors, a checkpoint, a torch.save state_dict.
+# weights = "float.safetensors"
 {inputs}
 [data]
 # Returns batches, (train, test), or {{"train": …, "test": …}}; a batch is (inputs, targets).

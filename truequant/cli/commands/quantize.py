@@ -51,12 +51,14 @@ def quantize(
     with session(context, as_json) as run:
         from truequant.cli.data import data_of, first, first_inputs
         from truequant.cli.deployed import deploy, writable
-        from truequant.cli.inputs import example_inputs, float_model
+        from truequant.cli.inputs import RANDOM, draws_weights, example_inputs, float_model
         from truequant.cli.methods import method_named
 
         steps = [method_named(name) for name in method or ()]
         writable(out, onnx)
         float_one, given = float_model(model, weights)
+        if weights is None and draws_weights(float_one, model):
+            run.show(f"[yellow]{RANDOM}: --weights FILE.[/]")
         source = data_of(data, "--data")
         if shapes:
             given = example_inputs(shapes)

@@ -7,7 +7,7 @@ from collections import Counter
 
 from truequant.files import container_bytes
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import WEIGHTED
+from truequant.integer.nodes import Weighted
 from truequant.integer.packing import narrowest
 from truequant.integer.serialize import to_container
 from truequant.runtimes.packages import onnx
@@ -18,7 +18,7 @@ PROGRAM, CONTAINER, FORM = "truequant.program", "truequant.program.container", "
 
 def schemes_of(program: IntegerProgram) -> str:
     """The widths of a program's integers, and how many layers and edges have them."""
-    weights = Counter(f"int{narrowest(node.weight)}" for node in program.nodes if isinstance(node, WEIGHTED))
+    weights = Counter(f"int{narrowest(node.weight)}" for node in program.nodes if isinstance(node, Weighted))
     edges = Counter(f"{'' if e.signed else 'u'}int{16 if e.wide else 8}" for e in program.edges.values())
     parts = (("weights", weights), ("activations", edges))
     return "; ".join(f"{what} {', '.join(f'{k} x {n}' for k, n in sorted(counts.items()))}" for what, counts in parts if counts)

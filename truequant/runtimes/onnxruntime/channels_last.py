@@ -26,7 +26,6 @@ from truequant.integer.nodes import (
     Reshape,
     Sub,
     Table,
-    inputs_of,
 )
 from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.writer import Writer
@@ -72,7 +71,7 @@ def _written(program: IntegerProgram, writers: dict[str, Node], name: str) -> bo
                 return True
         elif isinstance(behind, _KEEPS_TABLES) and behind.output not in seen:
             seen.add(behind.output)
-            waiting += inputs_of(behind)
+            waiting += behind.reads
     return False
 
 
@@ -107,7 +106,7 @@ def _behind_a_convolution(program: IntegerProgram, node: Reshape) -> bool:
     writers = {other.output: other for other in program.nodes}
     behind: Node | None = writers.get(node.input)
     while isinstance(behind, _KEEPS):
-        before = writers.get(inputs_of(behind)[0])
+        before = writers.get(behind.reads[0])
         if isinstance(before, Conv) and pooling_of(program, before) is behind:
             return False
         behind = before

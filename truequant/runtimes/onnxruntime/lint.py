@@ -28,7 +28,6 @@ from truequant.integer.nodes import (
     Sub,
     Table,
 )
-from truequant.integer.wide import SUMS
 from truequant.runtimes.onnx.forms import FormName, Layout
 from truequant.runtimes.onnx.kernels import COMPUTING, kernels_of
 from truequant.runtimes.onnx.layer_constants import packs
@@ -175,7 +174,7 @@ Rule = Callable[[_Setting, Node], Iterator[Miss]]
 def _wide(setting: _Setting, node: Node) -> Iterator[Miss]:
     kernels = kernels_of(node)
     if kernels.wide_as_values and is_wide(node, setting.program.edges):
-        sums = ", never EXACT" if isinstance(node, SUMS) else ""
+        sums = ", never EXACT" if node.sums else ""
         yield Miss(
             node.output, "wide", f"{kernels.op} in float32{sums}", "no integer kernel has codes of 16 bits",
             "8 bits for what it reads and writes",

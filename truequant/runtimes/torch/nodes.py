@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truequant.integer import islands, movement
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
+from truequant.integer.nodes.movement import padded
 
 _POOLS: dict[str, tuple[Callable[..., Tensor], ...]] = {
     "max": (F.max_pool1d, F.max_pool2d, F.max_pool3d), "average": (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
@@ -23,7 +23,7 @@ def conv(node: program_nodes.Conv, x: Tensor, weight: Tensor, bias: Tensor) -> T
     """Padding that is the same on both sides goes into the convolution, where runtimes look for it."""
     padding: Any = [begin for begin, _ in node.padding]
     if any(begin != end for begin, end in node.padding):
-        x, padding = movement.padded(node.padding, x), 0
+        x, padding = padded(node.padding, x), 0
     return _CONVS[len(node.stride) - 1](x, weight, bias, list(node.stride), padding, list(node.dilation), node.groups)
 
 
@@ -53,7 +53,7 @@ def _slice(node: program_nodes.Slice, x: Tensor) -> Tensor:
 def _upsample(node: program_nodes.Upsample, x: Tensor) -> Tensor:
     if x.dim() == len(node.factors) + 2 and x.dim() <= 5:
         return F.interpolate(x, scale_factor=[float(factor) for factor in node.factors], mode="nearest")
-    return movement.repeated(node, x)
+    return node.moved(x)
 
 
 VALUES: dict[type[Node], Callable[..., Tensor]] = {
@@ -68,11 +68,11 @@ VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.Reshape: _reshape,
     program_nodes.Transpose: lambda node, x: x.permute(node.permutation),
     program_nodes.Slice: _slice,
-    program_nodes.Take: movement.taken,
+    program_nodes.Take: lambda node, x: node.moved(x),
     program_nodes.Upsample: _upsample,
-    program_nodes.DepthToSpace: movement.spread,
-    program_nodes.Pad: lambda node, x: movement.padded(node.padding, x),
+    program_nodes.DepthToSpace: lambda node, x: node.moved(x),
+    program_nodes.Pad: lambda node, x: padded(node.padding, x),
     program_nodes.Concat: lambda node, *parts: torch.cat(parts, node.axis),
-    program_nodes.Island: lambda node, *inputs: islands.run(node, None, *inputs),
+    program_nodes.Island: lambda node, *inputs: node.run({}, inputs),
 }
 """`value(node, *values)`. Layers with weights, tables and rows by number are `torch_program`'s."""

@@ -20,18 +20,16 @@ from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.binding import build
 from truequant.integer.nodes import (
-    FLOAT_LINEARS,
     Conv,
     Dequantize,
     DynamicLinear,
     Edge,
+    FloatLinear,
     Linear,
     Lookup,
     Node,
     Quantize,
     Table,
-    WeightOnlyLinear,
-    inputs_of,
 )
 from truequant.integer.program import DTYPES
 from truequant.integer.storage import storage
@@ -107,7 +105,7 @@ class QuantizingModule(nn.Module):
                     self._constant(node.output, "weight_scale", node.weight_scale, node.weight_scale.float())
                     self._constant(node.output, "weight_zero", None, torch.zeros(len(node.weight_scale), dtype=torch.int64))
                 self._constant(node.output, "bias", None, self._bias(node))
-            elif isinstance(node, FLOAT_LINEARS):
+            elif isinstance(node, FloatLinear):
                 self._constant(node.output, "weight", node.weight, node.weight.to(torch.int8))
                 self._constant(node.output, "weight_scale", node.weight_scale, node.weight_scale.float())
                 zeros = torch.zeros(node.weight_scale.shape, dtype=torch.int64)
@@ -158,11 +156,11 @@ class QuantizingModule(nn.Module):
                 source = edges[node.input]
                 index = index + (shift(source) - source.qmin)
             return self._stored(node.output, "table")[index]
-        values = [self._value(held[name], edges[name]) if name in edges else held[name] for name in inputs_of(node)]
+        values = [self._value(held[name], edges[name]) if name in edges else held[name] for name in node.reads]
         if isinstance(node, (Conv, Linear)):
             layer: Callable[..., Tensor] = conv if isinstance(node, Conv) else linear
             value = layer(node, *values, self._weight(node), self._stored(node.output, "bias"))
-        elif isinstance(node, FLOAT_LINEARS):
+        elif isinstance(node, FloatLinear):
             value = self._float_linear(node, *values)
         elif isinstance(node, (Quantize, Dequantize)):
             (value,) = values
@@ -170,7 +168,7 @@ class QuantizingModule(nn.Module):
             value = VALUES[type(node)](node, *values)
         return value if target is None else self._codes(value, node, target)
 
-    def _float_linear(self, node: WeightOnlyLinear | DynamicLinear, x: Tensor) -> Tensor:
+    def _float_linear(self, node: FloatLinear, x: Tensor) -> Tensor:
         """A layer that reads floats: its weight alone is integers, or its tokens are quantized at run time too."""
         codes, scales, zeros = (self._stored(node.output, kind) for kind in ("weight", "weight_scale", "weight_zero"))
         grid, size = (-127, 127, torch.int8), codes.shape[1] // scales.shape[1]

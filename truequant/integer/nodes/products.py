@@ -1,0 +1,63 @@
+"""MatMul: products of two activations, summed exactly.
+
+Sums are carried by float32 where all of them stay below 2^24, else by float64. They must fit int32, as in kernels, but where
+an operand has more than 8 bits: then float64 holds them up to 2^53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from truequant.errors import ConversionError
+from truequant.integer.edge import Edge
+from truequant.integer.nodes.base import Binary, Shape, broadcast
+from truequant.integer.nodes.checks import check_clamp, check_ratio
+from truequant.integer.storage import scale_of, storage, zero_point_of
+from truequant.numerics import FLOAT32_EXACT, FLOAT64_EXACT, INT32_MAX, multiplier, requantize
+
+
+@dataclass(frozen=True, slots=True)
+class MatMul(Binary):
+    """`acc = sum((aq - za) * (bq - zb))` over the last axis of `left` and the last but one of `right`, axes before them
+    broadcast, then requantized by `M = float32(float32(sa * sb) / sy)`.
+    """
+
+    low: int
+    high: int
+    sums = True
+
+    def check(self, edges: Mapping[str, Edge]) -> None:
+        check_clamp(self, self.low, self.high, edges[self.output])
+        check_ratio(self, edges, of_product=True)
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        left, right = shapes
+        if min(len(left), len(right)) < 2 or left[-1] != right[-2]:
+            raise ConversionError(
+                f"{self.label} cannot multiply its inputs", got=f"shapes {left} and {right}",
+                expected="(…, a, b) and (…, b, c)",
+            )  # fmt: skip
+        return (*broadcast(self, left[:-2], right[:-2]), left[-2], right[-1])
+
+    def run(self, edges: Mapping[str, Edge], inputs: Sequence[Tensor]) -> Tensor:
+        """`(…, rows, sum) @ (…, sum, columns)` of codes. ConversionError where a sum could leave int32: kernels would wrap."""
+        left, right = inputs
+        a, b, y = (edges[name] for name in (self.left, self.right, self.output))
+        largest = a.reach * b.reach
+        bound = left.shape[-1] * largest
+        limit = FLOAT64_EXACT if a.wide or b.wide else INT32_MAX
+        if bound > limit:
+            raise ConversionError(
+                f"{self.label}: an accumulator may leave {'int32' if limit == INT32_MAX else '2^53'}",
+                got=f"sums of {left.shape[-1]} products up to {largest}",
+                expected=f"at most {limit}",
+                fix="fewer bits for its inputs, or leave it in float",
+            )
+        carrier = torch.float32 if bound < FLOAT32_EXACT else torch.float64
+        sums = (left.to(carrier) - a.zero_point) @ (right.to(carrier) - b.zero_point)
+        factor = multiplier(scale_of(a, left), scale_of(b, left), scale_of(y, left))
+        return requantize(sums, factor, zero_point_of(y, left), self.low, self.high).to(storage(y))
