@@ -31,8 +31,8 @@ from truequant.integer import Int8Model
 from truequant.integer.binding import bind, build
 from truequant.reports import versions
 from truequant.runtimes import onnx_bytes, require_integer_kernels
-from truequant.runtimes.compiled import same_kernels
-from truequant.runtimes.session import run, session
+from truequant.runtimes.onnxruntime.census import same_kernels
+from truequant.runtimes.onnxruntime.session import run, session
 
 PRESETS = ("w8a8", "w7a8", "w8a8-pow2", "w4a8")
 FORMS = (("qdq", "all"), *(("qoperator", level) for level in ("none", "basic", "extended", "all")))

@@ -22,10 +22,14 @@ import torch
 
 from benchmarks.exactness import inputs_of, trained
 from tests.models import FAMILIES
+from truequant.integer.binding import bind
 from truequant.reports import versions
-from truequant.runtimes import RUNTIMES
+from truequant.runtimes import onnx_bytes
+from truequant.runtimes.onnx.forms import FormName
+from truequant.runtimes.openvino.session import compiled, run
 
 MODELS = ("LeNet, tanh", "VGG", "ResNet", "DenseNet", "MobileNetV3", "ShuffleNetV2", "U-Net", "YOLO")
+FORMS: tuple[FormName, ...] = ("qdq", "openvino")
 RESULTS = Path(__file__).resolve().parent / "results" / "openvino_differences.json"
 
 
@@ -35,8 +39,9 @@ def histogram(name: str, preset: str) -> dict[str, Any]:
     int8, x = trained(family, preset), inputs_of(family, 16)
     expected = int8.codes(x)
     row: dict[str, Any] = {"model": name, "preset": preset}
-    for form in ("qdq", "openvino"):
-        found = RUNTIMES["openvino"].edges(int8.program, form=form).codes(x)
+    for form in FORMS:
+        request = compiled(onnx_bytes(int8.program, form=form, show_edges=True)).create_infer_request()
+        found = run(request, bind(int8.program, (x,), {}))
         counts: Counter[int] = Counter()
         for edge, codes in expected.items():
             values, numbers = (found[edge].int() - codes.int()).unique(return_counts=True)
@@ -48,7 +53,7 @@ def histogram(name: str, preset: str) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """A row of the table of docs/runtimes.md."""
     cells = []
-    for form in ("qdq", "openvino"):
+    for form in FORMS:
         counts = {int(k): n for k, n in row[form].items()}
         near, far = sum(counts.get(d, 0) for d in (-1, 1)), sum(n for d, n in counts.items() if abs(d) > 1)
         cells += [f"{near:,}", f"{far:,}", str(max(map(abs, counts)))]

@@ -16,8 +16,8 @@ from torch import Tensor
 import truequant as tq
 from truequant.integer import IntegerProgram
 from truequant.runtimes import onnx_bytes
-from truequant.runtimes.openvino_session import options_of
-from truequant.runtimes.writer import Form
+from truequant.runtimes.onnx.forms import FormName
+from truequant.runtimes.openvino.session import options_of
 
 QEMU = shutil.which("qemu-x86_64")
 WITHOUT_VNNI = "Haswell-noTSX"
@@ -27,7 +27,9 @@ needs_qemu = pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 (Debian's qemu
 Case = tuple[IntegerProgram, tuple[Tensor, ...]]
 
 
-def differences(cpu: str, cases: Mapping[str, Case], folder: Path, form: Form = "qdq") -> dict[str, tuple[int, dict[str, int]]]:
+def differences(
+    cpu: str, cases: Mapping[str, Case], folder: Path, form: FormName = "qdq"
+) -> dict[str, tuple[int, dict[str, int]]]:
     """By case: codes and outputs compared, and those that differ, by edge. OpenVINO runs the form that is its own."""
     runtime = "openvino" if form == "openvino" else "onnxruntime"
     options = json.dumps(options_of(1) if form == "openvino" else {})

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from truequant.integer import IntegerProgram, ProgramInput
 from truequant.integer.nodes import Add, Conv, Dequantize, Edge, GlobalAverage, Linear, MaxPool, Node, Quantize, Reshape
-from truequant.runtimes.channels_last import readers_of
-from truequant.runtimes.pooled_sums import pooling_of
+from truequant.runtimes.onnxruntime.channels_last import readers_of
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 
 U8 = (0, 255)
 S8 = (-128, 127)

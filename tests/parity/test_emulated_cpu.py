@@ -12,12 +12,14 @@ import truequant as tq
 from tests.emulation import WITHOUT_VNNI, differences, needs_qemu
 from truequant.demo import MODELS, load_mnist
 from truequant.integer import IntegerProgram
-from truequant.runtimes.writer import Form
+from truequant.runtimes.onnx.forms import FormName
 
 pytestmark = [pytest.mark.emulated, needs_qemu]
 
 
-def on_haswell(program: IntegerProgram, images: torch.Tensor, folder: Path, form: Form = "qdq") -> tuple[int, dict[str, int]]:
+def on_haswell(
+    program: IntegerProgram, images: torch.Tensor, folder: Path, form: FormName = "qdq"
+) -> tuple[int, dict[str, int]]:
     """Codes compared, and codes that differ by edge, on a CPU with AVX2 and FMA and without VNNI."""
     return differences(WITHOUT_VNNI, {"": (program, (images,))}, folder, form)[""]
 

@@ -18,7 +18,7 @@ from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Conv, Linear
 from truequant.reports import versions
 from truequant.runtimes import digest, onnx_bytes
-from truequant.runtimes.pooled_sums import pooling_of
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 
 MATRIX = script("exactness")
 MODELS = [

@@ -19,9 +19,9 @@ from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import Add, Conv, Island, Linear, Sub, Table
 from truequant.runtimes import onnx_bytes
-from truequant.runtimes.census import optimized
+from truequant.runtimes.onnxruntime.census import optimized
+from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.packages import onnx
-from truequant.runtimes.pooled_sums import pooling_of
 
 MATRIX = script("exactness")
 FLOAT_OPS = frozenset(

@@ -132,7 +132,7 @@ def test_tensors_pass_without_a_copy() -> None:
 
 
 def test_an_input_that_needs_no_copy_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from truequant.runtimes import session as sessions
+    from truequant.runtimes.onnxruntime import session as sessions
 
     int8, x = int8_of("ResNet", "w8a8")
     compiled, seen = CompiledModel(int8.program), []

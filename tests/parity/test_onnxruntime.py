@@ -34,7 +34,7 @@ from truequant.integer.nodes import (
     Transpose,
 )
 from truequant.runtimes import CompiledModel, EdgeReader, census, onnx_bytes
-from truequant.runtimes.proofs import _runs_exactly
+from truequant.runtimes.onnxruntime.pair_proofs import _runs_exactly
 
 A, B = (v.flatten() for v in torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij"))
 

@@ -18,9 +18,9 @@ from tests.models import FAMILIES
 from tests.programs import S8, edge, f32, program, random_codes, random_conv, random_linear, values_of
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import Add, Clamp, Conv, Edge, GlobalAverage, MatMul, MaxPool, Mul, Pad, Slice, Sub, Table
-from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
-from truequant.runtimes.openvino_session import compiled, run
-from truequant.runtimes.saturation import saturates_in_openvino
+from truequant.runtimes.openvino.model import OpenvinoEdges, OpenvinoModel
+from truequant.runtimes.openvino.saturation import saturates_in_openvino
+from truequant.runtimes.openvino.session import compiled, run
 
 
 def assert_same(p: IntegerProgram, *inputs: Tensor) -> dict[str, int]:
@@ -163,7 +163,7 @@ def test_signals_are_handled_after_two_models_at_once() -> None:
 import faulthandler, signal
 faulthandler.enable()  # signals have a stack of their own, as in pytest
 from tests.programs import residual_net
-from truequant.runtimes.openvino import OpenvinoModel
+from truequant.runtimes.openvino.model import OpenvinoModel
 first, second = OpenvinoModel(residual_net()), OpenvinoModel(residual_net())
 del first, second
 seen = []

@@ -16,8 +16,8 @@ from tests.parity.test_openvino import calibrated
 from tests.programs import S8, U8, edge, f32, program, values_of
 from truequant.integer.nodes import Conv, Linear, MatMul
 from truequant.runtimes import machine, promises
-from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
-from truequant.runtimes.saturation import openvino_saturating
+from truequant.runtimes.openvino.model import OpenvinoEdges, OpenvinoModel
+from truequant.runtimes.openvino.saturation import openvino_saturating
 
 ON_VNNI = "onnxruntime-vnni"
 

@@ -12,7 +12,7 @@ from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, ProgramInput
 from truequant.integer.nodes import Concat, Dequantize, MaxPool, Table
 from truequant.runtimes import export_onnx, onnx_bytes, require_integer_kernels
-from truequant.runtimes.tables import require_exact_tables
+from truequant.runtimes.onnxruntime.table_proofs import require_exact_tables
 
 X, Y = edge(0.05, 100), edge(0.02, 3)
 ENTRIES = torch.arange(255, -1, -1).to(torch.int16)

@@ -15,7 +15,7 @@ from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.nodes import Dequantize, Edge, Island, Linear, Quantize
 from truequant.planning import as_arguments
 from truequant.runtimes import CompiledModel, EdgeReader
-from truequant.runtimes.torch_program import ExportedEdges
+from truequant.runtimes.torch.program import ExportedEdges
 
 Q = "quantized_decomposed."
 

@@ -12,9 +12,9 @@ import torch
 
 from truequant import kernels
 from truequant.reports.system import Cpu, cpu, versions
+from truequant.runtimes import RUNTIMES
 from truequant.schemes import TARGETS
 
-_RUNTIMES = ("onnxruntime", "openvino")
 _OPTIONAL = {
     "onnx": "onnxruntime", "onnxruntime": "onnxruntime", "matplotlib": "plots", "lightning": "lightning",
     "transformers": "huggingface", "accelerate": "huggingface", "tensorboard": "tensorboard", "wandb": "wandb",
@@ -51,7 +51,7 @@ class Machine:
 def examine() -> Machine:
     """Look at this machine. Nothing optional is imported, nothing is measured."""
     processor = cpu()
-    runtimes = {name: _version(name) for name in _RUNTIMES}
+    runtimes = {name: _version(name) for name in (r.package for r in RUNTIMES.values()) if name}
     return Machine(
         versions=versions(),
         system=f"{platform.system()} {platform.machine()}",

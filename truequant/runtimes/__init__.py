@@ -1,19 +1,20 @@
 """Deployment: ONNX files, and the runtimes that run them. The only room that imports onnx, onnxruntime and openvino."""
 
-from truequant.runtimes.census import census, require_integer_kernels
-from truequant.runtimes.compiled import CompiledModel, EdgeReader
-from truequant.runtimes.export import digest, export_onnx, onnx_bytes
-from truequant.runtimes.fusion_lint import Lint, Miss, lint
+from truequant.runtimes.export import export_onnx, onnx_bytes
 from truequant.runtimes.machine import Machine, machine, read_cpuinfo
-from truequant.runtimes.metadata import with_program
-from truequant.runtimes.promises import adds_that_need_fma, promises
-from truequant.runtimes.registry import RUNTIMES, Runtime, compile, runtime_of
+from truequant.runtimes.onnx.metadata import digest, with_program
+from truequant.runtimes.onnxruntime.census import census, require_integer_kernels
+from truequant.runtimes.onnxruntime.fma import adds_that_need_fma
+from truequant.runtimes.onnxruntime.lint import Lint, Miss, lint
+from truequant.runtimes.onnxruntime.model import CompiledModel, EdgeReader
+from truequant.runtimes.onnxruntime.shipped import ShippedFile
+from truequant.runtimes.promises import promises
+from truequant.runtimes.registry import FORMS, RUNTIMES, Runtime, compile, runtime_of
 from truequant.runtimes.saturation import saturating_layers
-from truequant.runtimes.shipped import ShippedFile
-from truequant.runtimes.torch_program import export_program
+from truequant.runtimes.torch.program import export_program
 
 __all__ = [
-    "RUNTIMES", "CompiledModel", "EdgeReader", "Lint", "Machine", "Miss", "Runtime", "ShippedFile",
+    "FORMS", "RUNTIMES", "CompiledModel", "EdgeReader", "Lint", "Machine", "Miss", "Runtime", "ShippedFile",
     "adds_that_need_fma", "census", "compile", "digest", "export_onnx", "export_program", "lint", "machine",
     "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels", "runtime_of", "saturating_layers",
     "with_program",

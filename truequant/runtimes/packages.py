@@ -10,7 +10,8 @@ from truequant.errors import ExportError
 
 
 @cache
-def _package(name: str, extra: str) -> Any:
+def package(name: str, extra: str) -> Any:
+    """A package that an extra of truequant brings. `ExportError` where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -21,14 +22,4 @@ def _package(name: str, extra: str) -> Any:
 
 def onnx() -> Any:
     """The package onnx."""
-    return _package("onnx", "onnxruntime")
-
-
-def onnxruntime() -> Any:
-    """The package onnxruntime."""
-    return _package("onnxruntime", "onnxruntime")
-
-
-def openvino() -> Any:
-    """The package openvino."""
-    return _package("openvino", "openvino")
+    return package("onnx", "onnxruntime")

@@ -1,19 +1,20 @@
-"""Runtimes by name: how a program is compiled for one, and how its inner edges are read there."""
+"""Runtimes by name: how a program is compiled for one, how its inner edges are read there, which ONNX files it has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.runtimes.compiled import CompiledModel, EdgeReader
-from truequant.runtimes.export import program_of
-from truequant.runtimes.openvino import OpenvinoEdges, OpenvinoModel
-from truequant.runtimes.torch_program import ExportedEdges, ExportedModel
+from truequant.runtimes import onnxruntime, openvino, torch
+from truequant.runtimes.onnx.dialect import Form
+from truequant.runtimes.programs import program_of
+from truequant.schemes import Target
 
 
 class Edges(Protocol):
@@ -27,18 +28,44 @@ class Runtime:
     """compiled(program, threads=…): a callable like the model. edges(program, threads=…): a reader of its inner codes.
 
     exact: whether its arithmetic is the program's own; of another, verification grades WITHIN 1 at best.
+    package: the optional package that it needs, None where it comes with torch.
+    exceptions(program, target): sentences, where its codes might be others than the program's; None for a runtime that
+        promises nothing.
+    forms: the forms of ONNX file that are written for it, by name, each as a function of the program.
     """
 
     name: str
     compiled: Callable[..., Callable[..., Any]]
     edges: Callable[..., Edges]
     exact: bool = True
+    package: str | None = None
+    exceptions: Callable[[IntegerProgram, Target], Iterator[str]] | None = None
+    forms: Mapping[str, Callable[[IntegerProgram], Form]] = field(default_factory=dict)
 
 
 RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
-    Runtime("onnxruntime", CompiledModel, EdgeReader), Runtime("openvino", OpenvinoModel, OpenvinoEdges),
-    Runtime("torch.export", ExportedModel, ExportedEdges, exact=False),
+    Runtime(
+        "onnxruntime", onnxruntime.CompiledModel, onnxruntime.EdgeReader, package="onnxruntime",
+        exceptions=onnxruntime.exceptions, forms=onnxruntime.FORMS,
+    ),
+    Runtime(
+        "openvino", openvino.OpenvinoModel, openvino.OpenvinoEdges, package="openvino", exceptions=openvino.exceptions,
+        forms=openvino.FORMS,
+    ),
+    Runtime("torch.export", torch.ExportedModel, torch.ExportedEdges, exact=False),
 )}  # fmt: skip
+
+FORMS: dict[str, Callable[[IntegerProgram], Form]] = {
+    name: form for runtime in RUNTIMES.values() for name, form in runtime.forms.items()
+}
+"""The forms of ONNX file by the names that a caller gives; what a form is follows the program's target."""
+
+
+def form_of(program: IntegerProgram, name: str) -> Form:
+    """The form of a name for a program. `ArgumentError` for another name."""
+    if name not in FORMS:
+        raise ArgumentError(f"no form {name!r} of an ONNX file", got=repr(name), expected=" or ".join(map(repr, FORMS)))
+    return FORMS[name](program)
 
 
 def runtime_of(name: str) -> Runtime:
@@ -55,6 +82,13 @@ def compile(
 
     runtime: "onnxruntime", "openvino", or "torch.export", whose float ops follow the integers up to rounding.
     threads: 0 for torch's own number. options: of that runtime, `form` and `level` for onnxruntime.
-    Raises `ArgumentError` for another runtime, `ExportError` where it does not run the program's integer kernels.
+    Raises `ArgumentError` for another runtime or option, `ExportError` where it does not run the program's integer kernels.
     """
-    return runtime_of(runtime).compiled(program_of(int8), threads=threads, **options)
+    chosen = runtime_of(runtime)
+    known = inspect.signature(chosen.compiled).parameters.keys() - {"program", "threads"}
+    if unknown := sorted(options.keys() - known):
+        raise ArgumentError(
+            f"no option {unknown[0]!r} of runtime {runtime!r}", got=", ".join(unknown),
+            expected=", ".join(["threads", *sorted(known)]),
+        )  # fmt: skip
+    return chosen.compiled(program_of(int8), threads=threads, **options)

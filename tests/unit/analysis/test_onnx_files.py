@@ -15,8 +15,9 @@ from tests.programs import residual_net
 from truequant.errors import ExportError, FileError
 from truequant.files import container_bytes
 from truequant.integer.serialize import to_container
-from truequant.runtimes import external, onnx_bytes
-from truequant.runtimes.metadata import CONTAINER, PROGRAM
+from truequant.runtimes import onnx_bytes
+from truequant.runtimes.onnx import external
+from truequant.runtimes.onnx.metadata import CONTAINER, PROGRAM
 
 NET = residual_net()
 WIDE_NET = residual_net(width=16)
@@ -208,7 +209,7 @@ def test_a_failed_proof_leaves_the_former_export_whole(tmp_path: Path, monkeypat
     def fails(*args: object, **options: object) -> None:
         raise ExportError("no kernel")
 
-    monkeypatch.setattr("truequant.runtimes.export.require_integer_kernels", fails)
+    monkeypatch.setattr("truequant.runtimes.onnxruntime.dialect.require_integer_kernels", fails)
     for net in (residual_net(2, width=16), WIDE_NET):
         with pytest.raises(ExportError, match="no kernel"):
             tq.export_onnx(net, path)

@@ -14,8 +14,9 @@ from tests.programs import S8, U8, edge, program, random_conv, residual_net, val
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import AveragePool, Conv, Edge, Linear, MatMul, Node
 from truequant.runtimes import machine, promises
-from truequant.runtimes.promises import sums_beyond_float32
-from truequant.runtimes.saturation import openvino_saturating, saturates, saturates_in_openvino, saturating_layers
+from truequant.runtimes.openvino.promises import sums_beyond_float32
+from truequant.runtimes.openvino.saturation import openvino_saturating, saturates_in_openvino
+from truequant.runtimes.saturation import saturates, saturating_layers
 
 BOTH = ("onnxruntime", "openvino")
 EVERYWHERE = "the same codes on every x86 CPU, with VNNI or without, with FMA or without"

@@ -1,0 +1,1 @@
+"""ONNX graphs, written and read without a runtime."""
