@@ -14,7 +14,7 @@ DEMO := .venv/demo-$(call digest,requirements/package.txt requirements/demo.txt)
 TOOLS := .venv/tools-$(call digest,$(filter-out requirements/docs.txt,$(wildcard requirements/*.txt)))
 DOCS := .venv/docs-$(call digest,$(wildcard requirements/*.txt))
 
-.PHONY: interpreter setup setup-demo setup-tests demo test quick bench check format docs clean
+.PHONY: interpreter setup setup-demo setup-tests demo test quick tests-of bench check format docs clean
 
 setup: interpreter  ## the package, every extra, what tests, checks and documentation need
 	$(MAKE_BOTH) $(KERNELS) $(DOCS)
@@ -69,6 +69,10 @@ test: setup-tests  ## every test, by one worker a core
 
 quick: setup-tests  ## the tests that take seconds
 	$(BIN)/python -m pytest -n logical --dist worksteal -m "not slow and not emulated" $(ARGS)
+
+tests-of: setup-tests  ## which tests reach a file: make tests-of FILE=truequant/fake/sites.py
+	$(BIN)/python -m pip install --quiet coverage
+	$(BIN)/python -m tests.mutants.of $(FILE)
 
 bench: setup-tests  ## the short form of every benchmark of docs/performance.md
 	for name in qat_step fake_quantize memory prepare scaling; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
