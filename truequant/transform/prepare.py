@@ -50,7 +50,7 @@ def prepare(
 
     example_inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs; axis 0 is the batch.
     config: a `QConfig`, a preset's name, a `Plan` of this model, edited or not, or None for "int8".
-    dynamic: axes that the converted model takes in any size, beside the batch: `{0: (2, 3)}` for images.
+    dynamic: axes that may change in the converted model, beside the batch: `{0: (2, 3)}` for height and width of images.
     inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
     Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does.
     """
