@@ -55,6 +55,10 @@ class Binding:
     name: str
     clock: Clock
     multiple: bool = False
+    callers: Mapping[str, int] | None = None
+    """See `OwnerPlan.callers`."""
+    frames: tuple[frozenset[tuple[int, ...]], frozenset[tuple[int, ...]]] | None = None
+    """Frames in which planning saw it called, in evaluation and in any mode."""
     leaf: dict[tuple[int, ...], RuntimeSite] | None = None
     evaluated: dict[tuple[int, ...], Sites] = field(default_factory=dict)
     trained: dict[tuple[int, ...], Sites] = field(default_factory=dict)
@@ -85,6 +89,10 @@ class Binding:
     """Of the outermost module: what keeps learned scales near the ranges that were seen."""
     parts: Parts | None = None
     """Of the outermost module of a prepared model: the modules that were planned."""
+
+    def planned(self, key: tuple[int, ...], training: bool) -> bool:
+        """Whether planning saw the call of that key; a branch of training is none of evaluation."""
+        return self.frames is not None and key in self.frames[training]
 
 
 class CallSites(TorchFunctionMode):
@@ -145,7 +153,7 @@ class CallSites(TorchFunctionMode):
             if plan.action in _PLAIN:
                 return passes.finished(site, [run(*args, **kwargs)])
         args = read_by_view(site, args)
-        outer, local.frame = local.frame, Frame(self.frame.key)
+        outer, local.frame = local.frame, Frame(self.frame.key, self.frame.name)
         try:
             if plan.action in ("layer", "weight_only", "dynamic"):
                 return _functional_layer(site, func, args, kwargs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, Self, TypeVar
@@ -57,11 +57,11 @@ class QATModuleWrapper(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         binding = self.binding
-        key = key_of(self, binding.multiple)
+        key = key_of(binding.name, binding.multiple, binding.callers)
         if binding.outermost:
             return self._outermost(args, kwargs)
         around: CallSites | None = None if compiling() else local.calls
-        suspended, outer, frame = suspend(), local.frame, Frame(key)
+        suspended, outer, frame = suspend(), local.frame, Frame(key, binding.name)
         if around is not None and around.frame is not outer:
             around = None
         local.frame = frame
@@ -81,16 +81,13 @@ class QATModuleWrapper(nn.Module):
     ) -> Any:
         if binding.leaf is not None:
             site = binding.leaf.get(frame.key)
-            if site is None and around is not None and around.reads_constants(args, kwargs):
-                return super().forward(*args, **kwargs)
-            if site is None:
-                raise PlanError(
-                    f"'{binding.name}' is called in a way that was not there when the model was prepared",
-                    got=f"call {frame.key}",
-                    expected=f"calls {sorted(binding.leaf)}" if binding.leaf else "no call",
-                    fix=TAKE_THIS_PATH,
-                )
-            return self._leaf(site, args, kwargs)
+            if site is not None:
+                return self._leaf(site, args, kwargs)
+            if not binding.planned(frame.key, self.training):
+                self._expect(frame.key, sorted(binding.leaf), args, kwargs, around)
+            return super().forward(*args, **kwargs)
+        if around is not None and binding.frames is not None and not binding.planned(frame.key, self.training):
+            self._expect(frame.key, sorted(binding.frames[self.training]), args, kwargs, around)
         looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)
         seen = binding.acts or (binding.watched and looked_at) or (binding.ranked is not None and not compiling())
         if seen and binding.clock.enabled:
@@ -101,6 +98,18 @@ class QATModuleWrapper(nn.Module):
                 local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
             return outputs
         return super().forward(*args, **kwargs)
+
+    def _expect(
+        self, key: tuple[int, ...], planned: Sequence[tuple[int, ...]], args: Any, kwargs: Any, around: CallSites | None
+    ) -> None:
+        """PlanError for a call that planning never saw, unless it is of constants alone."""
+        if around is None or not around.reads_constants(args, kwargs):
+            raise PlanError(
+                f"'{self.binding.name}' is called in a way that was not there when the model was prepared",
+                got=f"call {key}" if min(key, default=0) >= 0 else "a call by a module that did not call it then",
+                expected=f"calls {list(planned)}" if planned else "no call",
+                fix=TAKE_THIS_PATH,
+            )
 
     def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of the module's own class, written out where it would hide what it computes."""

@@ -99,6 +99,8 @@ class Trace:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     module_calls: Counter[str] = field(default_factory=Counter)
+    frames: list[Frame] = field(default_factory=list)
+    """Of each call of a module, the outermost excepted, in order."""
     op_counts: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
     """Of each call of an owner: how often its own forward calls each op."""
     op_ranks: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
@@ -213,6 +215,8 @@ class _Recorder(TorchFunctionMode):
         self.trace.module_calls[name] += 1
         self.stack.append(_Entered(name, ordinal, Constants(module)))
         self._reframe()
+        if self.frame:
+            self.trace.frames.append(self.frame)
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         """A module's forward ended; hooks of its own run after this, as calls of the forward around it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,9 +46,10 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
-    graph = Graph(evaluated, modules)
+    graph = Graph(evaluated, modules, trained)
     active = [n for n in graph.nodes if n.action != "identity"]
-    rules = matching(config.rules, [Selectable(n.name, n.call.owner, modules[n.call.owner], n.call.op.name) for n in active])
+    selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
+    rules = matching(config.rules, selectable)
     check_uses(graph, list(zip(active, rules, strict=True)), config)
     overrides = {n.index: Overrides.of(r) for n, r in zip(active, rules, strict=True)}
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
@@ -306,18 +306,20 @@ class _Builder:
         watched = self._watched()
         owners = {n.call.owner for n in graph.nodes} | watched | {""}
         owners |= {name for name, m in graph.modules.items() if isinstance(m, FAST_PATHS)}
-        for name in graph.multiple:
-            owners |= {name, *_ancestors(name)}
-        for call in graph.trace.calls:  # a shared module may be called by another module than the one it is named after
-            names = ["", *(name for name, _ in call.frame)]
-            owners |= {caller for caller, called in pairwise(names) if called in graph.multiple}
+        repeats = graph.repeats
+        for name in repeats.multiple:
+            # a shared module may be called by another module than the one it is named after
+            owners |= {name, *_ancestors(name), *repeats.callers[name]}
+        keys = repeats.keys(graph.trace), repeats.keys(self.trained)
         return tuple(
             OwnerPlan(
                 owner,
                 owner in graph.leaves,
-                owner in graph.multiple,
+                owner in repeats.multiple,
                 () if owner in graph.leaves else _rows(owner, *counts),
                 _rows(owner, *ranks) if owner in watched else None,
+                tuple(callers.items()) if len(callers := repeats.callers.get(owner, {})) > 1 else (),
+                (keys[0].get(owner, ()), keys[1].get(owner, ())) if any(k.get(owner, ((),)) != ((),) for k in keys) else None,
             )
             for owner in sorted(owners)
         )

@@ -15,6 +15,7 @@ from truequant.planning.actions import Action
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.products import is_product, product
+from truequant.planning.repeats import Key, Repeats
 from truequant.planning.resizing import linear_factors
 from truequant.planning.values import Values
 
@@ -26,7 +27,8 @@ class Node:
     index: int
     call: Call
     name: str
-    frame: tuple[int, ...]
+    place: str
+    frame: Key
     leaf: bool
     action: Action
     reason: str
@@ -52,11 +54,6 @@ _COMPUTES = frozenset(("layer", "affine", "product", "resize", "add", "sub", "mu
 MOVES = frozenset(("movement", "concat", "clamp"))
 
 
-def frame_key(frame: Frame, multiple: set[str]) -> tuple[int, ...]:
-    """The ordinals of those modules of a frame that are called more than once."""
-    return tuple(ordinal for name, ordinal in frame if name in multiple)
-
-
 def is_leaf(module: nn.Module) -> bool:
     """A module of torch's without children whose forward is torch's own: it makes one call, so its name names the call."""
     kind = type(module)
@@ -67,9 +64,12 @@ def is_leaf(module: nn.Module) -> bool:
     return kind.__module__.startswith("torch.nn.modules")
 
 
-def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
-    """`conv1`, `relu#1` for the second call of a module, `block.add_0` for a function call."""
-    owner = call.owner + (f"#{'.'.join(map(str, key))}" if key else "")
+def site_name(call: Call, key: Key, place: str | None, leaf: bool) -> str:
+    """`conv1`, `relu#1` for the second call of a module, `block.add_0` for a function call.
+
+    A module that several others hold goes by each of its names: `block2.act`, where `block1.act` is the same module.
+    """
+    owner = f"{call.owner}#{'.'.join(map(str, key))}" if place is None else place
     if leaf:
         return owner
     op = f"{call.op.name}_{call.ordinal}"
@@ -79,10 +79,10 @@ def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
 class Graph(Values):
     """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
 
-    def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None) -> None:
         super().__init__(trace)
         self.modules = modules
-        self.multiple = {name for name, n in trace.module_calls.items() if n > 1 and name}
+        self.repeats = Repeats(trace, trained or trace, modules)
         calls_of: dict[tuple[str, Frame], int] = {}
         for call in trace.calls:
             calls_of[call.owner, call.frame] = calls_of.get((call.owner, call.frame), 0) + 1
@@ -103,13 +103,18 @@ class Graph(Values):
                 self.writer[value] = node
         self._parent: dict[int, int] = {}
 
+    def places(self, node: Node) -> tuple[str, ...]:
+        """Paths of the module that calls a node: where this call is made, and all of them where it holds parameters."""
+        shared = any(True for _ in self.modules[node.call.owner].parameters(recurse=False))
+        return (node.place, *self.repeats.paths(node.call.owner)) if shared else (node.place,)
+
     def resolve(self, value: int) -> int:
         return self._alias.get(value, value)
 
     def _node(self, index: int, call: Call) -> Node:
         reads = tuple(self.resolve(v) for v in call.inputs)
         leaf = call.owner in self.leaves
-        key = frame_key(call.frame, self.multiple)
+        key = self.repeats.key(call.frame)
         action, reason, bounds = classify(call, reads, self)
         if action == "lookup":
             reads = ()  # of integers that are no codes
@@ -117,7 +122,10 @@ class Graph(Values):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]
-        return Node(index, call, site_name(call, key, leaf), key, leaf, action, reason, reads, call.outputs, bounds)
+        place = self.repeats.place(call.frame)
+        name = site_name(call, key, place, leaf)
+        place = call.owner if place is None else place
+        return Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
 
     # -- values that share one grid ------------------------------------------------------------------------------------
     def grid(self, value: int) -> int:

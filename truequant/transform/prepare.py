@@ -113,7 +113,10 @@ class _Preparation:
     def _binding(self, name: str, owner: OwnerPlan | None) -> Binding:
         binding = Binding(name, self.clock, unrolls=self.plan.config.unroll_recurrent)
         if owner is not None:
-            binding.multiple = owner.multiple
+            binding.multiple, binding.callers = owner.multiple, dict(owner.callers)
+            if owner.frames is not None:
+                evaluated, trained = map(frozenset, owner.frames)
+                binding.frames = evaluated, evaluated | trained
             binding.leaf = {} if owner.leaf else None
             binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
             binding.acts = not owner.leaf and self._acts(name)
