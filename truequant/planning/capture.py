@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from truequant.errors import ArgumentTypeError, PlanError
 from truequant.planning.constants import Constants
 from truequant.planning.decomposed import decomposed
+from truequant.planning.likes import LIKE, told_apart
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
 from truequant.planning.outputs import tensors_of
@@ -43,6 +44,7 @@ class Constant:
 
     name: str | None
     shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
     @property
     def elements(self) -> int:
@@ -143,7 +145,8 @@ class _Recorder(TorchFunctionMode):
         if op is None:
             return func(*args, **kwargs)
         op = counted_as(op, args, kwargs)
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        seen = told_apart(func, args, kwargs) if func in LIKE else (tuple(args), dict(kwargs))
+        tensors = [t for t in pytree.tree_leaves(seen) if isinstance(t, Tensor)]
         inputs = [(t, i) for t in tensors if (i := self.held.read(t)) is not None]
         owner, constants = self.stack[-1].name, self.stack[-1].constants
         counts = self.trace.op_counts.setdefault((owner, self.frame), Counter())
@@ -157,7 +160,7 @@ class _Recorder(TorchFunctionMode):
         ranks[op.name] += 1
         if not inputs:
             return func(*args, **kwargs)
-        recorded_args, recorded_kwargs = pytree.tree_map(self._reference, (tuple(args), dict(kwargs)))
+        recorded_args, recorded_kwargs = pytree.tree_map(self._reference, seen)
         versions = [t._version for t, _ in inputs]
         result = func(*args, **kwargs)
         outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
@@ -203,7 +206,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self.held.known(leaf)
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
+        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape), leaf.dtype)
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""

@@ -243,9 +243,9 @@ def _scalar(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
 
 
 def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
-    if len(reads) != 1 or _constants(call):
-        return "float", "indexed by a tensor"
     name = call.op.name
+    if len(reads) != 1 or (_constants(call) and not _picks(call, len(graph.shape(reads[0])))):
+        return "float", "indexed by a tensor"
     arguments = [*call.args, *call.kwargs.values()]
     if name == "pad":
         mode = call.args[2] if len(call.args) > 2 else call.kwargs.get("mode", "constant")
@@ -265,6 +265,25 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
                 return "float", f"interpolates, {mode}"
             return "resize", f"interpolates, {mode}: integer layer of fixed weights"
     return "movement", "moves codes"
+
+
+def _picks(call: Call, rank: int) -> bool:
+    """Whether constant places of one axis behind the first are taken: `x[:, places]`, `x.index_select(1, places)`."""
+    if call.op.name == "index_select":
+        given = dict(zip(("input", "dim", "index"), call.args, strict=False)) | dict(call.kwargs)
+        axis, places = given["dim"], given["index"]
+    elif call.op.name == "getitem":
+        items = list(call.args[1]) if isinstance(call.args[1], tuple) else [call.args[1]]
+        if any(not isinstance(i, (Constant, slice)) and i is not Ellipsis for i in items):
+            return False
+        axis = next(n for n, i in enumerate(items) if isinstance(i, Constant))
+        if any(i is Ellipsis for i in items[:axis]):
+            axis -= len(items)
+        places = items[axis] if sum(isinstance(i, Constant) for i in items) == 1 else None
+    else:
+        return False
+    numbers = isinstance(places, Constant) and len(places.shape) == 1 and places.dtype in (torch.int64, torch.int32)
+    return numbers and axis % rank > 0
 
 
 def _repeats(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> bool:

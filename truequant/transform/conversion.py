@@ -26,6 +26,7 @@ from truequant.transform.islands import cast, island
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 from truequant.transform.registered import CALL, movement
+from truequant.transform.written_out import WrittenOut
 
 _TRACING = threading.Lock()
 """Held while functions of Python's and torch's are replaced: one trace at a time."""
@@ -246,7 +247,8 @@ class _Exported(nn.Module):
 
     def forward(self, *tensors: Any) -> Any:
         args, kwargs = _arguments(dict(zip(self.places, tensors, strict=True)) | self.constants)
-        return plain(self.model(*args, **kwargs))
+        with WrittenOut():
+            return plain(self.model(*args, **kwargs))
 
 
 def _arguments(given: dict[int | str, Any]) -> tuple[list[Any], dict[str, Any]]:
