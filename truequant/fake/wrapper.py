@@ -335,7 +335,11 @@ def qat_class(base: type[nn.Module]) -> type[nn.Module]:
     elif issubclass(base, nn.ModuleDict):
         bases = (QATModuleWrapper, HidesQuantizers, base)
     attributes = {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers.", "forward": _forward_like(base)}
-    _SWAPPED[base] = type(f"QAT{base.__name__}", bases, attributes)
+    name = f"QAT{base.__name__}"
+    if not base.__module__.startswith("torch."):
+        # Libraries know a class by its text: what it can record, what a saved configuration names.
+        name, attributes = base.__name__, attributes | {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    _SWAPPED[base] = type(name, bases, attributes)
     return _SWAPPED[base]
 
 

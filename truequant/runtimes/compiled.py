@@ -9,7 +9,8 @@ from torch import Tensor
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind, build
+from truequant.integer.binding import bind
+from truequant.planning import build
 from truequant.runtimes.census import census, require_integer_kernels
 from truequant.runtimes.export import placed
 from truequant.runtimes.session import Level, run, session

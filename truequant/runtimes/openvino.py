@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind, build
+from truequant.integer.binding import bind
+from truequant.planning import build
 from truequant.runtimes.export import placed
 from truequant.runtimes.openvino_session import compiled, kernels, run
 from truequant.runtimes.writer import Form

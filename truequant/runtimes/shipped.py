@@ -20,9 +20,10 @@ from torch import Tensor
 from truequant.errors import FileError, TruequantError
 from truequant.files import parse_container
 from truequant.integer import IntegerProgram, load
-from truequant.integer.binding import bind, build
+from truequant.integer.binding import bind
 from truequant.integer.nodes import Edge
 from truequant.integer.serialize import from_container
+from truequant.planning import build
 from truequant.runtimes.census import census
 from truequant.runtimes.compiled import same_kernels
 from truequant.runtimes.export import digest

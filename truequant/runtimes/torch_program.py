@@ -18,7 +18,6 @@ from torch.export import Dim, ExportedProgram
 from truequant.errors import ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.integer.binding import build
 from truequant.integer.nodes import (
     FLOAT_LINEARS,
     Conv,
@@ -35,6 +34,7 @@ from truequant.integer.nodes import (
 )
 from truequant.integer.program import DTYPES
 from truequant.integer.storage import storage
+from truequant.planning import build
 from truequant.runtimes.export import program_of
 from truequant.runtimes.torch_nodes import VALUES, conv, linear
 

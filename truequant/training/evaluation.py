@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from truequant.errors import ArgumentError
-from truequant.planning import as_arguments
+from truequant.fake import QATModuleWrapper
+from truequant.integer import Int8Model
+from truequant.integer.binding import takes as program_takes
+from truequant.planning import Takes, inputs_of, takes_of
 
 Result = TypeVar("Result", covariant=True)
 
@@ -50,6 +53,11 @@ def evaluate(
     0.6666666666666666
     """
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    takes = Takes()
+    if isinstance(model, Int8Model):
+        takes = program_takes(model.program)
+    elif isinstance(model, QATModuleWrapper):
+        takes = takes_of(model.binding.plan)
     count = 0
     try:
         for module in modes:
@@ -57,7 +65,7 @@ def evaluate(
         for item in batches:
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise ArgumentError("evaluate: a batch is no pair", got=type(item).__name__, expected="(inputs, targets)")
-            args, kwargs = as_arguments(item[0] if isinstance(item[0], (Tensor, dict)) else tuple(item[0]))
+            args, kwargs = inputs_of(item[0], takes)
             answers = model(*args, **kwargs)
             metric.update(answers if predictions is None else predictions(answers), item[1])
             count += 1

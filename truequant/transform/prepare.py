@@ -27,7 +27,7 @@ from truequant.fake import (
     swap,
     unswap,
 )
-from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan
+from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan, positional_in
 from truequant.schemes import QConfig
 
 
@@ -225,11 +225,14 @@ class _Preparation:
 
     def _inputs(self) -> tuple[InputQuantizer, ...]:
         seen: Counter[int | str] = Counter()
+        other: dict[int | str, int | str] = {}
+        for place, name in enumerate(positional_in(self.plan)):
+            other |= {place: name, name: place}
         result = []
         for spec in self.plan.inputs:
             quantizer = self._activation(spec.quantizer)
             if quantizer is not None:
-                result.append(InputQuantizer(spec.where, seen[spec.where], spec.name, quantizer))
+                result.append(InputQuantizer(spec.where, seen[spec.where], spec.name, quantizer, other.get(spec.where)))
             seen[spec.where] += 1
         return tuple(result)
 
