@@ -177,8 +177,10 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
         case Role.CONCAT:
-            if _constants(call):
+            if any(leaf.elements for leaf in _constants(call)):
                 return "float", "joins a tensor that is no activation", none
+            if len(reads) == 1 and call.op.name == "cat":  # beside an empty tensor, as a cache begins with
+                return "movement", "moves codes", none
             return "concat", "one grid for all parts", none
         case Role.MOVEMENT:
             return (*_movement(call, reads, graph), none)

@@ -80,14 +80,20 @@ def _mutates(exported: torch.export.ExportedProgram) -> bool:
 
 @contextlib.contextmanager
 def _static_masks() -> Iterator[None]:
-    """The Transformer containers look at the values of a mask to tell whether it is the causal one. It is only a hint."""
+    """What evaluation computes is traced, not what a forward would compute for an exporter.
+
+    Libraries build a mask that hides nothing where they are told that a model is exported, and leave it out in evaluation. The
+    Transformer containers look at the values of a mask to tell whether it is the causal one, which is only a hint.
+    """
     module: Any = nn.modules.transformer
-    detect = module._detect_is_causal_mask
+    compiler: Any = torch.compiler
+    detect, exporting = module._detect_is_causal_mask, compiler.is_exporting
     module._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    compiler.is_exporting = lambda: False
     try:
         yield
     finally:
-        module._detect_is_causal_mask = detect
+        module._detect_is_causal_mask, compiler.is_exporting = detect, exporting
 
 
 @contextlib.contextmanager
