@@ -37,6 +37,7 @@ from truequant.fake.hooks import uncounted
 from truequant.fake.inputs import quantize_inputs
 from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
+from truequant.fake.precision import in_other_precision, parameters_in_single, single
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, layer_weight, module_call
@@ -214,7 +215,10 @@ class QATModuleWrapper(nn.Module):
             clock.begin()
             if binding.limits is not None and not in_backward():
                 binding.limits.step(self, clock.step != step)
-        with Frame(()) as frame:
+        with Frame(()) as frame, contextlib.ExitStack() as around:
+            if not self.training and not compiling() and in_other_precision(self):
+                args, kwargs = single((args, kwargs))
+                around.enter_context(parameters_in_single(self))
             args, kwargs = self._quantized_inputs(args, kwargs)
             outputs = self._forward(binding, frame, args, kwargs)
         if counts:

@@ -11,6 +11,8 @@ from truequant.errors import ArgumentError, ArgumentTypeError
 from truequant.integer.program import DTYPES, IntegerProgram, ProgramInput
 from truequant.planning import Takes, arguments_in, build
 
+WIDENED = ("bfloat16", "float16")
+"""What an input of float32 is also given in: no bit is lost."""
 _NOTHING: Any = object()
 
 
@@ -139,6 +141,8 @@ def _text(tree: Any, types: Mapping[str, str]) -> str:
 def _checked(value: object, expected: ProgramInput) -> Tensor:
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"input '{expected.name}' is not a tensor", got=type(value).__name__, expected=_type(expected))
+    if expected.dtype == "float32" and str(value.dtype).removeprefix("torch.") in WIDENED:
+        value = value.float()
     if value.dtype != DTYPES[expected.dtype]:
         raise ArgumentError(
             f"input '{expected.name}' has a wrong dtype",

@@ -14,9 +14,10 @@ from torch.export.graph_signature import OutputKind
 from truequant.errors import CalibrationError, ConversionError, StateError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
+from truequant.integer.binding import WIDENED
 from truequant.planning import Plan, TensorSpec, arguments_in, call_in, renamed, tensors_of
 from truequant.transform.actions import ACTIONS
-from truequant.transform.islands import cast, constant, island
+from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 from truequant.transform.registered import CALL, movement
@@ -59,7 +60,7 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
     made: dict[str, Tensor] = {}
     fixed = {given.name for given in int8.program.inputs if given.shape[:1] != (None,)}
     for place, spec in enumerate(plan.inputs):
-        dtype = getattr(torch, spec.dtype)
+        dtype = torch.float32 if spec.dtype in WIDENED else getattr(torch, spec.dtype)
         shape = spec.made_up(None if f"{spec.name}.float" in fixed else 2)
         values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         made[str(place)] = values.to(dtype)
@@ -162,8 +163,9 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
                 name = f"{spec.name}.float"
                 shape = _shape(spec, node.meta["val"].shape)
                 alone = isinstance(spec.where, str) and sum(other.where == spec.where for other in plan.inputs) == 1
-                inputs.append(ProgramInput(name, spec.dtype, shape, str(spec.where) if alone else None))
-                lowering.values[node] = Floats(name)
+                dtype = "float32" if spec.dtype in WIDENED else spec.dtype
+                inputs.append(ProgramInput(name, dtype, shape, str(spec.where) if alone else None))
+                lowering.values[node] = narrowed(lowering, name) if dtype == "float64" else Floats(name)
         elif node.op == "call_function":
             lowering.lower(node)
         elif node.op == "output":

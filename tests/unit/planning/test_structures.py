@@ -182,7 +182,8 @@ def test_trees() -> None:
 
 @pytest.mark.parametrize(
     "tree", [{}, {"tuple": 1}, {"items": [["a"]]}, {"items": [["a", 1], ["a", 2]]}, {"named": [["_a", 1]]},
-             {"named": [["if", 1]]}, {"fields": [["a b", 1]]}, {"text": 1}, {"what": []}, {"tuple": [], "items": []}, {"dict": []}],
+             {"named": [["if", 1]]}, {"fields": [["a b", 1]]}, {"text": 1}, {"what": []},
+             {"tuple": [], "items": []}, {"dict": []}],
 )  # fmt: skip
 def test_what_is_no_tree(tree: Any) -> None:
     assert not is_tree(tree)
