@@ -12,6 +12,7 @@ from truequant.analysis.cases import Case, read_case
 from truequant.analysis.runners import runner_of
 from truequant.analysis.verify import Source, subject_of
 from truequant.errors import ArgumentError
+from truequant.integer.binding import called_with
 from truequant.runtimes import digest
 
 
@@ -61,7 +62,6 @@ def replay(case: str | os.PathLike[str] | Case, int8: Source, runtime: str | Non
     runner = runner_of(runtime or case.runtime, subject)
     if runner is None:
         raise ArgumentError(f"replay: nothing here runs '{runtime or case.runtime}'")
-    args = tuple(case.inputs[i.name] for i in program.inputs if i.keyword is None)
-    kwargs = {i.keyword: case.inputs[i.name] for i in program.inputs if i.keyword is not None}
+    args, kwargs = called_with(program, case.inputs)
     now = runner.codes(*args, **kwargs)[case.edge].int()
     return Replay(case, now, subject.int8.codes(*args, **kwargs)[case.edge].int())

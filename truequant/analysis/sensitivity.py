@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from truequant.calibration import Bars, quantizing, simulated
 from truequant.errors import ArgumentError, CalibrationError
 from truequant.fake import FakeQuantize, WeightQuantizer, outermost, quantizers
-from truequant.planning import arguments_of, items_of, tensors_of
+from truequant.planning import arguments_of, items_of, takes_of, tensors_of
 
 Metric = Callable[[Any, Any], float]
 """From what the model returned and the item of the batches it belongs to, to a loss: lower is better."""
@@ -101,8 +101,8 @@ class Measurement:
         self.model: Any = outermost(model)
         self.metric = metric
         plan = self.model.binding.plan
-        count = 1 if plan is None else len(plan.inputs)
-        self.items = [(item, *arguments_of(item, count, inputs)) for item in items_of(batches, "sensitivity")]
+        takes = takes_of(plan)
+        self.items = [(item, *arguments_of(item, takes, inputs)) for item in items_of(batches, "sensitivity")]
         if not self.items:
             raise ArgumentError(
                 "sensitivity: there were no batches", expected="at least one item", fix="pass a list, or a fresh loader"

@@ -19,7 +19,7 @@ from truequant.calibration import Bars
 from truequant.errors import ArgumentError, ArgumentTypeError, VerificationError
 from truequant.fake import evaluated, outermost
 from truequant.integer import Int8Model, IntegerProgram, load
-from truequant.integer.binding import bind
+from truequant.integer.binding import bind, takes
 from truequant.integer.nodes import FloatLinear
 from truequant.planning import arguments_of, items_of, tensors_of
 from truequant.runtimes import RUNTIMES as DEPLOYED
@@ -67,7 +67,7 @@ def verify(
     run = _Run(qat, subject, {name: r for name, r in runners.items() if r is not None}, metric)
     with Bars(progress) as bars:
         for item in bars.track(items_of(batches, "verify"), "verifying"):
-            run.batch(item, *arguments_of(item, len(subject.int8.program.inputs), inputs))
+            run.batch(item, *arguments_of(item, takes(subject.int8.program), inputs))
     if run.batches == 0:
         raise ArgumentError(
             "verify: there were no batches", expected="at least one item", fix="pass a list, or a loader that is not used up"

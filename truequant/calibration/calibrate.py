@@ -13,7 +13,7 @@ from truequant.calibration.progress import Bars
 from truequant.calibration.ranges import set_ranges
 from truequant.errors import ArgumentError, ArgumentTypeError, StateError
 from truequant.fake import outermost
-from truequant.planning import arguments_of, items_of
+from truequant.planning import arguments_of, items_of, takes_of
 from truequant.schemes import Dynamic, Observation
 
 Step = Method | Observation
@@ -57,8 +57,8 @@ def calibrate(
     steps = _in_order(method)
     if root.binding.clock.state == "frozen":
         raise StateError("the ranges are frozen", fix="tq.unfreeze(model) before calibrating")
-    count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
-    items = iter(arguments_of(item, count, inputs) for item in items_of(batches, "calibrate"))
+    takes = takes_of(root.binding.plan)
+    items = iter(arguments_of(item, takes, inputs) for item in items_of(batches, "calibrate"))
     first = next(items, None)
     if first is None:
         raise ArgumentError(

@@ -14,7 +14,7 @@ from truequant import numerics
 from truequant.calibration.simulation import quantizing, simulated
 from truequant.errors import ArgumentError
 from truequant.fake import FakeQuantize, WeightQuantizer, has_delta, outermost, quantizers, set_delta
-from truequant.planning import arguments_of
+from truequant.planning import arguments_of, takes_of
 
 Quantizer = FakeQuantize | WeightQuantizer
 
@@ -48,14 +48,14 @@ def update_ewgs(
     ['0.weight']
     """
     root = outermost(model)
-    count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
+    takes = takes_of(root.binding.plan)
     found = [(name, q) for name, q in quantizers(model) if has_delta(q)]
     if not found:
         raise ArgumentError("update_ewgs: no quantizer scales gradients", fix="QuantScheme(…, rounding=EWGS())")
     generator = torch.Generator().manual_seed(seed)
     sums, seen = dict.fromkeys((name for name, _ in found), 0.0), 0
     for item in batches:
-        args, kwargs = arguments_of(item, count, inputs)
+        args, kwargs = arguments_of(item, takes, inputs)
         with _watched(root, root.binding.clock) as watch:
             value = loss(model(*args, **kwargs), item)
             for name, quantizer in found:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import truequant as tq
 from truequant.analysis import median_seconds
-from truequant.planning import arguments_of, as_arguments
+from truequant.integer.binding import takes as program_takes
+from truequant.planning import Takes, arguments_of, inputs_of
 from truequant.reports import Stage
 
 _ROUNDS = 5
@@ -30,24 +31,24 @@ def stages_of(qat: nn.Module, int8: tq.Int8Model, items: Sequence[Any]) -> list[
     if find_spec("onnxruntime") is not None:
         forms["onnxruntime"] = tq.compile(int8, "onnxruntime")
     sizes = {"trained weights in float": 4 * sum(p.numel() for p in qat.parameters()), "Int8 program": int8.size_bytes}
-    count = len(int8.program.inputs)
-    args, kwargs = arguments_of(items[0], count, None)
+    takes = program_takes(int8.program)
+    args, kwargs = arguments_of(items[0], takes, None)
     seconds = median_seconds({name: partial(form, *args, **kwargs) for name, form in forms.items()}, _ROUNDS)
     size = next((len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim()), 1)
     return [
-        Stage(name, _top1(form, items, count), sizes.get(name), {size: seconds[name]}) for name, form in forms.items()
+        Stage(name, _top1(form, items, takes), sizes.get(name), {size: seconds[name]}) for name, form in forms.items()
     ]  # fmt: skip
 
 
 @torch.no_grad()
-def _top1(form: Form, items: Sequence[Any], count: int) -> float | None:
+def _top1(form: Form, items: Sequence[Any], takes: Takes) -> float | None:
     """In percent; None where an item is no pair of inputs and classes."""
     right = total = 0
     for item in items:
         targets = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else None
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1 or targets.dtype == torch.bool:
             return None
-        args, kwargs = arguments_of(item, count, None) if count == 1 else as_arguments(item[0])
+        args, kwargs = inputs_of(item[0], takes)
         answers = form(*args, **kwargs)
         if not isinstance(answers, Tensor) or answers.dim() != 2 or len(answers) != len(targets):
             return None

@@ -57,6 +57,10 @@ class Binding:
     name: str
     clock: Clock
     multiple: bool = False
+    callers: Mapping[str, int] | None = None
+    """See `OwnerPlan.callers`."""
+    frames: tuple[frozenset[tuple[int, ...]], frozenset[tuple[int, ...]]] | None = None
+    """Frames in which planning saw it called, in evaluation and in any mode."""
     leaf: dict[tuple[int, ...], RuntimeSite] | None = None
     evaluated: dict[tuple[int, ...], Sites] = field(default_factory=dict)
     trained: dict[tuple[int, ...], Sites] = field(default_factory=dict)
@@ -89,6 +93,10 @@ class Binding:
     """Of the outermost module of a prepared model: the modules that were planned."""
     untrained: Untrained | None = None
     """Of the outermost module of a prepared model: parameters as they were, to see whether training moves them."""
+
+    def planned(self, key: tuple[int, ...], training: bool) -> bool:
+        """Whether planning saw the call of that key; a branch of training is none of evaluation."""
+        return self.frames is not None and key in self.frames[training]
 
 
 class CallSites(TorchFunctionMode):
@@ -149,7 +157,7 @@ class CallSites(TorchFunctionMode):
             if plan.action in PLAIN:
                 return passes.finished(site, [run(*args, **kwargs)])
         args = read_by_view(site, args)
-        outer, local.frame = local.frame, Frame(self.frame.key)
+        outer, local.frame = local.frame, Frame(self.frame.key, self.frame.name)
         try:
             if plan.action == "layer" or plan.action in GRIDLESS:
                 return _functional_layer(site, func, args, kwargs)

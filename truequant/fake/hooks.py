@@ -32,7 +32,7 @@ class UncountedHook:
         if outer is None:
             return self.hook(*args, **kwargs)
         counting = not compiling() and local.calls is not None and local.calls.frame is outer
-        suspended, frame = suspend(), Frame(outer.key)
+        suspended, frame = suspend(), Frame(outer.key, outer.name)
         frame.calls, local.frame = outer.calls, frame
         try:
             result = self.hook(*args, **kwargs)

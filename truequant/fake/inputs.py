@@ -8,22 +8,26 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from truequant.fake import passes
 from truequant.fake.clock import local
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
+from truequant.planning import mapped
 
 
 @dataclass(eq=False)
 class InputQuantizer:
-    """The quantizer of the `nth` tensor in argument `where` (a position or a keyword); `name` is the input's edge."""
+    """The quantizer of the `nth` tensor in argument `where` (a position or a keyword); `name` is the input's edge.
+
+    also: the other way to give that argument, by keyword or by position; None where there is none.
+    """
 
     where: int | str
     nth: int
     name: str
     quantizer: FakeQuantize
+    also: int | str | None = None
 
 
 def quantize_inputs(
@@ -32,18 +36,16 @@ def quantize_inputs(
     """`args, kwargs` with the planned tensors quantized."""
     if len(args) == len(quantizers) == 1 and not kwargs and type(args[0]) is Tensor and quantizers[0].where == 0:
         return (_quantized(quantizers[0], args[0]),), kwargs
-    table = {(q.where, q.nth): q for q in quantizers}
+    table = {(where, q.nth): q for q in quantizers for where in (q.where, q.also) if where is not None}
     seen: Counter[int | str] = Counter()
 
-    def visit(where: int | str, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def visit(where: int | str, leaf: Tensor) -> Tensor:
         q = table.get((where, seen[where]))
         seen[where] += 1
         return leaf if q is None else _quantized(q, leaf)
 
-    quantized = tuple(pytree.tree_map(partial(visit, i), a) for i, a in enumerate(args))
-    return quantized, {k: pytree.tree_map(partial(visit, k), v) for k, v in kwargs.items()}
+    quantized = tuple(mapped(a, partial(visit, i)) for i, a in enumerate(args))
+    return quantized, {k: mapped(v, partial(visit, k)) for k, v in kwargs.items()}
 
 
 def _quantized(q: InputQuantizer, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import outermost
 from truequant.fake.weights import WeightQuantizer
 from truequant.fake.wrapper import QATModuleWrapper
-from truequant.planning import arguments_of, items_of
+from truequant.planning import arguments_of, items_of, takes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,14 @@ class _Meter:
 def _measured(root: QATModuleWrapper, batches: Iterable[Any], inputs: Callable[[Any], Any] | None) -> dict[int, _Meter]:
     """Run the batches with weights quantized and activations in float, and measure what reaches each quantizer."""
     meters: dict[int, _Meter] = {}
-    count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
+    takes = takes_of(root.binding.plan)
 
     def measure(quantizer: FakeQuantize, args: tuple[Tensor, ...]) -> None:
         meters.setdefault(id(quantizer), _Meter()).add(quantizer, args[0])
 
     with watching(root, measure):
         for item in items_of(batches, "statistics"):
-            args, kwargs = arguments_of(item, count, inputs)
+            args, kwargs = arguments_of(item, takes, inputs)
             root(*args, **kwargs)
     return meters
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, Self, TypeVar
@@ -37,6 +37,7 @@ from truequant.fake.hooks import uncounted
 from truequant.fake.inputs import quantize_inputs
 from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
+from truequant.fake.precision import in_other_precision, parameters_in_single, single
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.shadowing import shadowed
 from truequant.fake.sites import RuntimeSite
@@ -57,11 +58,11 @@ class QATModuleWrapper(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         binding = self.binding
-        key = key_of(self, binding.multiple)
+        key = key_of(binding.name, binding.multiple, binding.callers)
         if binding.outermost:
             return self._outermost(args, kwargs)
         around: CallSites | None = None if compiling() else local.calls
-        suspended, outer, frame = suspend(), local.frame, Frame(key)
+        suspended, outer, frame = suspend(), local.frame, Frame(key, binding.name)
         if around is not None and around.frame is not outer:
             around = None
         local.frame = frame
@@ -81,16 +82,13 @@ class QATModuleWrapper(nn.Module):
     ) -> Any:
         if binding.leaf is not None:
             site = binding.leaf.get(frame.key)
-            if site is None and around is not None and around.reads_constants(args, kwargs):
-                return super().forward(*args, **kwargs)
-            if site is None:
-                raise PlanError(
-                    f"'{binding.name}' is called in a way that was not there when the model was prepared",
-                    got=f"call {frame.key}",
-                    expected=f"calls {sorted(binding.leaf)}" if binding.leaf else "no call",
-                    fix=TAKE_THIS_PATH,
-                )
-            return self._leaf(site, args, kwargs)
+            if site is not None:
+                return self._leaf(site, args, kwargs)
+            if not binding.planned(frame.key, self.training):
+                self._expect(frame.key, sorted(binding.leaf), args, kwargs, around)
+            return super().forward(*args, **kwargs)
+        if around is not None and binding.frames is not None and not binding.planned(frame.key, self.training):
+            self._expect(frame.key, sorted(binding.frames[self.training]), args, kwargs, around)
         looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)
         seen = binding.acts or (binding.watched and looked_at) or (binding.ranked is not None and not compiling())
         if seen and binding.clock.enabled:
@@ -101,6 +99,18 @@ class QATModuleWrapper(nn.Module):
                 local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
             return outputs
         return super().forward(*args, **kwargs)
+
+    def _expect(
+        self, key: tuple[int, ...], planned: Sequence[tuple[int, ...]], args: Any, kwargs: Any, around: CallSites | None
+    ) -> None:
+        """PlanError for a call that planning never saw, unless it is of constants alone."""
+        if around is None or not around.reads_constants(args, kwargs):
+            raise PlanError(
+                f"'{self.binding.name}' is called in a way that was not there when the model was prepared",
+                got=f"call {key}" if min(key, default=0) >= 0 else "a call by a module that did not call it then",
+                expected=f"calls {list(planned)}" if planned else "no call",
+                fix=TAKE_THIS_PATH,
+            )
 
     def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of the module's own class, written out where it would hide what it computes."""
@@ -187,7 +197,10 @@ class QATModuleWrapper(nn.Module):
             clock.begin()
             if binding.limits is not None and not in_backward():
                 binding.limits.step(self, clock.step != step)
-        with Frame(()) as frame:
+        with Frame(()) as frame, contextlib.ExitStack() as around:
+            if not self.training and not compiling() and in_other_precision(self):
+                args, kwargs = single((args, kwargs))
+                around.enter_context(parameters_in_single(self))
             args, kwargs = self._quantized_inputs(args, kwargs)
             outputs = self._forward(binding, frame, args, kwargs)
         if counts:
@@ -322,7 +335,11 @@ def qat_class(base: type[nn.Module]) -> type[nn.Module]:
     elif issubclass(base, nn.ModuleDict):
         bases = (QATModuleWrapper, HidesQuantizers, base)
     attributes = {"__module__": __name__, "__doc__": f"`{base.__name__}` with quantizers.", "forward": _forward_like(base)}
-    _SWAPPED[base] = type(f"QAT{base.__name__}", bases, attributes)
+    name = f"QAT{base.__name__}"
+    if not base.__module__.startswith("torch."):
+        # Libraries know a class by its text: what it can record, what a saved configuration names.
+        name, attributes = base.__name__, attributes | {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    _SWAPPED[base] = type(name, bases, attributes)
     return _SWAPPED[base]
 
 

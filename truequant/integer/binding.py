@@ -1,54 +1,148 @@
-"""From a call's arguments to the program's inputs, and from its values to what the model returns."""
+"""From a call's arguments to the program's inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from truequant.errors import ArgumentError, ArgumentTypeError
 from truequant.integer.program import DTYPES, IntegerProgram, ProgramInput
+from truequant.planning import Takes, arguments_in, build
+
+WIDENED = ("bfloat16", "float16")
+"""What an input of float32 is also given in: no bit is lost."""
+_NOTHING: Any = object()
 
 
 def bind(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Tensor]:
-    """The program's inputs by name. ArgumentError unless number, keywords, dtypes and shapes are those of the signature."""
+    """The program's inputs by name. ArgumentError unless structure, constants, dtypes and shapes are those of the signature."""
+    found = _flat(program, args, kwargs) if program.call is None else dict(_matched(program, args, kwargs))
+    inputs = {tensor.name: tensor for tensor in program.inputs}
+    return {name: _checked(value, inputs[name]) for name, value in found.items()}
+
+
+def takes(program: IntegerProgram) -> Takes:
+    """What a program takes."""
+    if program.call is not None:
+        return Takes.of(program.call)
+    keywords = frozenset(tensor.keyword for tensor in program.inputs if tensor.keyword is not None)
+    return Takes(len(program.inputs) - len(keywords), keywords)
+
+
+def called_with(program: IntegerProgram, inputs: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`args, kwargs` of a call with these inputs, by name."""
+    if program.call is not None:
+        return arguments_in(program.call, inputs)
+    args = tuple(inputs[tensor.name] for tensor in program.inputs if tensor.keyword is None)
+    return args, {tensor.keyword: inputs[tensor.name] for tensor in program.inputs if tensor.keyword is not None}
+
+
+def _flat(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Of a program in which each input is an argument of its own."""
     positional = [tensor for tensor in program.inputs if tensor.keyword is None]
     named = {tensor.keyword: tensor for tensor in program.inputs if tensor.keyword is not None}
     if len(args) != len(positional) or set(kwargs) != set(named):
-        raise ArgumentError(
-            "the Int8 model was called with other inputs than it was converted with",
-            got=f"{len(args)} positional, keywords {sorted(kwargs)}",
-            expected=signature(program),
-        )
-    bound = {tensor.name: _checked(value, tensor) for tensor, value in zip(positional, args, strict=True)}
-    return bound | {named[key].name: _checked(value, named[key]) for key, value in kwargs.items()}
+        raise _other(program, f"{len(args)} positional, keywords {sorted(kwargs)}")
+    bound: dict[str, object] = {tensor.name: value for tensor, value in zip(positional, args, strict=True)}
+    return bound | {named[key].name: value for key, value in kwargs.items()}
+
+
+def _matched(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Arguments by position or by name, as the model's forward takes them."""
+    parts = dict(program.call["items"])
+    names = [parameter["text"] for parameter in parts["parameters"]]
+
+    def named(given: Sequence[Any]) -> dict[int | str, Any]:
+        return {names[i] if i < len(names) else i: value for i, value in enumerate(given)}
+
+    given, expected = named(args), named(parts["args"]) | dict(parts["kwargs"]["items"])
+    defaults = dict(parts["defaults"]["items"])
+    positional = sum(key in names or isinstance(key, int) for key in expected)
+    if set(kwargs) & set(given) or any(isinstance(key, int) and key not in expected for key in given):
+        raise _other(program, f"{len(args)} positional, keywords {sorted(kwargs)}")
+    given.update(kwargs.items())
+    for key, value in given.items():
+        if key not in expected and not (key in defaults and _same(build(defaults[key], {}), value)):
+            raise _other(program, _said(str(key), value))
+    for key, tree in expected.items():
+        if key in given:
+            yield from _leaves(tree, given[key], str(key), program)
+        elif key not in defaults or defaults[key] != tree:
+            missing = len(args) < positional and not kwargs
+            raise _other(program, f"{len(args)} positional, keywords []" if missing else f"no '{key}'")
+
+
+def _leaves(tree: Any, value: Any, path: str, program: IntegerProgram) -> Iterator[tuple[str, object]]:
+    """Names in a tree with what stands in their places; ArgumentError for another structure or constant."""
+    kind, content = next(iter(tree.items())) if isinstance(tree, dict) else ("", tree)
+    if isinstance(tree, str):
+        yield tree, value
+    elif isinstance(tree, list) or kind == "tuple":
+        if not isinstance(value, (list, tuple)) or len(value) != len(content):
+            raise _other(program, _said(path, value))
+        for i, (item, inner) in enumerate(zip(content, value, strict=True)):
+            yield from _leaves(item, inner, f"{path}[{i}]", program)
+    elif kind in ("items", "fields", "named"):
+        keys = [key for key, _ in content]
+        if isinstance(value, Mapping) and (extra := [key for key in value if key not in keys]):
+            raise _other(program, f"{path}[{extra[0]!r}], which the example did not have")
+        for key, item in content:
+            inner = value.get(key, _NOTHING) if isinstance(value, Mapping) else getattr(value, str(key), _NOTHING)
+            if inner is _NOTHING:
+                raise _other(program, f"no {path}[{key!r}]")
+            yield from _leaves(item, inner, f"{path}[{key!r}]", program)
+    elif not _same(build(tree, {}), value):
+        raise _other(program, _said(path, value))
+
+
+def _same(constant: Any, value: Any) -> bool:
+    return type(constant) is type(value) and bool(constant == value)
+
+
+def _said(path: str, value: Any) -> str:
+    what = f"a {type(value).__name__}" if isinstance(value, (Tensor, Mapping, list, tuple)) else repr(value)[:60]
+    return f"{what} for '{path}'"
+
+
+def _other(program: IntegerProgram, got: str) -> ArgumentError:
+    return ArgumentError(
+        "the Int8 model was called with other inputs than it was converted with", got=got, expected=signature(program)
+    )
 
 
 def signature(program: IntegerProgram) -> str:
     """The call as text: `(float32[*, 1, 28, 28], mask=float32[*, 28])`; a star is any size."""
-    texts = [f"{'' if t.keyword is None else t.keyword + '='}{_type(t)}" for t in program.inputs]
-    return f"({', '.join(texts)})"
+    if program.call is None:
+        texts = [f"{'' if t.keyword is None else t.keyword + '='}{_type(t)}" for t in program.inputs]
+        return f"({', '.join(texts)})"
+    types = {tensor.name: _type(tensor) for tensor in program.inputs}
+    parts = dict(program.call["items"])
+    texts = [_text(tree, types) for tree in parts["args"]]
+    return f"({', '.join([*texts, *(f'{key}={_text(tree, types)}' for key, tree in parts['kwargs']['items'])])})"
 
 
-def build(tree: Any, values: Mapping[str, Tensor]) -> Any:
-    """The structure `tree` of a program's outputs with tensors for names."""
-    match tree:
-        case str():
-            return values[tree]
-        case {"tuple": items}:
-            return tuple(build(item, values) for item in items)
-        case {"dict": items}:
-            return {key: build(item, values) for key, item in items.items()}
-        case list() | tuple():
-            return [build(item, values) for item in tree]
-        case _:
-            return tree
+def _text(tree: Any, types: Mapping[str, str]) -> str:
+    if isinstance(tree, str):
+        return types[tree]
+    if isinstance(tree, list):
+        return f"[{', '.join(_text(item, types) for item in tree)}]"
+    if not isinstance(tree, dict):
+        return repr(tree)
+    ((kind, content),) = tree.items()
+    if kind == "text":
+        return repr(content)
+    if kind == "tuple":
+        return f"({', '.join(_text(item, types) for item in content)})"
+    return "{" + ", ".join(f"{key}: {_text(item, types)}" for key, item in content) + "}"
 
 
 def _checked(value: object, expected: ProgramInput) -> Tensor:
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"input '{expected.name}' is not a tensor", got=type(value).__name__, expected=_type(expected))
+    if expected.dtype == "float32" and str(value.dtype).removeprefix("torch.") in WIDENED:
+        value = value.float()
     if value.dtype != DTYPES[expected.dtype]:
         raise ArgumentError(
             f"input '{expected.name}' has a wrong dtype",

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from truequant.errors import ArgumentError, ArgumentTypeError, ConversionError
 from truequant.files import read_container, write_container
-from truequant.integer.binding import bind, build
+from truequant.integer.binding import bind
 from truequant.integer.describe import describe
 from truequant.integer.execute import execute
 from truequant.integer.program import IntegerProgram
 from truequant.integer.serialize import from_container, to_container
 from truequant.integer.shapes import program_shapes
+from truequant.planning import build
 
 
 class Int8Model(nn.Module):

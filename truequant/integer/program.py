@@ -13,6 +13,7 @@ from truequant.errors import ConversionError
 from truequant.integer.edge import Edge, check_edge
 from truequant.integer.nodes import Node
 from truequant.integer.nodes.checks import MAX_SIZE
+from truequant.planning import is_tree, names_in
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES}
@@ -36,9 +37,10 @@ class IntegerProgram:
     """Nodes in order of execution, single assignment: each name is written once, before it is read.
 
     edges: every name that holds codes. All other names are values (float32).
-    outputs: what the model returns: a value's name, or a nested list ("[...]"), tuple ({"tuple": [...]}) or dict
-        ({"dict": {...}}) of names, None or numbers.
+    outputs: what the model returns: a tree of values' names (see `truequant.planning.structures`).
     target: the name of the target whose rules the nodes follow.
+    call: how the model is called, a tree of the inputs' names (see `truequant.planning.calls`); None where each input is an
+        argument of its own.
     """
 
     inputs: tuple[ProgramInput, ...]
@@ -46,13 +48,14 @@ class IntegerProgram:
     edges: Mapping[str, Edge]
     outputs: Any
     target: str
+    call: Any = None
 
     def __post_init__(self) -> None:
         validate(self)
 
     def output_names(self) -> tuple[str, ...]:
         """Names in `outputs`, in order."""
-        return tuple(_leaves(self.outputs))
+        return tuple(names_in(self.outputs))
 
     def readers(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a name, in order."""
@@ -61,17 +64,6 @@ class IntegerProgram:
     def census(self) -> dict[str, int]:
         """How many nodes of each kind."""
         return dict(sorted(Counter(type(node).__name__ for node in self.nodes).items()))
-
-
-def _leaves(tree: Any) -> list[str]:
-    if isinstance(tree, str):
-        return [tree]
-    if isinstance(tree, dict):
-        (content,) = tree.values()
-        return [leaf for item in (content.values() if isinstance(content, dict) else content) for leaf in _leaves(item)]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for item in tree for leaf in _leaves(item)]
-    return []
 
 
 def validate(program: IntegerProgram) -> None:
@@ -114,6 +106,21 @@ def validate(program: IntegerProgram) -> None:
     for name in program.edges:
         if name not in known:
             raise ConversionError(f"edge '{name}' is written by no node")
+    if program.call is not None:
+        _check_call(program)
     for name in program.output_names():
         if name not in known or name in program.edges:
             raise ConversionError(f"output '{name}' is not a value of the program")
+
+
+def _check_call(program: IntegerProgram) -> None:
+    """A tree of four parts, whose first two name each input once."""
+    call = program.call
+    parts = dict(call["items"]) if is_tree(call) and isinstance(call, dict) and "items" in call else {}
+    kinds = {"args": list, "kwargs": dict, "parameters": list, "defaults": dict}
+    fits = list(parts) == list(kinds) and all(isinstance(parts[name], kind) for name, kind in kinds.items())
+    fits = fits and all("items" in parts[name] for name in ("kwargs", "defaults"))
+    fits = fits and all(isinstance(p, dict) and list(p) == ["text"] for p in parts["parameters"])
+    fits = fits and not list(names_in(parts["defaults"]))
+    if not fits or sorted(names_in([parts["args"], parts["kwargs"]])) != sorted(tensor.name for tensor in program.inputs):
+        raise ConversionError("the program's call is none of its inputs", got=repr(call)[:80], expected="each input once")

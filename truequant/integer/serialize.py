@@ -29,6 +29,7 @@ from truequant.integer.nodes import NODE_TYPES, Node
 from truequant.integer.packing import narrowest, pack, packed_bytes, unpack
 from truequant.integer.program import IntegerProgram, ProgramInput
 from truequant.integer.shapes import program_shapes
+from truequant.planning import is_tree
 
 FORMAT, VERSION = "truequant integer program", 1
 MAX_NODES = 100_000
@@ -68,6 +69,8 @@ def to_container(program: IntegerProgram) -> tuple[dict[str, object], dict[str, 
         "nodes": [{"node": type(node).__name__} | record(node, node.output) for node in program.nodes],
         "outputs": program.outputs,
     }
+    if program.call is not None:
+        header["call"] = program.call
     return header | {"sha256": digest(header, tensors)}, tensors
 
 
@@ -92,7 +95,7 @@ def from_container(header: Mapping[str, Any], tensors: Mapping[str, Tensor], whe
             expected=VERSION,
             fix="read it with the truequant that wrote it",
         )
-    _check_keys(header, _SECTIONS, where)
+    _check_keys(header, tuple(sorted((*_SECTIONS, *({"call"} & set(header))))), where)
     if header["sha256"] != digest(header, tensors):
         raise FileError(f"{where}: damaged: its contents are not those that were written", fix="copy or write the file again")
     reader = _Reader(tensors, where)
@@ -102,7 +105,8 @@ def from_container(header: Mapping[str, Any], tensors: Mapping[str, Tensor], whe
     edges = header["edges"]
     if not isinstance(edges, dict):
         raise reader.wrong("edges", edges, "an object")
-    _check_outputs(header["outputs"], reader)
+    if not is_tree(header["outputs"]):
+        raise reader.wrong("outputs", header["outputs"], "a tree of names (see truequant.planning.structures)")
     try:
         program = IntegerProgram(
             inputs=tuple(
@@ -113,6 +117,7 @@ def from_container(header: Mapping[str, Any], tensors: Mapping[str, Tensor], whe
             edges={name: reader.record(Edge, edge, f"edges.{name}") for name, edge in edges.items()},
             outputs=header["outputs"],
             target=reader.value(str, header["target"], "target"),
+            call=header.get("call"),
         )
         _check_shapes(program)
     except ConversionError as error:
@@ -205,22 +210,6 @@ def _check_keys(value: Mapping[str, object], expected: tuple[str, ...], where: s
         raise FileError(
             f"{where}: not these fields", got=f"missing {missing}, unknown {extra[:8]}"[:300], expected=", ".join(expected)
         )
-
-
-def _check_outputs(tree: object, reader: _Reader) -> None:
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return
-    content = tree
-    if isinstance(tree, dict) and len(tree) == 1:
-        ((kind, content),) = tree.items()
-        if kind == "dict" and isinstance(content, dict):
-            content = list(content.values())
-        elif kind != "tuple":
-            content = None
-    if not isinstance(content, list):
-        raise reader.wrong("outputs", tree, "names, None and numbers in arrays, {'tuple': […]} and {'dict': {…}}")
-    for item in content:
-        _check_outputs(item, reader)
 
 
 def _check_shapes(program: IntegerProgram) -> None:

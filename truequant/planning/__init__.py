@@ -2,8 +2,8 @@
 
 from truequant.planning.actions import FLOAT
 from truequant.planning.algorithms import check_dynamic
-from truequant.planning.batches import arguments_of, items_of
-from truequant.planning.capture import as_arguments
+from truequant.planning.batches import Takes, arguments_of, inputs_of, items_of, takes_of
+from truequant.planning.calls import arguments_in, as_arguments, as_example, call_in, call_of, positional_in
 from truequant.planning.codec import config_from_json, config_to_json, scheme_from_json, scheme_to_json
 from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
@@ -23,18 +23,21 @@ from truequant.planning.ops import (
     tensors_in,
     writes_in_place,
 )
-from truequant.planning.outputs import plain, tensors_of
+from truequant.planning.outputs import tensors_of
 from truequant.planning.plan import Plan, check_plan, plan_from_json, plan_to_json
 from truequant.planning.products import contraction
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.resizing import linear_factors, phase_weights, whole
+from truequant.planning.structures import build, is_tree, mapped, names_in, renamed, tree_of
 
 __all__ = [
-    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role",
-    "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules", "check_plan",
-    "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
-    "encode_call", "has_op", "items_of", "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain",
-    "plan", "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered",
-    "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
+    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp",
+    "Role", "Site", "Takes", "TensorSpec", "arguments_in", "arguments_of", "as_arguments", "as_example", "average_axes",
+    "build", "call_in", "call_of", "check_dynamic", "check_modules", "check_plan", "clamp_bounds", "config_from_json",
+    "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call", "has_op", "inputs_of",
+    "is_tree", "items_of", "linear_factors", "mapped", "names_in", "op_named", "op_of", "out_of_place", "phase_weights",
+    "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "positional_in", "register_op", "registered_op",
+    "renamed", "renumbered", "scheme_from_json", "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of",
+    "uneven", "whole", "writes_in_place",
 ]  # fmt: skip

@@ -9,18 +9,17 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 
 from truequant.planning.capture import Call, Trace
-from truequant.planning.graph import Graph, frame_key
+from truequant.planning.graph import Graph
 
 
 def calls_in_training(graph: Graph, trained: Trace) -> dict[int, Call | None]:
     """For each node of the evaluated graph, by index, its call in training; None where it has none."""
-    multiple = {name for name, n in trained.module_calls.items() if n > 1 and name} | graph.multiple
     in_training: dict[tuple[str, tuple[int, ...]], list[Call]] = {}
     for call in trained.calls:
-        in_training.setdefault((call.owner, frame_key(call.frame, multiple)), []).append(call)
+        in_training.setdefault((call.owner, graph.repeats.key(call.frame)), []).append(call)
     in_evaluation: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for node in graph.nodes:
-        in_evaluation.setdefault((node.call.owner, frame_key(node.call.frame, multiple)), []).append(node.index)
+        in_evaluation.setdefault((node.call.owner, node.frame), []).append(node.index)
     result: dict[int, Call | None] = {}
     for where, indices in in_evaluation.items():
         calls = in_training.get(where, [])

@@ -22,13 +22,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from truequant.errors import ArgumentTypeError, PlanError
+from truequant.errors import PlanError
+from truequant.planning.calls import as_arguments
 from truequant.planning.constants import Constants
 from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
+from truequant.planning.likes import LIKE, told_apart
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
-from truequant.planning.outputs import tensors_of
+from truequant.planning.outputs import strangers_of, tensors_of
+from truequant.planning.structures import mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Constant:
 
     name: str | None
     shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
     @property
     def elements(self) -> int:
@@ -100,10 +104,14 @@ class Trace:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     module_calls: Counter[str] = field(default_factory=Counter)
+    frames: list[Frame] = field(default_factory=list)
+    """Of each call of a module, the outermost excepted, in order."""
     op_counts: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
     """Of each call of an owner: how often its own forward calls each op."""
     op_ranks: dict[tuple[str, Frame], Counter[str]] = field(default_factory=dict)
     """The same, of calls on more than constants."""
+    strangers: tuple[str, ...] = ()
+    """Kinds of what it returned that no program holds."""
     stale: set[int] = field(default_factory=set)
     """Values that an in-place op wrote and that were read through a name that existed before."""
 
@@ -142,7 +150,8 @@ class _Recorder(TorchFunctionMode):
         if op is None:
             return func(*args, **kwargs)
         op = counted_as(op, args, kwargs)
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        seen = told_apart(func, args, kwargs) if func in LIKE else (tuple(args), dict(kwargs))
+        tensors = [t for t in pytree.tree_leaves(seen) if isinstance(t, Tensor)]
         inputs = [(t, i) for t in tensors if (i := self.held.read(t)) is not None]
         owner, constants = self.stack[-1].name, self.stack[-1].constants
         counts = self.trace.op_counts.setdefault((owner, self.frame), Counter())
@@ -156,7 +165,7 @@ class _Recorder(TorchFunctionMode):
         ranks[op.name] += 1
         if not inputs:
             return func(*args, **kwargs)
-        recorded_args, recorded_kwargs = pytree.tree_map(self._reference, (tuple(args), dict(kwargs)))
+        recorded_args, recorded_kwargs = pytree.tree_map(self._reference, seen)
         versions = [t._version for t, _ in inputs]
         result = func(*args, **kwargs)
         outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
@@ -202,24 +211,27 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self.held.known(leaf)
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
+        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape), leaf.dtype)
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""
         if not self.inside:
-            self.trace.inputs = [self.add(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            self.trace.inputs = [self.add(t) for t in tensors_of((args, kwargs))]
         called = self.stack[-1].called
         ordinal = called[name]
         called[name] += 1
         self.trace.module_calls[name] += 1
         self.stack.append(_Entered(name, ordinal, Constants(module)))
         self._reframe()
+        if self.frame:
+            self.trace.frames.append(self.frame)
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         """A module's forward ended; hooks of its own run after this, as calls of the forward around it."""
         self.stack.pop()
         self._reframe()
         if not self.inside:
+            self.trace.strangers = tuple(strangers_of(outputs))
             self.trace.outputs = [index for t in tensors_of(outputs) if (index := self.held.read(t)) is not None]
         around = self.stack[-1].constants
         if around.alone(None, args, kwargs):
@@ -246,21 +258,6 @@ def _location() -> str:
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
-
-
-def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tensor, a tuple (or list) of positional inputs, or a dict of keyword inputs, as `args, kwargs`."""
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    raise ArgumentTypeError(
-        "example_inputs is no input of a model",
-        got=type(example_inputs).__name__,
-        expected="a tensor, a tuple of positional inputs, or a dict of keyword inputs",
-    )
 
 
 @contextlib.contextmanager
@@ -308,7 +305,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
     written_out = {m: form for m in own if (form := decomposed(m, unroll=unroll)) is not None}
     for module, form in written_out.items():
         module.__dict__["forward"] = MethodType(form, module)
-    args, kwargs = pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, as_arguments(example_inputs))
+    args, kwargs = mapped(as_arguments(example_inputs), Tensor.clone)
     try:
         with _undisturbed(model, training), recorder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a probing run without gradients: what it warns of is not the user's run

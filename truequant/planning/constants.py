@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 
+from truequant.planning.likes import LIKE, told_apart
 from truequant.planning.ops import tensors_in, writes_in_place
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -67,6 +68,8 @@ class Constants:
 
         A constant that something else is written into is none any more.
         """
+        if function in LIKE:
+            args, kwargs = told_apart(function, args, kwargs)
         if args:
             first = args[0]
             if type(first) is Tensor and id(first) not in self._known:

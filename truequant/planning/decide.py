@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
 from truequant.planning.actions import FLOAT, GRIDLESS, MOVES
 from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
-from truequant.planning.capture import Call, Constant, Frame, Trace, as_arguments, trace
+from truequant.planning.calls import as_arguments, as_example, call_of
+from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.linears import check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS
+from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
 from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
@@ -43,13 +42,14 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     target cannot hold.
     """
     config = QConfig.preset(config) if isinstance(config, str) else (config or QConfig())
-    modules = dict(model.named_modules())
+    modules, example_inputs = dict(model.named_modules()), as_example(model, example_inputs)
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
-    graph = Graph(evaluated, modules)
+    graph = Graph(evaluated, modules, trained)
     active = [n for n in graph.nodes if n.action != "identity"]
-    rules = matching(config.rules, [Selectable(n.name, n.call.owner, modules[n.call.owner], n.call.op.name) for n in active])
+    selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
+    rules = matching(config.rules, selectable)
     check_uses(graph, list(zip(active, rules, strict=True)), config)
     overrides = {n.index: Overrides.of(r) for n, r in zip(active, rules, strict=True)}
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
@@ -236,7 +236,7 @@ class _Builder:
             self._owners(),
             self._uncalled(),
             self._notes(),
-            self._constants(),
+            call=call_of(self.graph.modules[""], self.example_inputs),
         )
 
     def _site(self, node: Node, at_node: dict[int, str], trained: Call | None) -> Site:
@@ -283,20 +283,14 @@ class _Builder:
         position = 0
         arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         for where, argument in arguments:
-            for leaf in pytree.tree_leaves(argument):
-                if isinstance(leaf, Tensor):
-                    any_size = {0, *self.dynamic.get(where, ())}
-                    shape = tuple(None if axis in any_size else n for axis, n in enumerate(leaf.shape))
-                    dtype = str(leaf.dtype).removeprefix("torch.")
-                    quantizer = at_input.get(position)
-                    specs.append(TensorSpec(where, f"input_{position}", dtype, shape, quantizer, tuple(leaf.shape)))
-                    position += 1
+            for leaf in tensors_of(argument):
+                any_size = {0, *self.dynamic.get(where, ())}
+                shape = tuple(None if axis in any_size else n for axis, n in enumerate(leaf.shape))
+                dtype = str(leaf.dtype).removeprefix("torch.")
+                quantizer = at_input.get(position)
+                specs.append(TensorSpec(where, f"input_{position}", dtype, shape, quantizer, tuple(leaf.shape)))
+                position += 1
         return tuple(specs)
-
-    def _constants(self) -> tuple[tuple[int | str, str], ...]:
-        args, kwargs = as_arguments(self.example_inputs)
-        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        return tuple((where, json.dumps(a)) for where, a in arguments if a is None or isinstance(a, (bool, int, float, str)))
 
     def _owners(self) -> tuple[OwnerPlan, ...]:
         """Modules that own a site, and those between them and the root that count the calls of a module called repeatedly."""
@@ -306,18 +300,20 @@ class _Builder:
         watched = self._watched()
         owners = {n.call.owner for n in graph.nodes} | watched | {""}
         owners |= {name for name, m in graph.modules.items() if isinstance(m, FAST_PATHS)}
-        for name in graph.multiple:
-            owners |= {name, *_ancestors(name)}
-        for call in graph.trace.calls:  # a shared module may be called by another module than the one it is named after
-            names = ["", *(name for name, _ in call.frame)]
-            owners |= {caller for caller, called in pairwise(names) if called in graph.multiple}
+        repeats = graph.repeats
+        for name in repeats.multiple:
+            # a shared module may be called by another module than the one it is named after
+            owners |= {name, *_ancestors(name), *repeats.callers[name]}
+        keys = repeats.keys(graph.trace), repeats.keys(self.trained)
         return tuple(
             OwnerPlan(
                 owner,
                 owner in graph.leaves,
-                owner in graph.multiple,
+                owner in repeats.multiple,
                 () if owner in graph.leaves else _rows(owner, *counts),
                 _rows(owner, *ranks) if owner in watched else None,
+                tuple(callers.items()) if len(callers := repeats.callers.get(owner, {})) > 1 else (),
+                (keys[0].get(owner, ()), keys[1].get(owner, ())) if any(k.get(owner, ((),)) != ((),) for k in keys) else None,
             )
             for owner in sorted(owners)
         )
@@ -349,6 +345,10 @@ class _Builder:
                 and any(True for _ in module.parameters(recurse=False))
             ):
                 notes.append(f"'{name}' stays float: it is called in training only")
+        notes += [
+            f"the converted model returns None where the model returns a {kind}: a program holds tensors, numbers and text"
+            for kind in self.graph.trace.strangers
+        ]
         if self.narrow:
             notes.append(narrowed_note(len(self.narrow)))
         target = self.config.target

@@ -15,6 +15,7 @@ from truequant.planning.actions import COMPUTES, MOVES, Action
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.products import is_product, product
+from truequant.planning.repeats import Key, Repeats
 from truequant.planning.resizing import linear_factors
 from truequant.planning.values import Values
 
@@ -26,7 +27,8 @@ class Node:
     index: int
     call: Call
     name: str
-    frame: tuple[int, ...]
+    place: str
+    frame: Key
     leaf: bool
     action: Action
     reason: str
@@ -48,11 +50,6 @@ class Node:
         return (self.fused[-1] if self.fused else self).writes[0]
 
 
-def frame_key(frame: Frame, multiple: set[str]) -> tuple[int, ...]:
-    """The ordinals of those modules of a frame that are called more than once."""
-    return tuple(ordinal for name, ordinal in frame if name in multiple)
-
-
 def is_leaf(module: nn.Module) -> bool:
     """A module of torch's without children whose forward is torch's own: it makes one call, so its name names the call."""
     kind = type(module)
@@ -63,9 +60,12 @@ def is_leaf(module: nn.Module) -> bool:
     return kind.__module__.startswith("torch.nn.modules")
 
 
-def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
-    """`conv1`, `relu#1` for the second call of a module, `block.add_0` for a function call."""
-    owner = call.owner + (f"#{'.'.join(map(str, key))}" if key else "")
+def site_name(call: Call, key: Key, place: str | None, leaf: bool) -> str:
+    """`conv1`, `relu#1` for the second call of a module, `block.add_0` for a function call.
+
+    A module that several others hold goes by each of its names: `block2.act`, where `block1.act` is the same module.
+    """
+    owner = f"{call.owner}#{'.'.join(map(str, key))}" if place is None else place
     if leaf:
         return owner
     op = f"{call.op.name}_{call.ordinal}"
@@ -75,10 +75,10 @@ def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
 class Graph(Values):
     """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
 
-    def __init__(self, trace: Trace, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None) -> None:
         super().__init__(trace)
         self.modules = modules
-        self.multiple = {name for name, n in trace.module_calls.items() if n > 1 and name}
+        self.repeats = Repeats(trace, trained or trace, modules)
         calls_of: dict[tuple[str, Frame], int] = {}
         for call in trace.calls:
             calls_of[call.owner, call.frame] = calls_of.get((call.owner, call.frame), 0) + 1
@@ -99,13 +99,18 @@ class Graph(Values):
                 self.writer[value] = node
         self._parent: dict[int, int] = {}
 
+    def places(self, node: Node) -> tuple[str, ...]:
+        """Paths of the module that calls a node: where this call is made, and all of them where it holds parameters."""
+        shared = any(True for _ in self.modules[node.call.owner].parameters(recurse=False))
+        return (node.place, *self.repeats.paths(node.call.owner)) if shared else (node.place,)
+
     def resolve(self, value: int) -> int:
         return self._alias.get(value, value)
 
     def _node(self, index: int, call: Call) -> Node:
         reads = tuple(self.resolve(v) for v in call.inputs)
         leaf = call.owner in self.leaves
-        key = frame_key(call.frame, self.multiple)
+        key = self.repeats.key(call.frame)
         action, reason, bounds = classify(call, reads, self)
         if action == "lookup":
             reads = ()  # of integers that are no codes
@@ -113,7 +118,10 @@ class Graph(Values):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]
-        return Node(index, call, site_name(call, key, leaf), key, leaf, action, reason, reads, call.outputs, bounds)
+        place = self.repeats.place(call.frame)
+        name = site_name(call, key, place, leaf)
+        place = call.owner if place is None else place
+        return Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
 
     # -- values that share one grid ------------------------------------------------------------------------------------
     def grid(self, value: int) -> int:
@@ -165,8 +173,10 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
         case Role.CONCAT:
-            if _constants(call):
+            if any(leaf.elements for leaf in _constants(call)):
                 return "float", "joins a tensor that is no activation", none
+            if len(reads) == 1 and call.op.name == "cat":  # beside an empty tensor, as a cache begins with
+                return "movement", "moves codes", none
             return "concat", "one grid for all parts", none
         case Role.MOVEMENT:
             return (*_movement(call, reads, graph), none)
@@ -231,9 +241,9 @@ def _scalar(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
 
 
 def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
-    if len(reads) != 1 or _constants(call):
-        return "float", "indexed by a tensor"
     name = call.op.name
+    if len(reads) != 1 or (_constants(call) and not _picks(call, len(graph.shape(reads[0])))):
+        return "float", "indexed by a tensor"
     arguments = [*call.args, *call.kwargs.values()]
     if name == "pad":
         mode = call.args[2] if len(call.args) > 2 else call.kwargs.get("mode", "constant")
@@ -253,6 +263,25 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
                 return "float", f"interpolates, {mode}"
             return "resize", f"interpolates, {mode}: integer layer of fixed weights"
     return "movement", "moves codes"
+
+
+def _picks(call: Call, rank: int) -> bool:
+    """Whether constant places of one axis behind the first are taken: `x[:, places]`, `x.index_select(1, places)`."""
+    if call.op.name == "index_select":
+        given = dict(zip(("input", "dim", "index"), call.args, strict=False)) | dict(call.kwargs)
+        axis, places = given["dim"], given["index"]
+    elif call.op.name == "getitem":
+        items = list(call.args[1]) if isinstance(call.args[1], tuple) else [call.args[1]]
+        if any(not isinstance(i, (Constant, slice)) and i is not Ellipsis for i in items):
+            return False
+        axis = next(n for n, i in enumerate(items) if isinstance(i, Constant))
+        if any(i is Ellipsis for i in items[:axis]):
+            axis -= len(items)
+        places = items[axis] if sum(isinstance(i, Constant) for i in items) == 1 else None
+    else:
+        return False
+    numbers = isinstance(places, Constant) and len(places.shape) == 1 and places.dtype in (torch.int64, torch.int32)
+    return numbers and axis % rank > 0
 
 
 def _repeats(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> bool:

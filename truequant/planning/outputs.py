@@ -1,27 +1,36 @@
-"""What a model returns, in structures that everything knows."""
+"""What a model takes and returns, whatever structure it has."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-
-def plain(value: Any) -> Any:
-    """Dataclasses as dicts of their fields, at any depth; mappings that are dataclasses too stay mappings."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return value
-    if isinstance(value, (list, tuple)):
-        return type(value)(plain(v) for v in value)
-    return value
+from truequant.planning.structures import tree_of
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors that a model returns, in order."""
-    return [leaf for leaf in pytree.tree_leaves(plain(value)) if isinstance(leaf, Tensor)]
+    """The tensors in the structure of what a model takes or returns, in order."""
+    found: list[Tensor] = []
+
+    def leaf(item: Any) -> None:
+        if isinstance(item, Tensor):
+            found.append(item)
+
+    if isinstance(value, Tensor):
+        return [value]
+    tree_of(value, leaf)
+    return found
+
+
+def strangers_of(value: Any) -> Iterator[str]:
+    """The kinds of what a model returns and no program holds: neither tensors, numbers and text nor structures of them."""
+    found: list[str] = []
+
+    def leaf(item: Any) -> None:
+        if not isinstance(item, Tensor):
+            found.append(type(item).__name__)
+
+    tree_of(value, leaf)
+    return iter(dict.fromkeys(found))

@@ -29,7 +29,9 @@ class Plan:
     """Layers that no example input called."""
     notes: tuple[str, ...] = ()
     constants: tuple[tuple[int | str, str], ...] = ()
-    """Arguments of the example that are no tensors: where, and the JSON text of a number, string, bool or None."""
+    """In plans that have no `call`: arguments of the example that are no tensors, and the JSON text of each."""
+    call: str = ""
+    """How the example calls the model, as JSON (see `truequant.planning.calls`); "" in plans from before it was kept."""
 
     @property
     def target(self) -> Target:

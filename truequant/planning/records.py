@@ -113,3 +113,10 @@ class OwnerPlan:
     None where nobody looks: a module whose one call is its own, a container of torch's, and every owner of a plan that was made
     before calls were counted so.
     """
+    callers: tuple[tuple[str, int], ...] = ()
+    """Of a module that several modules call in one forward: the number of the first call by each of them."""
+    frames: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]] | None = None
+    """The frames in which it is called, in evaluation and in training, on constants alone too.
+
+    None for a module that every forward calls once, and in plans that were made before they were kept.
+    """

@@ -17,10 +17,10 @@ from truequant.schemes import Rule
 
 @dataclass(frozen=True, slots=True)
 class Selectable:
-    """What a rule can select a site by."""
+    """What a rule can select a site by. places: paths of its owner: all of those of a layer, whose weight is one everywhere."""
 
     name: str
-    owner: str
+    places: tuple[str, ...]
     module: nn.Module
     op: str
 
@@ -34,7 +34,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def _ancestors(name: str) -> Iterable[str]:
-    parts = name.split(".")
+    parts = name.split(".") if name else []
     return (".".join(parts[:n]) for n in range(len(parts), 0, -1))
 
 
@@ -43,10 +43,10 @@ def selects(rule: Rule, site: Selectable) -> bool:
     select = rule.select
     if isinstance(select, str):
         pattern = _glob(select)
-        names = {site.name, site.name.split("#")[0], *_ancestors(site.owner)} if site.owner else {site.name}
+        names = {site.name, site.name.split("#")[0], *(n for place in site.places for n in _ancestors(place))}
         return any(pattern.fullmatch(name) for name in names)
     if isinstance(select, re.Pattern):
-        return bool(select.fullmatch(site.name) or select.fullmatch(site.owner))
+        return any(select.fullmatch(name) for name in (site.name, *site.places))
     if isinstance(select, type):
         return isinstance(site.module, select)
     op = op_of(select)
@@ -68,7 +68,7 @@ def matching(rules: tuple[Rule, ...], sites: list[Selectable]) -> list[list[Rule
 
 
 def _no_match(rule: Rule, sites: list[Selectable]) -> PlanError:
-    names = sorted({n for s in sites for n in (s.name, *([s.owner] if s.owner else []))})
+    names = sorted({n for s in sites for n in (s.name, *s.places) if n})
     near = difflib.get_close_matches(rule.select, names, n=3, cutoff=0.4) if isinstance(rule.select, str) else []
     return PlanError(
         f"{rule!r} matches nothing",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from truequant.fake import FakeQuantize, WeightQuantizer, outermost, quantized_weights, quantizers, statistics, watching
 from truequant.fake.statistics import QuantizerStatistics
-from truequant.planning import arguments_of
+from truequant.planning import arguments_of, takes_of
 
 BINS = 128
 BEYOND = 0.25
@@ -97,9 +97,9 @@ def _observed(
             counts[name] = _Counts(min(figures[name].minimum), max(figures[name].maximum))
         counts[name].add(args[0])
 
-    count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
+    takes = takes_of(root.binding.plan)
     with watching(root, look):
         for item in items:
-            args, kwargs = arguments_of(item, count, inputs)
+            args, kwargs = arguments_of(item, takes, inputs)
             root(*args, **kwargs)
     return counts

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from truequant.errors import ArgumentError
 from truequant.fake import outermost
-from truequant.planning import arguments_of, items_of
+from truequant.planning import arguments_of, items_of, takes_of
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def reestimate_batchnorm(
     batches, inputs: as in `calibrate`. Raises `ArgumentError` for no batches, `StateError` for a float model.
     """
     root = outermost(model)
-    count = 1 if root.binding.plan is None else len(root.binding.plan.inputs)
+    takes = takes_of(root.binding.plan)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     before = {
         norm: (norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()) for norm in norms
@@ -44,7 +44,7 @@ def reestimate_batchnorm(
         for norm in norms:
             norm.training, norm.momentum = True, 0.0  # this batch's statistics, while the running ones stay
         for item in items_of(batches, "reestimate_batchnorm"):
-            args, kwargs = arguments_of(item, count, inputs)
+            args, kwargs = arguments_of(item, takes, inputs)
             model(*args, **kwargs)
             seen += 1
     finally:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from truequant.errors import ArgumentError
-from truequant.planning import as_arguments, items_of
+from truequant.fake import QATModuleWrapper
+from truequant.integer import Int8Model
+from truequant.integer.binding import takes as program_takes
+from truequant.planning import Takes, inputs_of, items_of, takes_of
 
 Result = TypeVar("Result", covariant=True)
 
@@ -71,6 +74,11 @@ def evaluate(
     """
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     asked: Metric[Result] | Accuracy = Accuracy() if metric is None else metric
+    takes = Takes()
+    if isinstance(model, Int8Model):
+        takes = program_takes(model.program)
+    elif isinstance(model, QATModuleWrapper):
+        takes = takes_of(model.binding.plan)
     count = 0
     try:
         for module in modes:
@@ -78,7 +86,7 @@ def evaluate(
         for item in items_of(batches, "evaluate"):
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise ArgumentError("evaluate: a batch is no pair", got=type(item).__name__, expected="(inputs, targets)")
-            args, kwargs = as_arguments(item[0] if isinstance(item[0], (Tensor, dict)) else tuple(item[0]))
+            args, kwargs = inputs_of(item[0], takes)
             answers = model(*args, **kwargs)
             asked.update(answers if predictions is None else predictions(answers), item[1])
             count += 1

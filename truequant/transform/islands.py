@@ -49,6 +49,22 @@ def cast(low: Lowering, node: GraphNode, name: str) -> Lowered:
     return Floats(name)
 
 
+def narrowed(low: Lowering, name: str) -> Floats:
+    """An input of float64 in float32, as evaluation takes it."""
+    output = low.unique(name.removesuffix(".float") + ".single")
+    low.emit(Island((name,), output, "to.dtype", (json.dumps({"input": 0}), json.dumps({"dtype": "float32"})), (), ()))
+    return Floats(output)
+
+
+def constant(low: Lowering, value: Tensor, beside: str) -> Floats:
+    """A stored tensor as a value, which the model returns; it lies where the input `beside` does."""
+    name = low.unique("@constant")
+    found = _Arguments(low, name)
+    arguments = (json.dumps({"tensor": 0}), json.dumps(found.encode(value.dtype)))
+    low.emit(Island((beside,), name, "to.dtype", arguments, (), (value.detach().clone().contiguous(),)))
+    return Floats(name)
+
+
 _NEW = {"new_zeros.default": "zeros.default", "new_ones.default": "ones.default", "new_full.default": "full.default"}
 _PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking"))
 

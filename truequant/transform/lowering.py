@@ -186,6 +186,8 @@ class Lowering:
         if node.target is torch.ops.aten.copy.default and _node(node.args[1]).meta["val"].shape == node.meta["val"].shape:
             return self.values.get(_node(node.args[1]))  # what an in-place op wrote back
         first = self.values.get(_node(node.all_input_nodes[0]))
+        if node.target is torch.ops.aten.cat.default and isinstance(first, Tensor):
+            first = next((s for s in sources if not isinstance(s, Tensor)), first)
         if node.target in _CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
             return first  # codes have no float dtype, and all float values are float32
         if site is not None and site.plan.action in self.tables.actions and site.exact():

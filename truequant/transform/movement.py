@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant.errors import ConversionError
@@ -89,6 +90,11 @@ def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats)
 def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
     parts = [low.values[t] for t in tensors]
+    parts = [p for p in parts if not isinstance(p, Tensor) or p.numel()]  # a cache begins with an empty tensor
+    if any(isinstance(p, Tensor) for p in parts):
+        return low.tables.island(low, node, name)
+    if len(parts) == 1 and node.target is aten.cat.default:
+        return parts[0]
     if not all(isinstance(p, Codes) and isinstance(source, Codes) and p.grid is source.grid for p in parts):
         parts = [low.floats(p) for p in parts]
         source = Floats(name)

@@ -29,7 +29,7 @@ from truequant.fake import (
     swap,
     unswap,
 )
-from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan
+from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan, positional_in
 from truequant.planning.actions import ACT
 from truequant.schemes import QConfig
 
@@ -118,7 +118,10 @@ class _Preparation:
     def _binding(self, name: str, owner: OwnerPlan | None) -> Binding:
         binding = Binding(name, self.clock, unrolls=self.plan.config.unroll_recurrent)
         if owner is not None:
-            binding.multiple = owner.multiple
+            binding.multiple, binding.callers = owner.multiple, dict(owner.callers)
+            if owner.frames is not None:
+                evaluated, trained = map(frozenset, owner.frames)
+                binding.frames = evaluated, evaluated | trained
             binding.leaf = {} if owner.leaf else None
             binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
             binding.acts = not owner.leaf and self._acts(name)
@@ -227,11 +230,14 @@ class _Preparation:
 
     def _inputs(self) -> tuple[InputQuantizer, ...]:
         seen: Counter[int | str] = Counter()
+        other: dict[int | str, int | str] = {}
+        for place, name in enumerate(positional_in(self.plan)):
+            other |= {place: name, name: place}
         result = []
         for spec in self.plan.inputs:
             quantizer = self._activation(spec.quantizer)
             if quantizer is not None:
-                result.append(InputQuantizer(spec.where, seen[spec.where], spec.name, quantizer))
+                result.append(InputQuantizer(spec.where, seen[spec.where], spec.name, quantizer, other.get(spec.where)))
             seen[spec.where] += 1
         return tuple(result)
 

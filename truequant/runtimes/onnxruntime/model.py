@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind, build
+from truequant.integer.binding import bind
+from truequant.planning import build
 from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.graph import placed
 from truequant.runtimes.onnxruntime.census import census, require_integer_kernels, same_kernels

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from truequant.errors import FileError, TruequantError
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind, build
+from truequant.integer.binding import bind
 from truequant.integer.nodes import Edge
+from truequant.planning import build
 from truequant.runtimes.onnx.reading import program_beside, read_model
 from truequant.runtimes.onnxruntime.census import census, same_kernels
 from truequant.runtimes.onnxruntime.hidden_edges import show

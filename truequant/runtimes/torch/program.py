@@ -18,7 +18,6 @@ from torch.export import Dim, ExportedProgram
 from truequant.errors import ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.integer.binding import build
 from truequant.integer.nodes import (
     Conv,
     Dequantize,
@@ -33,6 +32,7 @@ from truequant.integer.nodes import (
 )
 from truequant.integer.program import DTYPES
 from truequant.integer.storage import storage
+from truequant.planning import build
 from truequant.runtimes.programs import program_of
 from truequant.runtimes.torch.nodes import VALUES, conv, linear
 

@@ -1,0 +1,36 @@
+"""Evaluation in float32, whatever dtype the parameters of a model have: codes are counted there, and float islands computed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import stateless
+
+from truequant.planning import mapped
+
+
+def _other(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype != torch.float32
+
+
+def in_other_precision(module: nn.Module) -> bool:
+    """Whether a floating parameter or buffer of a model has another dtype than float32."""
+    return any(_other(t) for t in module.parameters()) or any(_other(t) for t in module.buffers())
+
+
+def single(value: Any) -> Any:
+    """What a model takes, its floating tensors in float32."""
+    return mapped(value, lambda t: t.float() if _other(t) else t)
+
+
+@contextlib.contextmanager
+def parameters_in_single(module: nn.Module) -> Iterator[None]:
+    """Parameters and buffers in float32 for one forward; gradients go through the cast."""
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    lent = {name: t.float() for name, t in state.items() if _other(t)}
+    with stateless._reparametrize_module(module, lent, tie_weights=True):
+        yield

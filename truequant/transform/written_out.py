@@ -1,0 +1,41 @@
+"""Functions that take an example's shape or dtype, written out while a model is traced for conversion.
+
+What is traced then reads sizes and names of dtypes, where it read tensors: `x.expand_as(y)` is `x.expand(y.shape)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    other = args[0] if args else kwargs.get("other")
+    return x.to(other.dtype) if isinstance(other, Tensor) else x.to(*args, **kwargs)
+
+
+def _broadcast(*tensors: Any) -> list[Tensor]:
+    given: Sequence[Tensor] = tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else tensors
+    shape = torch.broadcast_shapes(*(t.shape for t in given))
+    return [t if t.shape == shape else t.expand(shape) for t in given]
+
+
+_FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
+    Tensor.type_as: lambda x, other: x.to(other.dtype),
+    Tensor.to: _to,
+    Tensor.expand_as: lambda x, other: x.expand(other.shape),
+    Tensor.view_as: lambda x, other: x.view(other.shape),
+    Tensor.reshape_as: lambda x, other: x.reshape(other.shape),
+    torch.broadcast_tensors: _broadcast,
+}
+
+
+class WrittenOut(TorchFunctionMode):
+    """Active around a traced forward."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        return _FORMS.get(func, func)(*args, **(kwargs or {}))
