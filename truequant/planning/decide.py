@@ -15,6 +15,7 @@ from truequant.planning.assign import Overrides, activation_schemes, ends, leave
 from truequant.planning.calls import as_arguments, as_example, call_of
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
+from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.linears import GRIDLESS, check_uses, gridless
@@ -42,6 +43,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     target cannot hold.
     """
     config = QConfig.preset(config) if isinstance(config, str) else (config or QConfig())
+    check_plain(model, "plan")
     modules, example_inputs = dict(model.named_modules()), as_example(model, example_inputs)
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
