@@ -19,7 +19,7 @@ from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.linears import GRIDLESS, check_uses, gridless
-from truequant.planning.ops import LINEAR_OPS
+from truequant.planning.ops import LINEAR_OPS, is_loss
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
@@ -350,6 +350,15 @@ class _Builder:
         notes += [
             f"the converted model returns None where the model returns a {kind}: a program holds tensors, numbers and text"
             for kind in self.graph.trace.strangers
+        ]
+        losses = dict.fromkeys(n.name for n in self.graph.nodes if is_loss(n.call.op.name))
+        notes += [
+            f"'{name}' is a loss, which no program computes: prepare with example inputs without labels" for name in losses
+        ]
+        notes += [
+            f"{said.rule}: no weight of '{node.name}' is quantized by it: rows of a table have the codes of output="
+            for node in self.graph.nodes
+            if node.action == "lookup" and isinstance((said := self.overrides[node.index]).weight, QuantScheme)
         ]
         if self.narrow:
             notes.append(narrowed_note(len(self.narrow)))
