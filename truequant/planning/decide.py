@@ -19,7 +19,7 @@ from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.linears import GRIDLESS, check_uses, gridless
-from truequant.planning.ops import LINEAR_OPS, is_loss
+from truequant.planning.ops import LINEAR_OPS, Role, is_loss
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
@@ -358,7 +358,7 @@ class _Builder:
         notes += [
             f"{said.rule}: no weight of '{node.name}' is quantized by it: rows of a table have the codes of output="
             for node in self.graph.nodes
-            if node.action == "lookup" and isinstance((said := self.overrides[node.index]).weight, QuantScheme)
+            if node.call.op.role is Role.LOOKUP and isinstance((said := self.overrides[node.index]).weight, QuantScheme)
         ]
         if self.narrow:
             notes.append(narrowed_note(len(self.narrow)))
