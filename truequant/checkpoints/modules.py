@@ -167,9 +167,17 @@ def _versions(value: Any, where: str) -> dict[str, Any]:
     for name, metadata in versions.items():
         at = f"{where}: 'versions' of '{str(name)[:200]}'"
         version = typed(metadata, dict, at).get("version")
-        if version is not None:
+        if version is not None and type(version) is not str:
             typed(version, int, f"{at}: 'version'")
     return versions
+
+
+def _check_versions(module: nn.Module, versions: dict[str, Any], where: str) -> None:
+    """Text is the version of a module whose class says its own in text; torch's compare numbers."""
+    for name, live in module.named_modules(remove_duplicate=False):
+        version = versions.get(name, {}).get("version")
+        if type(version) is str and type(getattr(live, "_version", None)) is not str:
+            typed(version, int, f"{where}: 'versions' of '{name[:200]}': 'version'")
 
 
 def _clock(value: Any, where: str) -> dict[str, Any]:
@@ -197,6 +205,7 @@ def fit(module: nn.Module, record: ModuleRecord, where: str, undo: ExitStack) ->
     module and the file do not fit.
     """
     prepared = _prepared(module)
+    _check_versions(module, record.versions, where)
     check_shapes(module, record.state, where)  # before a plan meets layers of other sizes
     for path, (plan, _) in record.plans.items():
         if path in prepared:

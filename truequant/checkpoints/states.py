@@ -67,17 +67,28 @@ def _check_tensor(name: str, live: Any, stored: Any, where: str) -> None:
             f"{where}: '{name}' has another shape",
             got=f"{tuple(stored.shape)} in the file", expected=f"{tuple(live.shape)}, as in the model", fix=_FIX,
         )  # fmt: skip
-    if stored.dtype != live.dtype and not (stored.dtype.is_floating_point and live.dtype.is_floating_point):
+    both_float = stored.dtype.is_floating_point and live.dtype.is_floating_point
+    if stored.dtype != live.dtype and not both_float and not _was_flag(stored, live):
         raise ArgumentError(
             f"{where}: '{name}' has another dtype", got=f"{stored.dtype} in the file", expected=f"{live.dtype}, as in the model"
         )
+
+
+def _was_flag(stored: Tensor, live: Tensor) -> bool:
+    """Whether a file holds as yes or no what quantizers count now (see `truequant.fake.grid`)."""
+    return stored.dtype == torch.bool and live.dtype == torch.int64 and live.dim() == 0
 
 
 def check_dtypes(module: nn.Module, state: Mapping[str, Any], where: str) -> None:
     """ArgumentError where loading would round: a training that is resumed in another dtype is another training."""
     for name, live in module.state_dict().items():
         stored = state.get(name)
-        if isinstance(live, Tensor) and isinstance(stored, Tensor) and live.dtype != stored.dtype:
+        if (
+            isinstance(live, Tensor)
+            and isinstance(stored, Tensor)
+            and live.dtype != stored.dtype
+            and not _was_flag(stored, live)
+        ):
             raise ArgumentError(
                 f"{where}: '{name}' has another dtype",
                 got=f"{stored.dtype} in the file", expected=f"{live.dtype}, as in the model", fix=f"model.to({stored.dtype})",

@@ -52,7 +52,8 @@ class Grid(Float32State):
         shape = _shape(scheme, channels)
         self.register_buffer("scale", torch.ones(shape))
         self._buffers["zero_point"] = torch.zeros(shape)  # register_buffer refuses a name that a property has
-        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+        # numbers for yes and no, as in BatchNorm's count: averages of models subtract buffers
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.int64))
         self.register_buffer("bits", torch.zeros((), dtype=torch.int64))
         self._calibrated = False
         self.algorithm = algorithm_of(scheme)

@@ -290,4 +290,7 @@ class FakeQuantize(Grid):
             and self.observing
         ):
             self.commit()
+        if not mode:
+            with torch.no_grad():
+                self.initial_zero_point.round_()  # an average of models has that of their zero points
         return super().train(mode)

@@ -16,14 +16,23 @@ from truequant.planning import as_arguments
 
 def outermost(model: nn.Module) -> QATModuleWrapper:
     """The model itself, which must be the outermost prepared module."""
-    if not isinstance(model, QATModuleWrapper) or not model.binding.outermost:
+    if isinstance(model, QATModuleWrapper) and model.binding.outermost:
+        return model
+    inner = next((n for n, m in model.named_modules() if isinstance(m, QATModuleWrapper) and m.binding.outermost), None)
+    if inner is not None:
         raise StateError(
-            f"{type(model).__name__} is not prepared"
-            if not isinstance(model, QATModuleWrapper)
-            else f"{type(model).__name__} is a part of a prepared model",
-            fix="tq.prepare(model, example_inputs) returns the model to pass here",
+            f"{type(model).__name__} holds the prepared model and is none itself", got=type(model).__name__,
+            expected=f"the model in its '{inner}'", fix=f"pass model.{inner}",
+        )  # fmt: skip
+    if isinstance(model, QATModuleWrapper):
+        raise StateError(
+            f"{type(model).__name__} is a part of a prepared model",
+            fix="pass the model that tq.prepare returned. Where adapters were merged: tq.convert before that, or "
+            "tq.restore_float(model) and prepare anew",
         )
-    return model
+    raise StateError(
+        f"{type(model).__name__} is not prepared", fix="tq.prepare(model, example_inputs) returns the model to pass here"
+    )
 
 
 def codes(model: nn.Module, example: Any) -> dict[str, Tensor]:

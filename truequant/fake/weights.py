@@ -45,7 +45,7 @@ class WeightQuantizer(Grid):
         self.sums_codes = True
         """Whether a linear layer may sum codes in integers in training (`Fusions.linear`)."""
         self.clock = Clock()
-        self.register_buffer("held", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("held", torch.zeros((), dtype=torch.int64))
         self.is_held = False
         """Whether the scale is kept whatever becomes of the weight; compiled kernels read this name."""
         self._seen_held = -1

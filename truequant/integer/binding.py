@@ -9,7 +9,7 @@ from torch import Tensor
 
 from truequant.errors import ArgumentError, ArgumentTypeError
 from truequant.integer.program import DTYPES, IntegerProgram, ProgramInput
-from truequant.planning import Takes, arguments_in, build
+from truequant.planning import Takes, arguments_in, build, names_in
 
 WIDENED = ("bfloat16", "float16")
 """What an input of float32 is also given in: no bit is lost."""
@@ -69,7 +69,7 @@ def _matched(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[st
     for key, tree in expected.items():
         if key in given:
             yield from _leaves(tree, given[key], str(key), program)
-        elif key not in defaults or defaults[key] != tree:
+        elif any(names_in(tree)):  # constants are part of what ships, and may be left out
             missing = len(args) < positional and not kwargs
             raise _other(program, f"{len(args)} positional, keywords []" if missing else f"no '{key}'")
 

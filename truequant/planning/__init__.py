@@ -8,7 +8,7 @@ from truequant.planning.codec import config_from_json, config_to_json, scheme_fr
 from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
-from truequant.planning.fitting import check_modules
+from truequant.planning.fitting import check_modules, check_plain
 from truequant.planning.graph import average_axes, pool_arguments, uneven
 from truequant.planning.ops import (
     LINEAR_OPS,
@@ -17,6 +17,7 @@ from truequant.planning.ops import (
     clamp_bounds,
     counted_as,
     has_op,
+    is_loss,
     op_named,
     op_of,
     out_of_place,
@@ -34,10 +35,10 @@ from truequant.planning.structures import build, is_tree, mapped, names_in, rena
 __all__ = [
     "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp",
     "Role", "Site", "Takes", "TensorSpec", "arguments_in", "arguments_of", "as_arguments", "as_example", "average_axes",
-    "build", "call_in", "call_of", "check_dynamic", "check_modules", "check_plan", "clamp_bounds", "config_from_json",
-    "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call", "has_op", "inputs_of",
-    "is_tree", "items_of", "linear_factors", "mapped", "names_in", "op_named", "op_of", "out_of_place", "phase_weights",
-    "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "positional_in", "register_op", "registered_op",
-    "renamed", "renumbered", "scheme_from_json", "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of",
-    "uneven", "whole", "writes_in_place",
+    "build", "call_in", "call_of", "check_dynamic", "check_modules", "check_plain", "check_plan", "clamp_bounds",
+    "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
+    "has_op", "inputs_of", "is_loss", "is_tree", "items_of", "linear_factors", "mapped", "names_in", "op_named", "op_of",
+    "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "positional_in",
+    "register_op", "registered_op", "renamed", "renumbered", "scheme_from_json", "scheme_to_json", "takes_of",
+    "tensors_in", "tensors_of", "tree_of", "uneven", "whole", "writes_in_place",
 ]  # fmt: skip

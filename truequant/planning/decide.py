@@ -15,10 +15,11 @@ from truequant.planning.assign import Overrides, activation_schemes, ends, leave
 from truequant.planning.calls import as_arguments, as_example, call_of
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
+from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.linears import check_uses, gridless
-from truequant.planning.ops import LINEAR_OPS
+from truequant.planning.ops import LINEAR_OPS, Role, is_loss
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
@@ -42,6 +43,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     target cannot hold.
     """
     config = QConfig.preset(config) if isinstance(config, str) else (config or QConfig())
+    check_plain(model, "plan")
     modules, example_inputs = dict(model.named_modules()), as_example(model, example_inputs)
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
@@ -348,6 +350,15 @@ class _Builder:
         notes += [
             f"the converted model returns None where the model returns a {kind}: a program holds tensors, numbers and text"
             for kind in self.graph.trace.strangers
+        ]
+        losses = dict.fromkeys(n.name for n in self.graph.nodes if is_loss(n.call.op.name))
+        notes += [
+            f"'{name}' is a loss, which no program computes: prepare with example inputs without labels" for name in losses
+        ]
+        notes += [
+            f"{said.rule}: no weight of '{node.name}' is quantized by it: rows of a table have the codes of output="
+            for node in self.graph.nodes
+            if node.call.op.role is Role.LOOKUP and isinstance((said := self.overrides[node.index]).weight, QuantScheme)
         ]
         if self.narrow:
             notes.append(narrowed_note(len(self.narrow)))

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from torch import nn
 
-from truequant.errors import PlanError
+from truequant.errors import PlanError, StateError
 from truequant.planning.plan import Plan
+
+
+def check_plain(model: nn.Module, where: str) -> None:
+    """`StateError` for a model that is compiled, or a part of which is: its calls cannot be seen there."""
+    for name, module in model.named_modules():
+        inner = "_orig_mod" if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules else ""
+        if inner or getattr(module, "_compiled_call_impl", None) is not None:
+            path = f"model.{name}" if name else "model"
+            raise StateError(
+                f"{where}: {path} is compiled, and what it calls cannot be seen",
+                got=type(module).__name__,
+                expected="the module that was compiled",
+                fix=f"{where}({path}.{inner}, …), then torch.compile what it returns" if inner and not name
+                else f"{path} = {path}.{inner}, and compile after prepare" if inner
+                else f"call {path}.compile() after prepare",
+            )  # fmt: skip
 
 
 def check_modules(plan: Plan, module: nn.Module, where: str) -> None:

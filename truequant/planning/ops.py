@@ -277,6 +277,16 @@ def out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return plain
 
 
+def is_loss(name: str) -> bool:
+    """Whether an op of that name compares answers with targets."""
+    return name.endswith("_loss") or name in (
+        "cross_entropy",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "kl_div",
+    )
+
+
 def op_named(name: str) -> Op | None:
     """The op of the table with that name."""
     return _BY_NAME.get(name)

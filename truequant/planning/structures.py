@@ -54,27 +54,27 @@ def tree_of(value: Any, leaf: Leaf) -> Any:
     return {"text": value} if type(value) is str else leaf(value)
 
 
-def build(tree: Any, values: Mapping[str, Any]) -> Any:
-    """The structure of a tree, with what its names stand for."""
+def build(tree: Any, values: Mapping[str, Any], fields: type[dict[str, Any]] = Fields) -> Any:
+    """The structure of a tree, with what its names stand for. fields: what becomes of a dataclass."""
     match tree:
         case str():
             return values[tree]
         case {"text": text}:
             return text
         case {"tuple": items}:
-            return tuple(build(item, values) for item in items)
+            return tuple(build(item, values, fields) for item in items)
         case {"dict": items}:
-            return {key: build(item, values) for key, item in items.items()}
+            return {key: build(item, values, fields) for key, item in items.items()}
         case {"items": items}:
-            return {key: build(item, values) for key, item in items}
+            return {key: build(item, values, fields) for key, item in items}
         case {"fields": items}:
-            return Fields({key: build(item, values) for key, item in items})
+            return fields({key: build(item, values, fields) for key, item in items})
         case {"named": items}:
             make: Any = namedtuple  # its names are those of a file
             kind = make("Outputs", [key for key, _ in items])
-            return kind(*(build(item, values) for _, item in items))
+            return kind(*(build(item, values, fields) for _, item in items))
         case list() | tuple():
-            return [build(item, values) for item in tree]
+            return [build(item, values, fields) for item in tree]
         case _:
             return tree
 

@@ -14,6 +14,7 @@ from torch.fx import Node as GraphNode
 from truequant.errors import ConversionError
 from truequant.integer.islands import ISLAND_OPS
 from truequant.integer.nodes import Island
+from truequant.planning import is_loss
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Several
 
 
@@ -28,7 +29,9 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
             f"'{name}': {target} has no place in an integer program",
             got=str(target),
             expected="an op with an integer form, or a float op of truequant.integer.islands",
-            fix="the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
+            fix="prepare with example inputs without labels: a program computes no loss"
+            if is_loss(op.partition(".")[0])
+            else "the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
         )
     part = None
     found = _Arguments(low, name)

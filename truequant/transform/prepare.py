@@ -29,7 +29,7 @@ from truequant.fake import (
     swap,
     unswap,
 )
-from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plan, plan, positional_in
+from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plain, check_plan, plan, positional_in
 from truequant.planning.actions import ACT
 from truequant.schemes import QConfig
 
@@ -56,6 +56,7 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError("prepare: the model is not an nn.Module", got=type(model).__name__, expected="nn.Module")
+    check_plain(model, "prepare")
     if any(isinstance(m, QATModuleWrapper) for m in model.modules()):
         raise StateError("the model is prepared already", fix="prepare the float model, or tq.restore_float(model) first")
     if isinstance(config, Plan):
@@ -68,8 +69,9 @@ def prepare(
 
 
 def restore_float(model: nn.Module) -> nn.Module:
-    """The float model again, in place: trained weights, no quantizers."""
-    outermost(model)
+    """The float model again, in place: trained weights, no quantizers. Also of a part taken out of a prepared model."""
+    if not isinstance(model, QATModuleWrapper):
+        outermost(model)
     for module in list(model.modules()):
         if isinstance(module, QATModuleWrapper):
             unswap(module)

@@ -244,7 +244,7 @@ def test_a_forward_that_asks_whether_it_is_traced_is_refused() -> None:
             self.fc = nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) if torch.compiler.is_exporting() else self.fc(x.flip(1))
+            return self.fc(x) if torch.compiler.is_compiling() else self.fc(x.flip(1))
 
     x = torch.randn(5, 4)
     qat = tq.prepare(Asks(), x)

@@ -286,3 +286,18 @@ def test_float_weights_free_ranges_that_were_frozen_for_others(path: Path) -> No
     tq.freeze(run.model)
     load_checkpoint(path, model=run.model)
     assert run.model.binding.clock.state == "training"
+
+
+class Versioned(nn.Linear):
+    """A class that says its version in text, as models of transformers do."""
+
+    _version = "0.0.5"  # type: ignore[assignment]
+
+
+def test_a_version_of_text_is_read_back(tmp_path: Path) -> None:
+    x = torch.rand(2, 8)
+    qat = tq.calibrate(tq.prepare(Versioned(8, 4), x), [x], progress=False).eval()
+    tq.save_checkpoint(tmp_path / "v.ckpt", model=qat)
+    again = Versioned(8, 4)
+    tq.load_checkpoint(tmp_path / "v.ckpt", model=again)
+    assert torch.equal(again.eval()(x), qat(x))

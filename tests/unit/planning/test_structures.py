@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import truequant as tq
-from truequant.errors import ArgumentError
+from truequant.errors import ArgumentError, ConversionError
 from truequant.planning.structures import build, is_tree, mapped, names_in, renamed, tree_of
 
 X, Y = torch.rand(4, 8), torch.rand(4, 8)
@@ -217,3 +217,32 @@ def test_a_class_goes_by_the_text_of_its_origin() -> None:
     assert str(type(qat)) == str(Known)
     assert type(qat) is not Known
     assert (type(qat).__name__, type(qat).__module__) == ("Known", __name__)
+
+
+class Labelled(nn.Module):
+    """Returns its loss beside its answers where it is given labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.table(ids))
+        return {"logits": logits} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_loss_is_named_before_training() -> None:
+    x = {"ids": torch.arange(4), "labels": torch.tensor([0, 1, 2, 3])}
+    note = "'cross_entropy_0' is a loss, which no program computes: prepare with example inputs without labels"
+    assert note in tq.plan(Labelled(), x).notes
+    qat = tq.calibrate(tq.prepare(Labelled(), x), [x], progress=False)
+    with pytest.raises(ConversionError) as error:
+        tq.convert(qat.eval())
+    assert error.value.fix == "prepare with example inputs without labels: a program computes no loss"
+    assert not any("loss" in n for n in tq.plan(Labelled(), {"ids": torch.arange(4)}).notes)
+
+
+def test_a_weight_scheme_of_a_table_is_said_to_do_nothing() -> None:
+    rule = tq.Rule("table", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))
+    plan = tq.plan(Labelled(), {"ids": torch.arange(4)}, tq.QConfig().with_rules(rule))
+    assert f"{rule!r}: no weight of 'table' is quantized by it: rows of a table have the codes of output=" in plan.notes

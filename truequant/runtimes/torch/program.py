@@ -143,7 +143,7 @@ class QuantizingModule(nn.Module):
         held = {spec.name: arguments[name] for name, spec in names}
         for node in self.program.nodes:
             held[node.output] = self._run(node, held)
-        returned = build(self.program.outputs, held)
+        returned = build(self.program.outputs, held, dict)  # which torch.export knows
         return (returned, {name: held[name] for name in self.program.edges}) if self.show_edges else returned
 
     def _run(self, node: Node, held: dict[str, Tensor]) -> Tensor:
