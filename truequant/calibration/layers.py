@@ -127,7 +127,9 @@ class Layer:
         """`y`, the sums with their bias, through the BatchNorm and the clamp that are computed with the layer."""
         norm = self.norm
         if norm is not None:
+            y = y.movedim(self.channel_axis, 1)
             y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+            y = y.movedim(1, self.channel_axis)
         low, high = self.site.plan.minimum, self.site.plan.maximum
         return y if low is None and high is None else torch.clamp(y, low, high)
 

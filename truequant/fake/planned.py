@@ -39,6 +39,8 @@ class PlannedSite:
     carries: PlannedSite | None = None
     """Where the quantizer sits that runs in one training pass with this op."""
     arithmetic: ArithmeticRule = "onnxruntime"
+    called_with: tuple[Tensor, Tensor | None] | None = None
+    """Of a layer that is a call of a function, with a BatchNorm behind it: weight and bias of its last call in training."""
 
     def exact(self) -> bool:
         """Whether this site computes on codes now."""
@@ -67,6 +69,16 @@ class PlannedSite:
             return results
         leaves[tensors[self.plan.part]] = self.finish(leaves[tensors[self.plan.part]])
         return pytree.tree_unflatten(leaves, structure)
+
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of this layer, output channels first: its module's, or those of its last call in training."""
+        if self.called_with is not None:
+            return self.called_with
+        owner: Any = self.owner
+        return layer_weight(self.plan.op, owner), owner.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "called_with": None}  # a copy is called anew
 
     def own_weight(self) -> Tensor | None:
         """The weight of the module that is this layer, output channels first."""

@@ -10,6 +10,7 @@ from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.fitting import check_modules
 from truequant.planning.graph import average_axes, pool_arguments, uneven
+from truequant.planning.norms import norm_arguments
 from truequant.planning.ops import (
     LINEAR_OPS,
     Op,
@@ -34,7 +35,7 @@ __all__ = [
     "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role",
     "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules", "check_plan",
     "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
-    "encode_call", "has_op", "items_of", "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain",
-    "plan", "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered",
-    "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
+    "encode_call", "has_op", "items_of", "linear_factors", "norm_arguments", "op_named", "op_of", "out_of_place",
+    "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op",
+    "renumbered", "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
 ]  # fmt: skip

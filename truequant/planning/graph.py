@@ -58,13 +58,24 @@ def frame_key(frame: Frame, multiple: set[str]) -> tuple[int, ...]:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """A module of torch's without children whose forward is torch's own: it makes one call, so its name names the call."""
+    """A module without children whose forward, and all that it calls and reads, is torch's own: it makes one call, so that its
+    name names the call.
+
+    A subclass of torch's class that overrides none of that (`class Norm(nn.BatchNorm2d): pass`) is one too.
+    """
     kind = type(module)
     if any(True for _ in module.children()):
         return False
     if getattr(module, "parametrizations", None) is not None:
         kind = kind.__mro__[1]
-    return kind.__module__.startswith("torch.nn.modules")
+    own = next(k for k in kind.__mro__ if k.__module__.startswith("torch.nn.modules"))
+    if own is nn.Module:
+        return False
+    return all(getattr(kind, name, None) is getattr(own, name, None) for name in _CALLED)
+
+
+_CALLED = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward", "_check_input_dim", "weight", "bias")
+"""Of a class of torch's: what its one call comes from, and where a subclass could hide another."""
 
 
 def site_name(call: Call, key: tuple[int, ...], leaf: bool) -> str:
