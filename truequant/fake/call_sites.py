@@ -152,7 +152,7 @@ class CallSites(TorchFunctionMode):
         try:
             if plan.action in ("layer", "weight_only", "dynamic"):
                 return _functional_layer(site, func, args, kwargs)
-            if plan.action == "norm" and site.layer is not None and self.training and not local.marking:
+            if plan.op == "batch_norm" and site.layer is not None and self.training and not local.marking:
                 return normalizing.of_function(site, site.layer, func, args, kwargs)
             return _in_place_call(site, func, args, kwargs) if overwrites else site.run(run, args, kwargs)
         finally:

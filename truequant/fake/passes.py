@@ -161,7 +161,14 @@ def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
     """`layer.shifted_bias` of the layer that a BatchNorm in training follows."""
     norm, quantizer, reads, (weight, bias) = cast(Any, layer.norm), layer.weight, layer.reads[0], layer.operands()
     kernel = None if torch.compiler.is_compiling() or not isinstance(norm, _BatchNorm) else kernels.compiled()
-    if kernel is not None and quantizer is not None and reads is not None and dtype == torch.float32 and layer.clock.enabled:
+    if (
+        kernel is not None
+        and quantizer is not None
+        and reads is not None
+        and dtype == torch.float32
+        and layer.clock.enabled
+        and layer.own_bias
+    ):
         y = kernel.shifted_bias(
             bias, norm._buffers, norm._parameters, norm.eps, reads.__dict__, quantizer.__dict__,
             numerics.folds_free(quantizer.scheme),

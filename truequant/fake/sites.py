@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +67,8 @@ class RuntimeSite(PlannedSite):
         return self.finish(y)
 
     def _normalizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Of a BatchNorm: what it reads."""
-        return args[0] if args else kwargs["input"]
+        """Of a map of channels: what it reads."""
+        return args[self.plan.operand or 0] if args else kwargs["input"]
 
     def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         """The quantized result of a clamp or sum; None where op and quantizer run apart."""
@@ -97,13 +97,13 @@ class RuntimeSite(PlannedSite):
             return self.finish(y)
         if not self.clock.enabled or self.weight is None:
             return self.finish(linear(x, weight, bias))
-        factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        factor = self.normalization().factor() if self.folds and self.weight.tied else None
         quantized = self.weight(weight, factor)
         channels = -1 if self.plan.op in LINEAR_OPS else 1
         self.statistics = float_statistics(linear, x, weight, bias, channels) if reads_float_statistics(self) else None
         if self.norm is not None and not self.plan.leaf:
             self.called_with = weight.detach(), None if bias is None else bias.detach()
-        if bias is not None and self.norm is None:
+        if bias is not None and self.norm is None and self.own_bias:
             bias = self._rounded(bias, weight)
         return self._finish_result([product(linear, x, quantized, bias)])
 
@@ -126,14 +126,14 @@ class RuntimeSite(PlannedSite):
     ) -> Tensor:
         """What an exact result stands for, as a differentiable function of floats."""
         assert self.weight is not None
-        factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        factor = self.normalization().factor() if self.folds and self.weight.tied else None
         y = linear(x.to(weight.dtype), self.weight(weight, factor), bias)
-        if self.norm is None:
+        if not self.folds:
             return y
-        norm, axis = cast(Any, self.norm), -1 if self.plan.op in LINEAR_OPS else 1
-        y = y.movedim(axis, 1)
-        y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
-        return y.movedim(1, axis)
+        axis, norm = -1 if self.plan.op in LINEAR_OPS else 1, self.normalization()
+        return F.batch_norm(y.movedim(axis, 1), norm.mean, norm.var, norm.gamma, norm.beta, False, 0.0, norm.eps).movedim(
+            1, axis
+        )
 
     def take_statistics(self) -> BatchStatistics | None:
         """Of a layer: the statistics that the BatchNorm behind it takes in this forward instead of its own."""

@@ -1,6 +1,7 @@
 """Decisions: capture of a forward, and the plan made from it."""
 
 from truequant.planning.actions import FLOAT
+from truequant.planning.affine import Affine
 from truequant.planning.algorithms import check_dynamic
 from truequant.planning.batches import arguments_of, items_of
 from truequant.planning.capture import as_arguments
@@ -32,10 +33,11 @@ from truequant.planning.registered import RegisteredOp, decode_call, encode_call
 from truequant.planning.resizing import linear_factors, phase_weights, whole
 
 __all__ = [
-    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role",
-    "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules", "check_plan",
-    "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
-    "encode_call", "has_op", "items_of", "linear_factors", "norm_arguments", "op_named", "op_of", "out_of_place",
-    "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op",
-    "renumbered", "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
+    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Affine", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp",
+    "Role", "Site", "TensorSpec", "arguments_of", "as_arguments", "average_axes", "check_dynamic", "check_modules",
+    "check_plan", "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call",
+    "decomposed", "encode_call", "has_op", "items_of", "linear_factors", "norm_arguments", "op_named", "op_of",
+    "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "register_op",
+    "registered_op", "renumbered", "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole",
+    "writes_in_place",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from truequant.errors import ArgumentTypeError, PlanError
 from truequant.planning.constants import Constants
 from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
+from truequant.planning.formulas import Formula, Formulas
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
 from truequant.planning.outputs import tensors_of
@@ -44,6 +45,8 @@ class Constant:
 
     name: str | None
     shape: tuple[int, ...]
+    formula: Formula | None = None
+    """How it is computed from parameters and buffers, where that is known."""
 
     @property
     def elements(self) -> int:
@@ -122,6 +125,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace, names: dict[int, str]) -> None:
         super().__init__()
         self.trace, self.names = trace, names
+        self.formulas = Formulas(names)
         self.held = Names(trace.stale)
         self.stack: list[_Entered] = [_Entered("", 0, Constants(nn.Module()))]
         self.frame: Frame = ()
@@ -152,10 +156,13 @@ class _Recorder(TorchFunctionMode):
         if not inputs and constants.alone(func, args, kwargs):
             result = func(*args, **kwargs)
             constants.note(result)
+            self.formulas.note(op.name, func, args, kwargs, result)
             return result
         ranks[op.name] += 1
         if not inputs:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.formulas.note(op.name, func, args, kwargs, result)
+            return result
         recorded_args, recorded_kwargs = pytree.tree_map(self._reference, (tuple(args), dict(kwargs)))
         versions = [t._version for t, _ in inputs]
         result = func(*args, **kwargs)
@@ -202,7 +209,9 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self.held.known(leaf)
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
+        if index is not None:
+            return Ref(index)
+        return Constant(self.names.get(id(leaf)), tuple(leaf.shape), self.formulas.of(leaf))
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""

@@ -12,9 +12,10 @@ from math import inf
 
 import torch
 
+from truequant.planning.affine import Affine, of_channels
 from truequant.planning.graph import MOVES, Graph, Node
 from truequant.planning.norms import why_not_fixed
-from truequant.planning.ops import LINEAR_OPS
+from truequant.planning.ops import LINEAR_OPS, Role
 
 
 def fuse(graph: Graph) -> None:
@@ -37,17 +38,54 @@ def fuse(graph: Graph) -> None:
 
 
 def _fold(layer: Node, graph: Graph) -> None:
-    """The BatchNorm that alone reads what a layer writes, moved or not, is computed with it."""
+    """The map of channels that alone reads what a layer writes, moved or not, is computed with it: a BatchNorm, factors and
+    biases.
+    """
     moved = _moved(layer, graph)
-    readers = graph.readers.get(moved[-1].writes[0] if moved else layer.writes[0], [])
-    if len(readers) != 1 or readers[0].action != "norm":
-        return
-    (norm,) = readers
-    if _why_not_fixed(norm, graph) is None and _axis(layer, moved, graph) == 1:
-        layer.norm = norm
-        for link in (*moved, norm):
-            link.fused_into = layer
-            layer.fused.append(link)
+    norm = _only_map((moved[-1] if moved else layer).writes[0], graph)
+    if norm is not None:
+        _take(layer, moved, norm, _axis(layer, moved, graph), graph)
+
+
+def _only_map(value: int, graph: Graph) -> Node | None:
+    """The map of channels that alone reads a value."""
+    readers = graph.readers.get(value, [])
+    alone = len(readers) == 1 and readers[0].action == "norm" and value not in graph.outputs
+    return readers[0] if alone else None
+
+
+def _take(head: Node, moved: Sequence[Node], first: Node, axis: int, graph: Graph) -> bool:
+    """Compute the maps from `first` on with `head`, or in its place where that is `first`; whether there is any such."""
+    links: list[Node] = []
+    following: Node | None = first
+    if first.call.op.role is Role.NORM and axis == 1 and _why_not_fixed(first, graph) is None:
+        links = [first]
+        head.norm = None if head is first else first
+        following = _only_map(first.writes[0], graph)
+    chain = _chain(following, axis, graph) if following is not None else None
+    if chain is not None:
+        head.affine = chain[0]
+        links += chain[1]
+    for link in [*moved, *links] if links else []:
+        if link is not head:
+            link.fused_into = head
+            head.fused.append(link)
+    return bool(links)
+
+
+def _chain(first: Node, axis: int, graph: Graph) -> tuple[Affine, list[Node]] | None:
+    """The map of channels along `axis` that `first` begins, and its nodes, each the only reader of the one before it."""
+    found, links = Affine(), list[Node]()
+    readers = [first]
+    while len(readers) == 1 and readers[0].action == "norm":
+        (node,) = readers
+        step = of_channels(node.call, graph.shape(node.reads[0]))
+        if step is None or step.axis != axis:
+            break
+        found = found.then(step.affine)
+        links.append(node)
+        readers = [] if node.writes[0] in graph.outputs else graph.readers.get(node.writes[0], [])
+    return (found, links) if links else None
 
 
 def _why_not_fixed(norm: Node, graph: Graph) -> str | None:
@@ -93,21 +131,20 @@ def _permutation(node: Node, graph: Graph) -> tuple[int, ...] | None:
 
 
 def _stand_alone(norm: Node, graph: Graph) -> None:
-    """A BatchNorm on codes is an integer layer of one weight a channel."""
-    why = _why_not_fixed(norm, graph)
-    if why is not None:
+    """A map of channels on codes is an integer layer of one weight a channel."""
+    if norm.call.op.role is Role.NORM and (why := _why_not_fixed(norm, graph)) is not None:
         norm.action, norm.reason = "float", why
         return
     before = graph.writer.get(norm.reads[0])
     on_codes = norm.reads[0] in graph.on_codes and before is not None and before.action != "float"
-    if on_codes and graph.rank(norm.reads[0]) <= 5:
+    if on_codes and graph.rank(norm.reads[0]) <= 5 and _take(norm, (), norm, 1, graph):
         norm.action, norm.reason = "affine", "integer factor and bias a channel"
     else:
         norm.action, norm.reason = "float", _why_alone(norm, graph)
 
 
 def _why_alone(norm: Node, graph: Graph) -> str:
-    """Why a BatchNorm is computed with no layer."""
+    """Why a map of channels is computed with no layer."""
     value = norm.reads[0]
     before = graph.writer.get(value)
     while before is not None and before.action in MOVES and len(before.reads) == 1:
@@ -117,7 +154,7 @@ def _why_alone(norm: Node, graph: Graph) -> str:
         return "stands alone: no layer before it to fold into"
     if value in graph.outputs or len(graph.readers.get(value, [])) > 1:
         return f"does not fold into '{before.name}', whose result is read elsewhere too"
-    return f"does not fold into '{before.name}': it normalizes another axis than that of its channels"
+    return f"does not fold into '{before.name}': it is a map of another axis than that of its channels"
 
 
 def _follow(node: Node, graph: Graph) -> None:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.numerics import pooled_length
 from truequant.planning.actions import Action
+from truequant.planning.affine import Affine, of_channels
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.products import is_product, product
@@ -35,6 +36,8 @@ class Node:
     bounds: tuple[float | None, float | None] = (None, None)
     fused: list[Node] = field(default_factory=list)
     norm: Node | None = None
+    affine: Affine | None = None
+    """Of a layer, or an op that stands alone: the map of its channels that is computed with it, or is it."""
     fused_into: Node | None = None
 
     @property
@@ -158,6 +161,8 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         return (*_lookup(call), none)
     if not all(graph.is_float(v) for v in reads):
         return "float", "reads tensors that are not floating point", none
+    if len(reads) == 1 and reads[0] in graph.on_codes and of_channels(call, graph.shape(reads[0])) is not None:
+        return "norm", "a factor or bias for each channel", none
     match role:
         case Role.LAYER if not is_product(call):
             return (*_layer(call, reads), none)
@@ -226,7 +231,7 @@ def _binary(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
         return _scalar(call, reads, graph)
     if not any(v in graph.on_codes for v in reads) and not all(v in graph.input_values for v in reads):
         return "float", "neither operand is computed in integer"
-    if any(graph.trace.values[v].far for v in reads):
+    if any(graph.is_far(v) for v in reads):
         return "float", "one operand is a mask: its values leave an 8-bit grid nothing else"
     return name, f"integer {name}"  # type: ignore[return-value]
 
