@@ -232,3 +232,11 @@ def test_a_norm_of_another_axis_than_the_channels_does_not_fold(tmp_path: Path) 
     qat = trained(WrongAxis(), "int8")
     assert qat.binding.plan.site("norm").action == "affine"
     codes_are_equal(qat, torch.rand(2, 3, 9, 9), tmp_path)
+
+
+def test_a_compiled_evaluation_normalizes_once() -> None:
+    x = torch.rand(2, 3, 9, 9)
+    qat = trained(nn.Sequential(nn.Conv2d(3, 6, 3), WithActivation(6)), "int8").eval()
+    with torch.no_grad():
+        expected = qat(x)
+        assert torch.equal(torch.compile(qat, backend="eager")(x), expected)

@@ -180,7 +180,7 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         case Role.TABLE:
             known = len(reads) == 1 and isinstance(call.args[0] if call.args else None, Ref)
             if not known or any(leaf.elements > 1 for leaf in _constants(call)):
-                return "float", "a parameter of it is no single number", none
+                return "float", "a parameter of it is no single number: no one table holds it", none
             return "table", "a table of codes", none
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
