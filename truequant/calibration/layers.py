@@ -61,7 +61,7 @@ class Layer:
 
     def factor(self) -> Tensor | None:
         """`gamma / sigma` of its BatchNorm, float64 `(O,)`."""
-        return self.site.normalization().factor().detach() if self.norm is not None else None
+        return self.site.normalization().factor().detach() if self.site.folds else None
 
     def folded(self) -> Tensor:
         """The weight with its BatchNorm's factor in it, float64."""
@@ -125,9 +125,9 @@ class Layer:
 
     def finished(self, y: Tensor) -> Tensor:
         """`y`, the sums with their bias, through the BatchNorm and the clamp that are computed with the layer."""
-        norm = self.norm
-        if norm is not None:
-            y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        if self.site.folds:
+            norm, y = self.site.normalization(), y.movedim(self.channel_axis, 1)
+            y = F.batch_norm(y, norm.mean, norm.var, norm.gamma, norm.beta, False, 0.0, norm.eps).movedim(1, self.channel_axis)
         low, high = self.site.plan.minimum, self.site.plan.maximum
         return y if low is None and high is None else torch.clamp(y, low, high)
 

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError
-from truequant.fake import passes
+from truequant.fake import normalizing, passes
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
@@ -161,6 +161,8 @@ class CallSites(TorchFunctionMode):
         try:
             if plan.action == "layer" or plan.action in GRIDLESS:
                 return _functional_layer(site, func, args, kwargs)
+            if plan.op == "batch_norm" and site.layer is not None and self.training and not local.marking:
+                return normalizing.of_function(site, site.layer, func, args, kwargs)
             return _in_place_call(site, func, args, kwargs) if overwrites else site.run(run, args, kwargs)
         finally:
             local.frame = outer

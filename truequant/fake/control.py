@@ -56,7 +56,7 @@ def _hold_weight_ranges(module: nn.Module, uncalibrated_only: bool = False) -> N
         if not site.weight.follows_weight() and site.weight.is_held:
             continue
         if site.weight.shift is None or not site.weight.is_calibrated:
-            factor = site.normalization().factor() if site.norm is not None else None
+            factor = site.normalization().factor() if site.folds else None
             site.weight.initialize(weight, factor)
 
 

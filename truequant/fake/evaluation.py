@@ -63,7 +63,7 @@ def integers(site: PlannedSite, weight: Tensor, bias: Tensor | None) -> numerics
     """Weight codes, scale and bias codes of a layer, its BatchNorm folded in."""
     assert site.weight is not None
     assert site.reads[0] is not None
-    norm = site.normalization() if site.norm is not None else None
+    norm = site.normalization() if site.folds else None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     factor = norm.factor() if norm is not None else None
     scale, chosen = site.weight.scale_of(weight, factor).detach(), site.weight.chosen_codes(weight, factor)
@@ -119,18 +119,17 @@ ONES = QuantScheme(int8, PerChannel(0))
 
 
 def affine_integers(site: PlannedSite) -> numerics.IntegerWeights:
-    """Weight codes `(C, 1)`, scale and bias codes of a BatchNorm that stands alone."""
+    """Weight codes `(C, 1)`, scale and bias codes of a map of channels that stands alone."""
     assert site.reads[0] is not None
-    owner: Any = site.owner
-    norm = numerics.Normalization(owner.running_mean, owner.running_var, owner.weight, owner.bias, owner.eps)
-    ones = torch.ones(len(owner.running_mean), 1, device=owner.running_mean.device)
+    norm = site.normalization()
+    ones = torch.ones(len(norm.mean), 1, device=norm.mean.device)
     scale = (ones[:, 0] / ONES.qmax).float()
     return numerics.fold(ones, scale, ONES, None, norm, site.reads[0].effective_scale().detach())
 
 
 def _affine(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """acc = (xq - zx) * wq + bq, a weight and a bias for each channel, requantized."""
-    x = args[0] if args else kwargs["input"]
+    x = args[site.plan.operand or 0] if args else kwargs["input"]
     reads, emits = site.reads[0], site.emits
     assert reads is not None
     assert emits is not None

@@ -23,7 +23,9 @@ def trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: 
         return None
     if local.marking or not site.clock.enabled or not site.owner.training or passes.hooks_everywhere():
         return None
-    reads = None if site.norm is not None else site.reads[0]
+    if site.plan.affine is not None and quantizer.tied:
+        return None
+    reads = site.reads[0] if site.norm is None and site.own_bias else None
     operands = kernel.layer_operands(weight, bias, quantizer.__dict__, None if reads is None else reads.__dict__)
     if operands is NotImplemented:
         return None

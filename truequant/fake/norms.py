@@ -47,25 +47,42 @@ def reads_float_statistics(site: PlannedSite) -> bool:
 
 @torch.no_grad()
 def float_statistics(
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, channels: int
 ) -> BatchStatistics:
-    """Those of `linear(x, weight, bias)`, whose channels are axis 1."""
+    """Those of `linear(x, weight, bias)`, whose channels are the axis `channels`."""
     y = linear(x, weight, bias).float()
-    axes = [axis for axis in range(y.dim()) if axis != 1]
+    axes = [axis for axis in range(y.dim()) if axis != channels % y.dim()]
     variance, mean = torch.var_mean(y, axes, correction=0)
-    return BatchStatistics(mean, variance, y.numel() // y.shape[1])
+    return BatchStatistics(mean, variance, y.numel() // y.shape[channels])
 
 
-def normalized(module: Any, batch: BatchStatistics, x: Tensor) -> Tensor:
-    """What the BatchNorm `module` in training makes of `x` with the statistics `batch`, which its running ones then follow."""
-    module._check_input_dim(x)
-    y: Tensor = _Normalized.apply(x, batch.mean, batch.variance + module.eps, module.weight, module.bias)  # type: ignore[no-untyped-call]
+@dataclass(frozen=True, slots=True)
+class NormCall:
+    """A BatchNorm of `x` in training: running statistics, factor and bias, `(C,)`, and the share of the batch in the former."""
+
+    x: Tensor
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    share: float | Tensor
+    eps: float
+
+    @staticmethod
+    def of_module(module: Any, x: Tensor) -> NormCall:
+        """The call that `module`, a BatchNorm of torch's in training, makes once it has counted the batch."""
+        module._check_input_dim(x)
+        share: Any = 1.0 / (module.num_batches_tracked + 1) if module.momentum is None else module.momentum
+        return NormCall(x, module.running_mean, module.running_var, module.weight, module.bias, share, module.eps)
+
+
+def normalized(call: NormCall, batch: BatchStatistics) -> Tensor:
+    """What a BatchNorm makes of `call.x` with the statistics `batch`, which its running ones then follow."""
+    y: Tensor = _Normalized.apply(call.x, batch.mean, batch.variance + call.eps, call.weight, call.bias)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        module.num_batches_tracked.add_(1)
         unbiased = batch.variance * (batch.count / max(1, batch.count - 1))
-        step: Any = 1.0 / module.num_batches_tracked if module.momentum is None else module.momentum
-        for running, now in ((module.running_mean, batch.mean), (module.running_var, unbiased)):
-            running.copy_(running + step * (now.to(running.dtype) - running))
+        for running, now in ((call.mean, batch.mean), (call.var, unbiased)):
+            running.copy_(running + call.share * (now.to(running.dtype) - running))
     return y
 
 

@@ -7,18 +7,20 @@ hook, a recorder or a compiler wants to see what lies between them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules import module as module_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from truequant import kernels, numerics
 from truequant.fake.clock import local
+from truequant.fake.norms import NormCall
 from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
-from truequant.fake.transposed import layer_weight
 from truequant.planning import clamp_bounds
 
 CARRIED = "truequant_carried"
@@ -128,60 +130,52 @@ def _in_one_layout(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a.contiguous(), b) if b.is_contiguous() else (a, b)
 
 
-def normalized(module: Any, site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    """The quantized result of a BatchNorm in training, clipped where a clamp alone reads it."""
+def normalized(site: PlannedSite, x: Tensor, made: Callable[[], NormCall]) -> Tensor | None:
+    """The quantized result of a BatchNorm of `x` in training, clipped where a clamp alone reads it.
+
+    made: the call, with the bias that is meant.
+    """
     end = site.carries
-    if end is None or end.quantizer is None or kwargs or len(args) != 1 or site.layer is None:
+    if end is None or end.quantizer is None or _hooked(site.owner):
         return None
-    if module.momentum is None or not module.track_running_stats or _hooked(module):
-        return None
-    x, quantizer, clip = args[0], end.quantizer, _clip_of(end)
+    quantizer, clip = end.quantizer, _clip_of(end)
     if not quantizer.can_pass() or x.dtype != torch.float32:
         return None
-    module._check_input_dim(x)
-    layer, parameters, buffers = site.layer, module._parameters, module._buffers
-    shifted = shifted_bias(layer, x.dtype)
-    beta = parameters["bias"] if shifted is None else shifted
-
-    y = _norm_led(module, x, beta, quantizer, clip)
+    call = made()
+    if isinstance(call.share, Tensor):
+        return None
+    arguments = call.x, call.weight, call.bias, call.mean, call.var, call.eps, call.share
+    y = None
+    if not torch.compiler.is_compiling() and (compiled := kernels.compiled()) is not None:
+        y = compiled.quantize_norm(*arguments, quantizer.__dict__, local, *clip)
+        y = None if y is NotImplemented else y
 
     def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
-        return kernel.fake_quantize_norm(
-            x, parameters["weight"], beta, buffers["running_mean"], buffers["running_var"], module.eps, module.momentum, looks,
-            quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip,
-        )  # fmt: skip
+        quantized_by = looks, quantizer._buffers, observer, quantizer.compiled_scheme, commits
+        return kernel.fake_quantize_norm(*arguments, *quantized_by, *clip)
 
-    if y is None:
-        y = quantizer.in_pass(compute)
-    if y is not None:
-        buffers["num_batches_tracked"].add_(1)
-    return _handed_on(site, y)
-
-
-def _norm_led(module: Any, x: Tensor, beta: Tensor | None, quantizer: FakeQuantize, clip: kernels.Clip) -> Tensor | None:
-    """As `_led`, of a BatchNorm."""
-    if torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
-        return None
-    buffers = module._buffers
-    y = kernel.quantize_norm(
-        x, module._parameters["weight"], beta, buffers["running_mean"], buffers["running_var"], module.eps, module.momentum,
-        quantizer.__dict__, local, *clip,
-    )  # fmt: skip
-    return None if y is NotImplemented else y
+    return _handed_on(site, quantizer.in_pass(compute) if y is None else y)
 
 
 def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
     """`layer.shifted_bias` of the layer that a BatchNorm in training follows."""
-    norm, owner, quantizer, reads = cast(Any, layer.norm), cast(Any, layer.owner), layer.weight, layer.reads[0]
-    kernel = None if torch.compiler.is_compiling() else kernels.compiled()
-    if kernel is not None and quantizer is not None and reads is not None and dtype == torch.float32 and layer.clock.enabled:
+    norm, quantizer, reads, (weight, bias) = cast(Any, layer.norm), layer.weight, layer.reads[0], layer.operands()
+    kernel = None if torch.compiler.is_compiling() or not isinstance(norm, _BatchNorm) else kernels.compiled()
+    if (
+        kernel is not None
+        and quantizer is not None
+        and reads is not None
+        and dtype == torch.float32
+        and layer.clock.enabled
+        and layer.own_bias
+    ):
         y = kernel.shifted_bias(
-            owner.bias, norm._buffers, norm._parameters, norm.eps, reads.__dict__, quantizer.__dict__,
+            bias, norm._buffers, norm._parameters, norm.eps, reads.__dict__, quantizer.__dict__,
             numerics.folds_free(quantizer.scheme),
         )  # fmt: skip
         if y is not NotImplemented:
             return y  # type: ignore[no-any-return]
-    return layer.shifted_bias(layer_weight(layer.plan.op, owner), owner.bias, dtype)
+    return layer.shifted_bias(weight, bias, dtype)
 
 
 def _handed_on(site: PlannedSite, y: Tensor | None) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.transposed import layer_weight
 from truequant.fake.weights import WeightQuantizer
-from truequant.planning import Site
+from truequant.planning import Affine, Site
 from truequant.schemes import ArithmeticRule
 
 
@@ -39,6 +39,10 @@ class PlannedSite:
     carries: PlannedSite | None = None
     """Where the quantizer sits that runs in one training pass with this op."""
     arithmetic: ArithmeticRule = "onnxruntime"
+    tensors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    """Where the parameters and buffers are that `plan.affine` names: a module and an attribute of it."""
+    called_with: tuple[Tensor, Tensor | None] | None = None
+    """Of a layer that is a call of a function, with a BatchNorm behind it: weight and bias of its last call in training."""
 
     def exact(self) -> bool:
         """Whether this site computes on codes now."""
@@ -68,6 +72,16 @@ class PlannedSite:
         leaves[tensors[self.plan.part]] = self.finish(leaves[tensors[self.plan.part]])
         return pytree.tree_unflatten(leaves, structure)
 
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of this layer, output channels first: its module's, or those of its last call in training."""
+        if self.called_with is not None:
+            return self.called_with
+        owner: Any = self.owner
+        return layer_weight(self.plan.op, owner), owner.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "called_with": None}  # a copy is called anew
+
     def own_weight(self) -> Tensor | None:
         """The weight of the module that is this layer, output channels first."""
         weight = getattr(self.owner, "weight", None)
@@ -75,9 +89,46 @@ class PlannedSite:
 
     # -- bias and BatchNorm in training --------------------------------------------------------------------------------
     def normalization(self) -> numerics.Normalization:
-        """The BatchNorm of this layer, with running statistics."""
-        norm: Any = self.norm
+        """The map of channels that is computed with this layer, or that this op is: of a BatchNorm with running statistics."""
+        affine = self.plan.affine
+        if self.norm is None and self.plan.op != "batch_norm" and affine is not None:
+            return self._mapped(affine)
+        found = self.batch_normalization()
+        if affine is None:
+            return found
+        behind = self._mapped(affine)
+        gamma, beta = found.gamma, found.beta
+        if behind.gamma is not None:
+            gamma = behind.gamma if gamma is None else gamma * behind.gamma
+            beta = None if beta is None else beta * behind.gamma
+        if behind.beta is not None:
+            beta = behind.beta if beta is None else beta + behind.beta
+        return replace(found, gamma=gamma, beta=beta)
+
+    def batch_normalization(self) -> numerics.Normalization:
+        """The BatchNorm of this layer, or that this op is, with running statistics."""
+        norm: Any = self.norm if self.norm is not None else self.owner
         return numerics.Normalization(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+    def _mapped(self, affine: Affine) -> numerics.Normalization:
+        def tensor(name: str) -> Tensor:
+            return cast(Tensor, getattr(*self.tensors[name]))
+
+        factor = None if affine.factor is None else affine.factor.compute(tensor)
+        bias = None if affine.bias is None else affine.bias.compute(tensor)
+        like = cast(Tensor, bias if factor is None else factor).detach()
+        return numerics.Normalization(torch.zeros_like(like), torch.ones_like(like), factor, bias, 0.0)
+
+    @property
+    def folds(self) -> bool:
+        """Whether a map of channels is computed with this layer."""
+        return self.norm is not None or self.plan.affine is not None
+
+    @property
+    def own_bias(self) -> bool:
+        """Whether the bias before `plan.affine` has the program's codes, but for signs: training then rounds it."""
+        affine, weight = self.plan.affine, self.weight
+        return affine is None or (weight is not None and affine.bias is None and numerics.folds_free(weight.scheme))
 
     def _ready(self) -> bool:
         return not self.clock.calibrating and self.reads[0] is not None and self.reads[0].is_calibrated
@@ -88,7 +139,7 @@ class PlannedSite:
         assert quantizer is not None
         if quantizer.training and quantizer.quantizing and quantizer.follows_weight():
             return quantizer.scale  # it has just been read from the weight
-        return quantizer.scale_of(weight, self.normalization().factor() if self.norm is not None else None)
+        return quantizer.scale_of(weight, self.normalization().factor() if self.folds else None)
 
     def _bias_scale(self, weight: Tensor) -> Tensor:
         """`sx * sw` of the folded weight, float64, `(C,)` or `(1,)`."""
@@ -96,7 +147,7 @@ class PlannedSite:
         assert self.reads[0] is not None
         if self.norm is None:
             return self.reads[0].effective_scale().double() * self._weight_scale(weight).reshape(-1)
-        factor = self.normalization().factor()
+        factor = self.batch_normalization().factor()
         scale = self._weight_scale(weight).double().reshape(-1)
         if numerics.folds_free(self.weight.scheme):
             scale = scale * factor.abs()
@@ -115,13 +166,13 @@ class PlannedSite:
 
     def shifted_bias(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The bias of this layer's BatchNorm and what rounding the folded bias adds to it; None before ranges are set."""
-        if not self._ready() or not self.clock.enabled:
+        if not self._ready() or not self.clock.enabled or not self.own_bias:
             return None
         norm: Any = self.norm
         if (dtype == torch.float32 or norm.bias is not None) and (shifted := self._compiled_bias(bias, weight)) is not None:
             return shifted
         with torch.no_grad():
-            folded = numerics.folded_bias(bias, self.normalization(), weight.shape[0], weight)
+            folded = numerics.folded_bias(bias, self.batch_normalization(), weight.shape[0], weight)
             unit = self._bias_scale(weight)
             shift = _once((torch.round(folded / unit) * unit - folded).float())
         return shift.to(dtype) if norm.bias is None else norm.bias + shift.to(norm.bias.dtype)

@@ -18,6 +18,7 @@ from truequant.fake.norms import BatchStatistics, float_statistics, reads_float_
 from truequant.fake.planned import PlannedSite
 from truequant.fake.products import product
 from truequant.fake.registered import traceable
+from truequant.planning import LINEAR_OPS
 from truequant.planning.actions import HAND_ON
 
 Function = Callable[..., Any]
@@ -38,7 +39,7 @@ class RuntimeSite(PlannedSite):
         name = self.plan.name
         if local.marking:
             fused_norm = self.layer is not None and self.layer.exact()
-            y = args[0] if fused_norm else traceable(self.plan.op, function, args, kwargs)
+            y = self._normalizes(args, kwargs) if fused_norm else traceable(self.plan.op, function, args, kwargs)
             return self.finish(mark(y, name) if isinstance(y, Tensor) else y)
         if not self.clock.enabled:
             return function(*args, **kwargs)
@@ -48,7 +49,8 @@ class RuntimeSite(PlannedSite):
             if y is not None:
                 return y
         if action == "norm":
-            y = args[0] if self.layer is not None and self.layer.exact() else function(*args, **kwargs)
+            folded = self.layer is not None and self.layer.exact()
+            y = self._normalizes(args, kwargs) if folded else function(*args, **kwargs)
         elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and (self.emits is not None):
             with torch.no_grad():
                 y = compute(self, function, args, kwargs)
@@ -62,6 +64,10 @@ class RuntimeSite(PlannedSite):
         else:
             return self._finish_result([on_contiguous(function, args, kwargs)])
         return self.finish(y)
+
+    def _normalizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Of a map of channels: what it reads."""
+        return args[self.plan.operand or 0] if args else kwargs["input"]
 
     def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         """The quantized result of a clamp or sum; None where op and quantizer run apart."""
@@ -90,10 +96,13 @@ class RuntimeSite(PlannedSite):
             return self.finish(y)
         if not self.clock.enabled or self.weight is None:
             return self.finish(linear(x, weight, bias))
-        factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        factor = self.normalization().factor() if self.folds and self.weight.tied else None
         quantized = self.weight(weight, factor)
-        self.statistics = float_statistics(linear, x, weight, bias) if reads_float_statistics(self) else None
-        if bias is not None and self.norm is None:
+        channels = -1 if self.plan.op in LINEAR_OPS else 1
+        self.statistics = float_statistics(linear, x, weight, bias, channels) if reads_float_statistics(self) else None
+        if self.norm is not None and not self.plan.leaf:
+            self.called_with = weight.detach(), None if bias is None else bias.detach()
+        if bias is not None and self.norm is None and self.own_bias:
             bias = self._rounded(bias, weight)
         return self._finish_result([product(linear, x, quantized, bias)])
 
@@ -116,12 +125,14 @@ class RuntimeSite(PlannedSite):
     ) -> Tensor:
         """What an exact result stands for, as a differentiable function of floats."""
         assert self.weight is not None
-        factor = self.normalization().factor() if self.norm is not None and self.weight.tied else None
+        factor = self.normalization().factor() if self.folds and self.weight.tied else None
         y = linear(x.to(weight.dtype), self.weight(weight, factor), bias)
-        if self.norm is None:
+        if not self.folds:
             return y
-        norm: Any = self.norm
-        return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        axis, norm = -1 if self.plan.op in LINEAR_OPS else 1, self.normalization()
+        return F.batch_norm(y.movedim(axis, 1), norm.mean, norm.var, norm.gamma, norm.beta, False, 0.0, norm.eps).movedim(
+            1, axis
+        )
 
     def take_statistics(self) -> BatchStatistics | None:
         """Of a layer: the statistics that the BatchNorm behind it takes in this forward instead of its own."""

@@ -175,7 +175,7 @@ def quantized_weights(root: QATModuleWrapper) -> dict[int, tuple[Tensor, Tensor 
         for site in module.binding.leaf.values():
             weight = site.own_weight()
             if site.weight is not None and weight is not None:
-                found[id(site.weight)] = (weight, site.normalization().factor() if site.norm is not None else None)
+                found[id(site.weight)] = (weight, site.normalization().factor() if site.folds else None)
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import FunctionType
 from typing import Any, Self, TypeVar
 
@@ -18,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from truequant.errors import PlanError, StateError
-from truequant.fake import layers, norms, passes
+from truequant.fake import layers, normalizing
 from truequant.fake.by_hand import by_hand
 from truequant.fake.call_sites import (
     TAKE_THIS_PATH,
@@ -135,25 +134,13 @@ class QATModuleWrapper(nn.Module):
         if action == "weighted":
             return site.finish(self._weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
-            if (batch := site.layer.take_statistics()) is not None:
-                return site.finish(self._shifted(site.layer, partial(norms.normalized, self, batch), args, kwargs))
-            if site.carries is not None and (y := passes.normalized(self, site, args, kwargs)) is not None:
-                return y
-            return site.finish(self._shifted(site.layer, forward, args, kwargs))
+            return normalizing.of_module(site, site.layer, forward, args, kwargs)
         if self.__dict__.get("inplace") is True or getattr(type(self), "inplace", False) is True:
             return self._in_place(site, args, kwargs)
         if action in NEED_ARGUMENTS and site.exact():
             with LeafCall(site):
                 return forward(*args, **kwargs)
         return site.run(forward, read_by_view(site, args), kwargs)
-
-    def _shifted(self, layer: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """BatchNorm in training, moved by what rounding the folded bias will do; its own bias is shadowed for this call."""
-        shifted = passes.shifted_bias(layer, args[0].dtype)
-        if shifted is None:
-            return forward(*args, **kwargs)
-        with shadowed(self, bias=shifted):
-            return forward(*args, **kwargs)
 
     def _with_weights(
         self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,6 +1,7 @@
 """Decisions: capture of a forward, and the plan made from it."""
 
 from truequant.planning.actions import FLOAT
+from truequant.planning.affine import Affine
 from truequant.planning.algorithms import check_dynamic
 from truequant.planning.batches import Takes, arguments_of, inputs_of, items_of, takes_of
 from truequant.planning.calls import arguments_in, as_arguments, as_example, call_in, call_of, positional_in
@@ -10,6 +11,7 @@ from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.fitting import check_modules, check_plain
 from truequant.planning.graph import average_axes, pool_arguments, uneven
+from truequant.planning.norms import norm_arguments
 from truequant.planning.ops import (
     LINEAR_OPS,
     Op,
@@ -33,12 +35,12 @@ from truequant.planning.resizing import linear_factors, phase_weights, whole
 from truequant.planning.structures import build, is_tree, mapped, names_in, renamed, tree_of
 
 __all__ = [
-    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp",
+    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Affine", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp",
     "Role", "Site", "Takes", "TensorSpec", "arguments_in", "arguments_of", "as_arguments", "as_example", "average_axes",
     "build", "call_in", "call_of", "check_dynamic", "check_modules", "check_plain", "check_plan", "clamp_bounds",
     "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed", "encode_call",
-    "has_op", "inputs_of", "is_loss", "is_tree", "items_of", "linear_factors", "mapped", "names_in", "op_named", "op_of",
-    "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "pool_arguments", "positional_in",
-    "register_op", "registered_op", "renamed", "renumbered", "scheme_from_json", "scheme_to_json", "takes_of",
-    "tensors_in", "tensors_of", "tree_of", "uneven", "whole", "writes_in_place",
+    "has_op", "inputs_of", "is_loss", "is_tree", "items_of", "linear_factors", "mapped", "names_in", "norm_arguments",
+    "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json",
+    "pool_arguments", "positional_in", "register_op", "registered_op", "renamed", "renumbered", "scheme_from_json",
+    "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of", "uneven", "whole", "writes_in_place",
 ]  # fmt: skip

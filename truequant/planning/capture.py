@@ -27,6 +27,7 @@ from truequant.planning.calls import as_arguments
 from truequant.planning.constants import Constants
 from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
+from truequant.planning.formulas import Formula, Formulas
 from truequant.planning.likes import LIKE, told_apart
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
@@ -48,6 +49,8 @@ class Constant:
     name: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    formula: Formula | None = None
+    """How it is computed from parameters and buffers, where that is known."""
 
     @property
     def elements(self) -> int:
@@ -130,6 +133,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace, names: dict[int, str]) -> None:
         super().__init__()
         self.trace, self.names = trace, names
+        self.formulas = Formulas(names)
         self.held = Names(trace.stale)
         self.stack: list[_Entered] = [_Entered("", 0, Constants(nn.Module()))]
         self.frame: Frame = ()
@@ -161,10 +165,13 @@ class _Recorder(TorchFunctionMode):
         if not inputs and constants.alone(func, args, kwargs):
             result = func(*args, **kwargs)
             constants.note(result)
+            self.formulas.note(op.name, func, args, kwargs, result)
             return result
         ranks[op.name] += 1
         if not inputs:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.formulas.note(op.name, func, args, kwargs, result)
+            return result
         recorded_args, recorded_kwargs = pytree.tree_map(self._reference, seen)
         versions = [t._version for t, _ in inputs]
         result = func(*args, **kwargs)
@@ -211,7 +218,9 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self.held.known(leaf)
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape), leaf.dtype)
+        if index is not None:
+            return Ref(index)
+        return Constant(self.names.get(id(leaf)), tuple(leaf.shape), leaf.dtype, self.formulas.of(leaf))
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
 from truequant.planning.actions import FLOAT, GRIDLESS, MOVES
+from truequant.planning.affine import of_channels
 from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
 from truequant.planning.calls import as_arguments, as_example, call_of
@@ -125,7 +126,7 @@ class _Builder:
                     for link in node.fused:
                         link.fused_into = None
                         link.action = "float" if link.action == "norm" else link.action
-                    node.fused, node.norm, changed = [], None, True
+                    node.fused, node.norm, node.affine, changed = [], None, None, True
 
     # -- quantizers ----------------------------------------------------------------------------------------------------
     def _quantizer(
@@ -198,7 +199,8 @@ class _Builder:
                 got=str(scheme), fix=f'Rule("{node.name}", weight=…) without oscillation=, or a module for the layer',
             )  # fmt: skip
         slot = "weight" if node.leaf else f"{node.call.op.name}_{node.call.ordinal}_weight"
-        tied = node.norm is not None and (scheme.power_of_two or scheme.granularity.__class__.__name__ == "PerTensor")
+        folds = node.norm is not None or node.affine is not None
+        tied = folds and (scheme.power_of_two or scheme.granularity.__class__.__name__ == "PerTensor")
         scales: int | tuple[int, ...] | None = channels if isinstance(scheme.granularity, PerChannel) else None
         if isinstance(scheme.granularity, PerGroup) and features is not None:
             scales = (channels, features // scheme.granularity.size)
@@ -277,6 +279,7 @@ class _Builder:
             part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
+            affine=node.affine, operand=_operand(node, graph),
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:
@@ -367,6 +370,11 @@ class _Builder:
             if q.scheme.dtype.bits > target.integer_bits:
                 notes.append(f"'{q.name}' has {q.scheme.dtype.bits} bits: {target} sums such codes in float32, never EXACT")
         return tuple(notes)
+
+
+def _operand(node: Node, graph: Graph) -> int | None:
+    found = of_channels(node.call, graph.shape(node.reads[0])) if node.action in ("norm", "affine") else None
+    return found.operand if found is not None else None
 
 
 def _most(recorded: Mapping[tuple[str, Frame], Counter[str]]) -> dict[str, Counter[str]]:

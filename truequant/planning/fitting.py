@@ -27,6 +27,15 @@ def check_plain(model: nn.Module, where: str) -> None:
 def check_modules(plan: Plan, module: nn.Module, where: str) -> None:
     """PlanError where the model lacks modules that the plan is about."""
     there = dict(module.named_modules())
+    tensors = {name for s in plan.sites if s.affine is not None for name in s.affine.names()}
+    held = {n for n, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))}
+    if tensors - held:
+        raise PlanError(
+            f"{where}: its plan does not fit the model: {len(tensors - held)} of its parameters and buffers are not there",
+            got=f"a {type(module).__name__} without {_some(sorted(tensors - held))}",
+            expected=_some(sorted(tensors)),
+            fix="build the model with the class and the arguments that it was planned with",
+        )
     needed = {*(o.name for o in plan.owners), *(q.owner for q in plan.quantizers), *plan.uncalled}
     if missing := sorted(needed - set(there)):
         raise PlanError(

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.numerics import pooled_length
 from truequant.planning.actions import COMPUTES, MOVES, Action
+from truequant.planning.affine import Affine, of_channels
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.products import is_product, product
@@ -37,6 +38,8 @@ class Node:
     bounds: tuple[float | None, float | None] = (None, None)
     fused: list[Node] = field(default_factory=list)
     norm: Node | None = None
+    affine: Affine | None = None
+    """Of a layer, or an op that stands alone: the map of its channels that is computed with it, or is it."""
     fused_into: Node | None = None
 
     @property
@@ -51,13 +54,24 @@ class Node:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """A module of torch's without children whose forward is torch's own: it makes one call, so its name names the call."""
+    """A module without children whose forward, and all that it calls and reads, is torch's own: it makes one call, so that its
+    name names the call.
+
+    A subclass of torch's class that overrides none of that (`class Norm(nn.BatchNorm2d): pass`) is one too.
+    """
     kind = type(module)
     if any(True for _ in module.children()):
         return False
     if getattr(module, "parametrizations", None) is not None:
         kind = kind.__mro__[1]
-    return kind.__module__.startswith("torch.nn.modules")
+    own = next(k for k in kind.__mro__ if k.__module__.startswith("torch.nn.modules"))
+    if own is nn.Module:
+        return False
+    return all(getattr(kind, name, None) is getattr(own, name, None) for name in _CALLED)
+
+
+_CALLED = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward", "_check_input_dim", "weight", "bias")
+"""Of a class of torch's: what its one call comes from, and where a subclass could hide another."""
 
 
 def site_name(call: Call, key: Key, place: str | None, leaf: bool) -> str:
@@ -151,6 +165,8 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         return (*_lookup(call), none)
     if not all(graph.is_float(v) for v in reads):
         return "float", "reads tensors that are not floating point", none
+    if len(reads) == 1 and reads[0] in graph.on_codes and of_channels(call, graph.shape(reads[0])) is not None:
+        return "norm", "a factor or bias for each channel", none
     match role:
         case Role.LAYER if not is_product(call):
             return (*_layer(call, reads), none)
@@ -168,7 +184,7 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
         case Role.TABLE:
             known = len(reads) == 1 and isinstance(call.args[0] if call.args else None, Ref)
             if not known or any(leaf.elements > 1 for leaf in _constants(call)):
-                return "float", "a parameter of it is no single number", none
+                return "float", "a parameter of it is no single number: no one table holds it", none
             return "table", "a table of codes", none
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
@@ -221,7 +237,7 @@ def _binary(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
         return _scalar(call, reads, graph)
     if not any(v in graph.on_codes for v in reads) and not all(v in graph.input_values for v in reads):
         return "float", "neither operand is computed in integer"
-    if any(graph.trace.values[v].far for v in reads):
+    if any(graph.is_far(v) for v in reads):
         return "float", "one operand is a mask: its values leave an 8-bit grid nothing else"
     return name, f"integer {name}"  # type: ignore[return-value]
 

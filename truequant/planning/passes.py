@@ -10,7 +10,8 @@ from truequant.planning.capture import Call, Trace
 from truequant.planning.graph import Graph, Node
 from truequant.schemes import Fusions
 
-NORMS = frozenset((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Modules whose one call is `F.batch_norm`: `nn.SyncBatchNorm` computes the statistics of all ranks itself."""
 
 
 def carried(
@@ -57,8 +58,8 @@ def _may(node: Node, graph: Graph, fusions: Fusions) -> bool:
         case "add":
             return fusions.add and not node.leaf
         case "norm":
-            own = type(graph.modules[node.call.owner]) in NORMS
-            return fusions.norm and node.leaf and own and node.fused_into is not None and node.fused_into.norm is node
+            own = not node.leaf or isinstance(graph.modules[node.call.owner], NORMS)
+            return fusions.norm and own and node.fused_into is not None and node.fused_into.norm is node
         case _:
             return False
 

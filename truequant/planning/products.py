@@ -77,6 +77,6 @@ def product(call: Call, reads: tuple[int, ...], values: Values) -> tuple[Action,
         return "float", "one operand is a vector"
     if not any(v in values.on_codes for v in reads) and not all(v in values.input_values for v in reads):
         return "float", "neither operand is computed in integer"
-    if any(values.trace.values[v].far for v in reads):
+    if any(values.is_far(v) for v in reads):
         return "float", "one operand holds values that leave an 8-bit grid nothing else"
     return "product", "integer sums of products of two activations"

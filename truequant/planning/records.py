@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from truequant.planning.actions import Action
+from truequant.planning.affine import Affine
 from truequant.schemes import QuantScheme
 
 Kind = Literal["input", "activation", "output", "weight"]
@@ -46,6 +47,8 @@ class Site:
     weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
     dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
     carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
+    affine: the map of channels that is computed with a layer, or that an op alone is.
+    operand: of an op that is such a map or a part of one, which positional argument is the activation.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -75,6 +78,8 @@ class Site:
     dynamic: QuantScheme | None = None
     rank: int | None = None
     train_rank: int | None = None
+    affine: Affine | None = None
+    operand: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

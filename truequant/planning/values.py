@@ -19,6 +19,10 @@ class Values:
     def is_float(self, value: int) -> bool:
         return self.trace.values[value].is_float
 
+    def is_far(self, value: int) -> bool:
+        """Whether a value holds numbers that no activation has. What is computed in integer is one, however large it grows."""
+        return self.trace.values[value].far and value not in self.on_codes
+
     def rank(self, value: int) -> int:
         return len(self.trace.values[value].shape)
 

@@ -52,7 +52,7 @@ def _term(site: RuntimeSite) -> Tensor:
     assert weight is not None
     assert quantizer is not None
     with torch.no_grad():
-        factor = site.normalization().factor() if site.norm is not None else None
+        factor = site.normalization().factor() if site.folds else None
         scale = numerics.expand(quantizer.scale_of(weight, factor), quantizer.scheme.granularity, tuple(weight.shape))
         codes = quantizer.codes(weight, factor)
         if quantizer.tied and factor is not None:

@@ -102,7 +102,7 @@ def weight_codes(model: nn.Module) -> dict[str, Tensor]:
         site = next(iter(module.binding.leaf.values()))
         weight = site.own_weight() if "weight" in module._parameters else None
         if isinstance(site.weight, WeightQuantizer) and weight is not None:
-            factor = site.normalization().factor() if site.norm is not None else None
+            factor = site.normalization().factor() if site.folds else None
             key = f"{name}.weight" if name else "weight"
             found[key] = site.weight.codes(weight, factor)
     return found

@@ -128,8 +128,8 @@ def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int], n: in
 
 
 def _affine(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
-    """A BatchNorm alone: a depthwise convolution of one tap; of two axes, with an axis of space for its sake."""
-    source, rank = low.input_codes(node, site), node.meta["val"].dim()
+    """A map of channels alone: a depthwise convolution of one tap; of two axes, with an axis of space for its sake."""
+    source, rank = low.input_codes(node, site, low.activation(node)), node.meta["val"].dim()
     with torch.no_grad():
         found = affine_integers(site)
     output, lowest, highest = low.result(site)

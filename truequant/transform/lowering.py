@@ -193,7 +193,7 @@ class Lowering:
         if site is not None and site.plan.action in self.tables.actions and site.exact():
             return self.tables.actions[site.plan.action](self, node, site)
         if site is not None and site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
-            return first
+            return self.values.get(node.all_input_nodes[self.activation(node)])
         if node.target in self.tables.passing:
             return first
         if isinstance(first, Several) and node.target is operator.getitem:
@@ -248,10 +248,15 @@ class Lowering:
         dtype = table_dtype(self.edges[output.name])
         self.emit(program_nodes.Table(source.name, output.name, entries.to(dtype), function))
 
+    def activation(self, node: GraphNode) -> int:
+        """Which of the tensors that an op with constants reads is none."""
+        values = [self.values.get(n) for n in node.all_input_nodes]
+        return next(i for i, value in enumerate(values) if not isinstance(value, Tensor))
+
     # -- helpers for actions -------------------------------------------------------------------------------------------
     def input_codes(self, node: GraphNode, site: RuntimeSite, position: int = 0) -> Codes:
         source = self.values[node.all_input_nodes[position]]
-        grid = site.reads[position]
+        grid = site.reads[position if len(site.reads) > 1 else 0]
         if not isinstance(source, Codes) or grid is None:
             raise ConversionError(
                 f"'{site.plan.name}' reads a value that is not quantized", got=type(source).__name__, expected="codes"

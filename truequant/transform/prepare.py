@@ -211,8 +211,18 @@ class _Preparation:
             if runtime.plan.norm is not None:
                 norm = self.sites[runtime.plan.norm]
                 runtime.norm, norm.layer = norm.owner, runtime
+            if runtime.plan.affine is not None:
+                for folded in (self.sites[name] for name in runtime.plan.fused):
+                    if folded.plan.action == "norm":
+                        folded.layer = runtime
+                runtime.tensors = {name: self._place(name) for name in runtime.plan.affine.names()}
             if runtime.plan.carries is not None:
                 runtime.carries = self.sites[runtime.plan.carries]
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The module that holds a parameter or buffer, and its name there."""
+        path, _, own = name.rpartition(".")
+        return self.model.get_submodule(path), own
 
     def _initialize_weight(self, site: RuntimeSite) -> None:
         for name, quantizer in site.weights.items():
@@ -228,7 +238,7 @@ class _Preparation:
         if site.weight.is_calibrated:
             return
         if site.plan.leaf and weight is not None and weight.device.type != "meta":
-            site.weight.initialize(weight, site.normalization().factor() if site.norm is not None else None)
+            site.weight.initialize(weight, site.normalization().factor() if site.folds else None)
 
     def _inputs(self) -> tuple[InputQuantizer, ...]:
         seen: Counter[int | str] = Counter()
@@ -247,4 +257,5 @@ class _Preparation:
 def _acts(site: Site) -> bool:
     """Whether something else happens at a site than in the float model."""
     own = site.action == "clamp" and site.fused_into is None and site.emits is not None
-    return site.quantizer is not None or site.writes_back or site.action in ACT or own
+    folded = site.action == "norm" and site.fused_into is not None  # nothing, on codes
+    return site.quantizer is not None or site.writes_back or site.action in ACT or own or folded

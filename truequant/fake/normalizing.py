@@ -1,0 +1,72 @@
+"""BatchNorm in training behind the layer that it folds into, as a module of torch's and as a call of `F.batch_norm`.
+
+It is moved by what rounding the folded bias will do, and runs in one pass with the quantizer behind it where the plan says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from truequant.fake import passes
+from truequant.fake.norms import NormCall, normalized
+from truequant.fake.shadowing import shadowed
+from truequant.fake.sites import RuntimeSite
+from truequant.planning import norm_arguments
+
+
+def of_module(
+    site: RuntimeSite, layer: RuntimeSite, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """The module at `site`, whose own forward is `forward`."""
+    module: Any = site.owner
+    x, batch = args[0] if args else kwargs["input"], layer.take_statistics()
+    if batch is not None:
+        call = _shifted(layer, NormCall.of_module(module, x))
+        _count_batch(module)
+        return site.finish(normalized(call, batch))
+    if site.carries is not None and module.momentum is not None and module.track_running_stats:
+        y = passes.normalized(site, x, lambda: _shifted(layer, NormCall.of_module(module, x)))
+        if y is not None:
+            _count_batch(module)
+            return y
+    shifted = passes.shifted_bias(layer, x.dtype)
+    if shifted is None:
+        return site.finish(forward(*args, **kwargs))
+    with shadowed(module, bias=shifted):
+        y = forward(*args, **kwargs)
+    return site.finish(y)
+
+
+def of_function(
+    site: RuntimeSite, layer: RuntimeSite, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """`function`, which is `F.batch_norm`, called with these arguments."""
+    given = norm_arguments(args, kwargs)
+    x, batch = given["input"], layer.take_statistics()
+    shifted = passes.shifted_bias(layer, x.dtype)
+    if shifted is not None:
+        given["bias"] = shifted
+    if not given["training"] or given["running_mean"] is None:
+        return site.finish(function(**given))
+    call = NormCall(x, *(given[name] for name in ("running_mean", "running_var", "weight", "bias", "momentum", "eps")))
+    if batch is not None:
+        return site.finish(normalized(call, batch))
+    y = passes.normalized(site, x, lambda: call) if site.carries is not None else None
+    return site.finish(function(**given)) if y is None else y
+
+
+def _shifted(layer: RuntimeSite, call: NormCall) -> NormCall:
+    shifted = passes.shifted_bias(layer, call.x.dtype)
+    return call if shifted is None else replace(call, bias=shifted)
+
+
+def _count_batch(module: Any) -> None:
+    with torch.no_grad():
+        module.num_batches_tracked.add_(1)
+
+
+__all__ = ["of_function", "of_module"]
