@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant.errors import ConversionError
-from truequant.integer.islands import ISLAND_OPS
 from truequant.integer.nodes import Island
+from truequant.planning.float_ops import ISLAND_OPS
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Several
 
 
@@ -27,7 +27,7 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
         raise ConversionError(
             f"'{name}': {target} has no place in an integer program",
             got=str(target),
-            expected="an op with an integer form, or a float op of truequant.integer.islands",
+            expected="an op with an integer form, or a float op of truequant.planning.float_ops",
             fix="the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
         )
     part = None

@@ -244,6 +244,8 @@ MOVEMENTS: dict[Any, Move] = {
             aten.squeeze.dims,
             aten.unsqueeze.default,
             aten.unflatten.int,
+            aten.view_as.default,
+            aten.reshape_as.default,
         ),
         _reshape,
     ),
