@@ -29,6 +29,7 @@ from truequant.planning.products import contraction
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.resizing import linear_factors, phase_weights, whole
+from truequant.planning.table import where_to
 
 __all__ = [
     "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp", "Role",
@@ -36,5 +37,5 @@ __all__ = [
     "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
     "encode_call", "has_op", "items_of", "linear_factors", "op_named", "op_of", "out_of_place", "phase_weights", "plain",
     "plan", "plan_from_json", "plan_to_json", "pool_arguments", "register_op", "registered_op", "renumbered",
-    "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "whole", "writes_in_place",
+    "scheme_from_json", "scheme_to_json", "tensors_in", "tensors_of", "uneven", "where_to", "whole", "writes_in_place",
 ]  # fmt: skip

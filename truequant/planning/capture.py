@@ -44,6 +44,7 @@ class Constant:
 
     name: str | None
     shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
 
     @property
     def elements(self) -> int:
@@ -88,6 +89,7 @@ class Call:
     outputs: tuple[int, ...]
     mutates: bool
     location: str
+    function: Callable[..., Any] | None = None
 
 
 @dataclass(slots=True)
@@ -189,6 +191,7 @@ class _Recorder(TorchFunctionMode):
                 tuple(indices),
                 bool(mutated),
                 _location(),
+                func,
             )
         )
         return result
@@ -202,7 +205,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         index = self.held.known(leaf)
-        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape))
+        return Ref(index) if index is not None else Constant(self.names.get(id(leaf)), tuple(leaf.shape), leaf.dtype)
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""

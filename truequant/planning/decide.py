@@ -19,6 +19,7 @@ from truequant.planning.capture import Call, Constant, Frame, Trace, as_argument
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
+from truequant.planning.held import Held, held
 from truequant.planning.linears import check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.passes import carried
@@ -47,7 +48,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
-    graph = Graph(evaluated, modules)
+    graph = Graph(evaluated, modules, any_size=any(axis > 0 for axes in (dynamic or {}).values() for axis in axes))
     active = [n for n in graph.nodes if n.action != "identity"]
     rules = matching(config.rules, [Selectable(n.name, n.call.owner, modules[n.call.owner], n.call.op.name) for n in active])
     check_uses(graph, list(zip(active, rules, strict=True)), config)
@@ -95,6 +96,8 @@ class _Builder:
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.narrow: set[str] = set()
         """Quantizers of weights that were narrowed."""
+        self.held: dict[Any, Held] = {}
+        """What files hold of float calls that were looked at already."""
         self.grid_quantizer: dict[int, str] = {}
         self.parts: dict[int, int] = {}
 
@@ -261,6 +264,7 @@ class _Builder:
             and said.weight is INHERIT
         ):
             reason += ", at an end of the model"
+        there = held(node.call, graph.trace, self.held) if node.action == "float" else Held()
         weight = self._weight(node) if node.action == "layer" or node.action in GRIDLESS else None
         if weight in self.narrow:
             reason += ", weight narrowed"
@@ -275,6 +279,7 @@ class _Builder:
             part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
+            refused=there.refused, without_onnx=there.without_onnx,
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:

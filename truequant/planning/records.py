@@ -46,6 +46,8 @@ class Site:
     weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
     dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
     carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
+    refused, without_onnx: of a float site, torch's names of the ops that no program can hold, so that `convert` refuses, and of
+    those that no ONNX file can.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -75,6 +77,8 @@ class Site:
     dynamic: QuantScheme | None = None
     rank: int | None = None
     train_rank: int | None = None
+    refused: tuple[str, ...] = ()
+    without_onnx: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,12 @@ class Arguments:
         """A list of sizes, some of them read from inputs, as one int64 tensor."""
         return self.joined(self._named[key])
 
+    def measured(self, key: str, axis: int) -> Measured | int:
+        """The size of an axis of a tensor, a number where it is fixed."""
+        source = self.tensor(key)
+        size = self.writer.shapes[source][axis]
+        return Measured(source, axis % len(self.writer.shapes[source])) if size is None else size
+
     def joined(self, sizes: Any) -> str:
         """Sizes as one int64 tensor."""
         if all(isinstance(size, int) for size in sizes):
