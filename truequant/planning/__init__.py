@@ -33,6 +33,7 @@ from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpe
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.resizing import linear_factors, phase_weights, whole
 from truequant.planning.structures import build, is_tree, mapped, names_in, renamed, tree_of
+from truequant.planning.table import where_to
 
 __all__ = [
     "FAST_PATHS", "FLOAT", "LINEAR_OPS", "Affine", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan", "RegisteredOp",
@@ -42,5 +43,5 @@ __all__ = [
     "has_op", "inputs_of", "is_loss", "is_tree", "items_of", "linear_factors", "mapped", "names_in", "norm_arguments",
     "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json",
     "pool_arguments", "positional_in", "register_op", "registered_op", "renamed", "renumbered", "scheme_from_json",
-    "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of", "uneven", "whole", "writes_in_place",
+    "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of", "uneven", "where_to", "whole", "writes_in_place",
 ]  # fmt: skip

@@ -95,6 +95,7 @@ class Call:
     outputs: tuple[int, ...]
     mutates: bool
     location: str
+    function: Callable[..., Any] | None = None
 
 
 @dataclass(slots=True)
@@ -205,6 +206,7 @@ class _Recorder(TorchFunctionMode):
                 tuple(indices),
                 bool(mutated),
                 _location(),
+                func,
             )
         )
         return result

@@ -19,6 +19,7 @@ from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
+from truequant.planning.held import Held, held
 from truequant.planning.linears import check_uses, gridless
 from truequant.planning.ops import LINEAR_OPS, Role, is_loss
 from truequant.planning.outputs import tensors_of
@@ -49,7 +50,8 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     if any(hasattr(type(m), "__truequant__") for m in modules.values()):
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
-    graph = Graph(evaluated, modules, trained)
+    any_size = any(axis > 0 for axes in (dynamic or {}).values() for axis in axes)
+    graph = Graph(evaluated, modules, trained, any_size=any_size)
     active = [n for n in graph.nodes if n.action != "identity"]
     selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
     rules = matching(config.rules, selectable)
@@ -98,6 +100,8 @@ class _Builder:
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.narrow: set[str] = set()
         """Quantizers of weights that were narrowed."""
+        self.held: dict[Any, Held] = {}
+        """What files hold of float calls that were looked at already."""
         self.grid_quantizer: dict[int, str] = {}
         self.parts: dict[int, int] = {}
 
@@ -265,6 +269,7 @@ class _Builder:
             and said.weight is INHERIT
         ):
             reason += ", at an end of the model"
+        there = held(node.call, graph.trace, self.held) if node.action == "float" else Held()
         weight = self._weight(node) if node.action == "layer" or node.action in GRIDLESS else None
         if weight in self.narrow:
             reason += ", weight narrowed"
@@ -280,6 +285,7 @@ class _Builder:
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph),
+            refused=there.refused, without_onnx=there.without_onnx,
         )  # fmt: skip
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:

@@ -89,9 +89,12 @@ def site_name(call: Call, key: Key, place: str | None, leaf: bool) -> str:
 class Graph(Values):
     """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
 
-    def __init__(self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None) -> None:
+    def __init__(
+        self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None, *, any_size: bool = False
+    ) -> None:
+        """any_size: whether axes behind the batch are of any size."""
         super().__init__(trace)
-        self.modules = modules
+        self.modules, self.any_size = modules, any_size
         self.repeats = Repeats(trace, trained or trace, modules)
         calls_of: dict[tuple[str, Frame], int] = {}
         for call in trace.calls:
@@ -128,6 +131,8 @@ class Graph(Values):
         action, reason, bounds = classify(call, reads, self)
         if action == "lookup":
             reads = ()  # of integers that are no codes
+        elif action == "movement":
+            reads = reads[:1]  # of another tensor the shape alone: `expand_as`
         if action in COMPUTES or (action in (*MOVES, "norm", "identity") and any(v in self.on_codes for v in reads)):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
@@ -256,11 +261,16 @@ def _scalar(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
     return "table", "a table of codes"
 
 
+_BY_SHAPE = ("expand", "view")
+"""Ops that another tensor may tell the shape of the result: `expand_as`, `view_as`, `reshape_as`."""
+
+
 def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
     name = call.op.name
-    if len(reads) != 1 or (_constants(call) and not _picks(call, len(graph.shape(reads[0])))):
+    if name in _BY_SHAPE and isinstance(call.args[0], Ref):
+        reads = reads[:1]
+    elif len(reads) != 1 or (_constants(call) and not _picks(call, len(graph.shape(reads[0])))):
         return "float", "indexed by a tensor"
-    arguments = [*call.args, *call.kwargs.values()]
     if name == "pad":
         mode = call.args[2] if len(call.args) > 2 else call.kwargs.get("mode", "constant")
         value = call.args[3] if len(call.args) > 3 else call.kwargs.get("value")
@@ -270,13 +280,13 @@ def _movement(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action,
         return "float", "returns indices"
     if name.startswith("repeat") and not _repeats(name, call.args, call.kwargs, len(graph.shape(reads[0]))):
         return "float", "repeats the batch, or adds axes"
-    if name.startswith("adaptive") and _windows(name, arguments[1], graph.shape(reads[0])) is None:
-        return "float", "windows of an adaptive pooling differ in size"
     if name == "interpolate":
         mode = call.args[3] if len(call.args) > 3 else call.kwargs.get("mode", "nearest")
         if mode != "nearest":
             if linear_factors(call.args, call.kwargs, graph.shape(reads[0])) is None:
                 return "float", f"interpolates, {mode}"
+            if graph.any_size and not _by_factors(call):
+                return "float", f"interpolates, {mode}, to a size that follows the inputs"
             return "resize", f"interpolates, {mode}: integer layer of fixed weights"
     return "movement", "moves codes"
 
@@ -298,6 +308,11 @@ def _picks(call: Call, rank: int) -> bool:
         return False
     numbers = isinstance(places, Constant) and len(places.shape) == 1 and places.dtype in (torch.int64, torch.int32)
     return numbers and axis % rank > 0
+
+
+def _by_factors(call: Call) -> bool:
+    """Whether an interpolation says by how much, and not to which size."""
+    return (call.args[2] if len(call.args) > 2 else call.kwargs.get("scale_factor")) is not None
 
 
 def _repeats(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> bool:

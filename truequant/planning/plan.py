@@ -56,6 +56,14 @@ class Plan:
         """Sites left in float."""
         return tuple(s for s in self.sites if s.action == "float")
 
+    def refused(self) -> tuple[Site, ...]:
+        """Float sites that no program can hold: `convert` refuses the model while they are in it."""
+        return tuple(s for s in self.sites if s.refused)
+
+    def without_onnx(self) -> tuple[Site, ...]:
+        """Float sites that a program can hold and an ONNX file cannot: `export_onnx` refuses the model."""
+        return tuple(s for s in self.sites if s.without_onnx and not s.refused)
+
     def with_scheme(self, quantizer: str, scheme: QuantScheme) -> Plan:
         """A copy in which one quantizer has another scheme of the same granularity: a decision edited by hand.
 

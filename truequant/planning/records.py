@@ -49,6 +49,8 @@ class Site:
     carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
     affine: the map of channels that is computed with a layer, or that an op alone is.
     operand: of an op that is such a map or a part of one, which positional argument is the activation.
+    refused, without_onnx: of a float site, torch's names of the ops that no program can hold, so that `convert` refuses, and of
+    those that no ONNX file can.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -80,6 +82,8 @@ class Site:
     train_rank: int | None = None
     affine: Affine | None = None
     operand: int | None = None
+    refused: tuple[str, ...] = ()
+    without_onnx: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

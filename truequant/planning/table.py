@@ -56,7 +56,15 @@ def _why(site: Site, around: str) -> str:
     reason = site.reason
     if site.fused_into:
         reason = reason.replace(site.fused_into, _relative(site.fused_into, around))
+    reason += where_to(site)
     return reason if site.rule is None or site.rule in reason else f"{reason}; {site.rule}"
+
+
+def where_to(site: Site) -> str:
+    """What a float site cannot become, as the end of its reason; nothing where every file holds it."""
+    if site.refused:
+        return f"; cannot be converted: no program holds {', '.join(site.refused)}"
+    return f"; no ONNX form: {', '.join(site.without_onnx)}" if site.without_onnx else ""
 
 
 def _relative(name: str, around: str) -> str:

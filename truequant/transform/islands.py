@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant.errors import ConversionError
-from truequant.integer.islands import ISLAND_OPS
 from truequant.integer.nodes import Island
 from truequant.planning import is_loss
+from truequant.planning.float_ops import ISLAND_OPS, MADE_AS
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Several
 
 
@@ -22,13 +22,13 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
     """A float op. `ConversionError` where the program has no such op or an argument is computed in the forward."""
     target: Any = node.target
     op, given, named = str(target).removeprefix("aten."), node.args, dict(node.kwargs)
-    if op in _NEW:  # a tensor gives its dtype, and nothing else
-        op, given, named = _NEW[op], given[1:], named | {"dtype": node.meta["val"].dtype}
+    if op in MADE_AS:  # a tensor gives its dtype, and nothing else
+        op, given, named = MADE_AS[op], given[1:], named | {"dtype": node.meta["val"].dtype}
     if op not in ISLAND_OPS:
         raise ConversionError(
             f"'{name}': {target} has no place in an integer program",
             got=str(target),
-            expected="an op with an integer form, or a float op of truequant.integer.islands",
+            expected="an op with an integer form, or a float op of truequant.planning.float_ops",
             fix="prepare with example inputs without labels: a program computes no loss"
             if is_loss(op.partition(".")[0])
             else "the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
@@ -68,7 +68,6 @@ def constant(low: Lowering, value: Tensor, beside: str) -> Floats:
     return Floats(name)
 
 
-_NEW = {"new_zeros.default": "zeros.default", "new_ones.default": "ones.default", "new_full.default": "full.default"}
 _PLACES = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking"))
 
 

@@ -27,11 +27,15 @@ from truequant.integer.storage import table_dtype
 from truequant.planning import FLOAT
 
 QUANTIZER = ":quantizer"
-_CASTS = (
+CASTS = (
     torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device,
     torch.ops.aten.type_as.default,
 )  # fmt: skip
 _MEASURES = (torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv)
+
+
+class Unmovable(Exception):
+    """A movement that no node of the program makes, of codes or values: it becomes an island on values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,10 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """An island with several results, not computed before one is taken."""
+    """An island with several results, not computed before one is taken. grid: on which each result lies, if it moved codes."""
 
     island: program_nodes.Island
+    grid: FakeQuantize | None = None
 
 
 Lowered = Several | Codes | Floats | Parts | Tensor | Sequence[Tensor] | None
@@ -128,7 +133,7 @@ class Lowering:
             if user.target is torch.ops.truequant.mark.default and not str(user.args[1]).endswith(QUANTIZER):
                 marked = self.sites[str(user.args[1])]
                 return None if self._shifted(marked) else marked
-            if user.target in _CASTS and (site := self._site_of(user)) is not None:
+            if user.target in CASTS and (site := self._site_of(user)) is not None:
                 return site
         return None
 
@@ -188,7 +193,7 @@ class Lowering:
         first = self.values.get(_node(node.all_input_nodes[0]))
         if node.target is torch.ops.aten.cat.default and isinstance(first, Tensor):
             first = next((s for s in sources if not isinstance(s, Tensor)), first)
-        if node.target in _CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
+        if node.target in CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
             return first  # codes have no float dtype, and all float values are float32
         if site is not None and site.plan.action in self.tables.actions and site.exact():
             return self.tables.actions[site.plan.action](self, node, site)
@@ -197,20 +202,56 @@ class Lowering:
         if node.target in self.tables.passing:
             return first
         if isinstance(first, Several) and node.target is operator.getitem:
-            name = self.unique(site.plan.name if site is not None else f"@{node.name}")
             part: Any = node.args[1]
+            if first.grid is not None:
+                return self._quantized(
+                    replace(first.island, output=self.unique(f"@{node.name}.value"), part=part), f"@{node.name}", first.grid
+                )
+            name = self.unique(site.plan.name if site is not None else f"@{node.name}")
             self.emit(replace(first.island, output=name, part=part))
             return Floats(name)
         # "@": a step that has no site of its own, so that evaluation shows nothing to compare it with
-        name = self.unique(site.plan.name if site is not None else f"@{node.name}")
-        if node.target in _CASTS:
+        own = site is not None and not (site.plan.action in FLOAT and isinstance(first, Codes))
+        name = self.unique(site.plan.name if site is not None and own else f"@{node.name}")
+        if node.target in CASTS:
             return self.tables.cast(self, node, name)
         move = self.tables.movements.get(node.target)
         if move is None and isinstance(first, Codes):
             move = self.tables.on_codes.get(node.target)
         if move is not None and isinstance(first, (Codes, Floats, Parts)):
-            return move(self, node, name, first)
-        return self.tables.island(self, node, name)
+            return self._moved(move, node, name, first)
+        return self.tables.island(self, node, self.unique(site.plan.name) if site is not None else name)
+
+    def _moved(
+        self,
+        move: Callable[[Lowering, GraphNode, str, Any], Lowered],
+        node: GraphNode,
+        name: str,
+        source: Codes | Floats | Parts,
+    ) -> Lowered:
+        """A movement as nodes of the program; where these do not have it, torch's op on values, which are then codes again."""
+        before = len(self.nodes), dict(self.edges)
+        try:
+            return move(self, node, name, source)
+        except Unmovable:
+            del self.nodes[before[0] :]
+            self.edges = before[1]
+        if not isinstance(source, Codes):
+            return self.tables.island(self, node, name)
+        made = self.tables.island(self, node, self.unique(f"{name}@values"))
+        if isinstance(made, Several):
+            return replace(made, grid=source.grid)
+        assert isinstance(made, Floats)
+        edge = self.codes(name, source.grid)
+        self.emit(program_nodes.Quantize(made.name, edge.name))
+        return edge
+
+    def _quantized(self, island: program_nodes.Island, name: str, grid: FakeQuantize) -> Codes:
+        """What an island on values of a grid writes, as codes of that grid."""
+        self.emit(island)
+        edge = self.codes(self.unique(name), grid)
+        self.emit(program_nodes.Quantize(island.output, edge.name))
+        return edge
 
     @staticmethod
     def _keeps_kind(node: GraphNode) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
 
-from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
-from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Parts, sizes
-from truequant.transform.taking import arguments, fixed, repeated, take, upsample
+from truequant.planning.float_ops import MOVING_OPS
+from truequant.transform.lowering import CASTS, Codes, Floats, Lowered, Lowering, Parts, Unmovable, sizes
+from truequant.transform.taking import arguments, fixed, reordered, repeated, take, upsample
 
 aten = torch.ops.aten
 Move = Callable[[Lowering, GraphNode, str, Any], Lowered]
@@ -31,11 +31,7 @@ def _reshape(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
         else:
             shape.append(-1)
     if shape.count(-1) > 1:
-        raise ConversionError(
-            f"'{name}': a reshape computes two axes from dynamic sizes",
-            got=f"{tuple(before)} -> {tuple(after)}",
-            expected="one",
-        )
+        raise Unmovable
     output = low.moved(name, source)
     low.emit(program_nodes.Reshape(source.name, name, tuple(shape)))
     return output
@@ -137,11 +133,24 @@ def _unshuffle(low: Lowering, node: GraphNode, name: str, source: Codes | Floats
 
 
 def _adaptive_max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
+    """Windows of one size, as they are; of several sizes, each with its last place repeated up to the longest."""
+    value = node.meta["val"]
+    if isinstance(value, (tuple, list)):
+        value = value[0]
     n = int(str(node.target).split("pool")[1][0])
-    before = [fixed(size, name) for size in node.all_input_nodes[0].meta["val"].shape[-n:]]
-    window = tuple(a // b for a, b in zip(before, sizes(arguments(node, "size")["size"], n), strict=True))
+    before, after = (
+        [fixed(size, name) for size in shape[-n:]] for shape in (node.all_input_nodes[0].meta["val"].shape, value.shape)
+    )
+    rank, window, orders = value.dim(), [], {}
+    for i, (size, count) in enumerate(zip(before, after, strict=True)):
+        ends = [((k * size) // count, -((-(k + 1) * size) // count)) for k in range(count)]
+        window.append(max(end - begin for begin, end in ends))
+        if size % count:
+            orders[rank - n + i] = [min(begin + k, end - 1) for begin, end in ends for k in range(window[-1])]
+    if orders:
+        source = reordered(low, source, low.unique(f"{name}@windows"), orders)
     output = low.moved(name, source)
-    low.emit(program_nodes.MaxPool(source.name, name, window, window, (0,) * n, (1,) * n, False))
+    low.emit(program_nodes.MaxPool(source.name, name, tuple(window), tuple(window), (0,) * n, (1,) * n, False))
     return output
 
 
@@ -155,7 +164,7 @@ def _pad(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> L
     if mode != "constant":
         return repeated(low, node, name, source, flat, mode)
     if found.get("value") not in (None, 0, 0.0):
-        raise ConversionError(f"'{name}' pads with something else than real zeros", got=str(found))
+        raise Unmovable
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
     output = low.moved(name, source)
     low.emit(program_nodes.Pad(source.name, name, tuple(pairs)))
@@ -181,9 +190,7 @@ def _slice(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) ->
     if begin == 0 and step == 1 and (end is None or (isinstance(end, int) and end >= _LARGE)):
         return source  # x[:]
     if not all(isinstance(v, int) for v in (begin, step)) or not (end is None or isinstance(end, int)):
-        raise ConversionError(
-            f"'{name}': a slice whose ends depend on sizes", got=f"[{begin}:{end}:{step}]", expected="constants"
-        )
+        raise Unmovable
     return _slice_of(low, source, name, axis, begin, None if end is None or end >= _LARGE else end, step)
 
 
@@ -191,7 +198,7 @@ def _narrow(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
     found = arguments(node, "dim", "start", "length")
     begin, length = found["start"], found["length"]
     if not isinstance(begin, int) or not isinstance(length, int):
-        raise ConversionError(f"'{name}': a slice whose ends depend on sizes", got=f"{begin}, {length}", expected="constants")
+        raise Unmovable
     axis = int(found["dim"]) % node.meta["val"].dim()
     return _slice_of(low, source, name, axis, begin, begin + length if begin + length else None)
 
@@ -212,7 +219,7 @@ def _split(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) ->
     for part in parts:
         size = part.shape[axis]
         if not isinstance(size, int):
-            raise ConversionError(f"'{name}' splits a dynamic axis", got=str(size), expected="a fixed size")
+            raise Unmovable
         cuts.append((begin, begin + size))
         begin += size
     return Parts(source, axis, tuple(cuts), False)
@@ -250,6 +257,8 @@ MOVEMENTS: dict[Any, Move] = {
             aten.squeeze.dims,
             aten.unsqueeze.default,
             aten.unflatten.int,
+            aten.view_as.default,
+            aten.reshape_as.default,
         ),
         _reshape,
     ),
@@ -296,3 +305,4 @@ PASSING = frozenset(
      aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default,
      aten.detach_.default, aten.lift_fresh_copy.default)
 )  # fmt: skip
+assert {str(op).removeprefix("aten.") for op in {*MOVEMENTS, *PASSING, *CASTS} - {operator.getitem}} == MOVING_OPS

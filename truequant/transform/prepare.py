@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,7 +53,8 @@ def prepare(
     config: a `QConfig`, a preset's name, a `Plan` of this model, edited or not, or None for "int8".
     dynamic: axes that may change in the converted model, beside the batch: `{0: (2, 3)}` for height and width of images.
     inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
-    Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does.
+    Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does. Warns once where an op
+    that stays float is one that `convert` or `export_onnx` will refuse.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError("prepare: the model is not an nn.Module", got=type(model).__name__, expected="nn.Module")
@@ -65,7 +67,29 @@ def prepare(
     decided = config if isinstance(config, Plan) else plan(model, example_inputs, config, dynamic=dynamic)
     model = model if inplace else copy.deepcopy(model)
     _Preparation(model, decided).run()
+    if left := _left_behind(decided):
+        warnings.warn(left, stacklevel=3)
     return model
+
+
+def _left_behind(decided: Plan) -> str | None:
+    """What `convert` or `export_onnx` will refuse, said before anybody trains."""
+    lines = []
+    for sites, what, fix in (
+        (decided.refused(), "tq.convert will refuse this model: no program holds", "write them as ops that truequant.planning."
+         "float_ops lists, or tq.register_op a function of your own"),
+        (decided.without_onnx(), "tq.export_onnx will refuse this model: no ONNX form is known of",
+         "int8(x) and int8.save(path) hold them"),
+    ):  # fmt: skip
+        named = [f"'{s.name}' ({', '.join(s.refused or s.without_onnx)})" for s in sites]
+        if named:
+            more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+            lines.append(f"{what} {', '.join(named[:_NAMED])}{more}\n  fix:      {fix}")
+    return "\n".join(lines) or None
+
+
+_NAMED = 5
+"""Sites that a warning names."""
 
 
 def restore_float(model: nn.Module) -> nn.Module:

@@ -12,8 +12,8 @@ from torch.fx import Node as GraphNode
 from truequant.errors import ConversionError
 from truequant.fake import RuntimeSite, table_of
 from truequant.integer import nodes as program_nodes
-from truequant.integer.islands import REGISTERED
 from truequant.planning import decode_call, registered_op, renumbered
+from truequant.planning.float_ops import REGISTERED
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering
 
 CALL = torch.ops.truequant.registered.default

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
 
-from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
-from truequant.transform.lowering import Codes, Floats, Lowered, Lowering
+from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Unmovable
 
 aten = torch.ops.aten
 
@@ -23,7 +22,7 @@ def arguments(node: GraphNode, *names: str) -> dict[str, Any]:
 
 def fixed(size: Any, name: str) -> int:
     if not isinstance(size, int):
-        raise ConversionError(f"'{name}' reorders a dynamic axis", got=str(size), expected="a fixed size")
+        raise Unmovable
     return size
 
 
@@ -33,7 +32,7 @@ def _taken(low: Lowering, source: Codes | Floats, name: str, axis: int, indices:
     return output
 
 
-def _reordered(low: Lowering, source: Codes | Floats, name: str, orders: dict[int, list[int]]) -> Codes | Floats:
+def reordered(low: Lowering, source: Codes | Floats, name: str, orders: dict[int, list[int]]) -> Codes | Floats:
     """Axis by axis, the last under `name`."""
     for position, (axis, indices) in enumerate(orders.items(), 1):
         step = name if position == len(orders) else low.unique(f"{name}@axis{axis}")
@@ -51,7 +50,7 @@ def take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> L
     elif target is aten.roll.default:
         found = arguments(node, "shifts", "dims")
         if not found.get("dims"):
-            raise ConversionError(f"'{name}' rolls a flattened tensor", expected="dims=…")
+            raise Unmovable
         for shift, dim in zip(found["shifts"], found["dims"], strict=True):
             n = fixed(before[dim], name)
             orders[dim % rank] = [(i - shift) % n for i in range(n)]
@@ -60,7 +59,7 @@ def take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> L
         orders[1] = torch.arange(n).reshape(groups, n // groups).t().flatten().tolist()
     elif target in (aten.expand.default, aten.expand_as.default):
         if rank != len(after):
-            raise ConversionError(f"'{name}' adds axes before the batch", got=f"{tuple(before)} -> {tuple(after)}")
+            raise Unmovable
         orders = {i: [0] * fixed(m, name) for i, (n, m) in enumerate(zip(before, after, strict=True)) if n == 1 and m != 1}
     elif target in (aten.repeat.default, aten.repeat_interleave.self_int):
         orders = _repetitions(node, before)
@@ -71,7 +70,7 @@ def take(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> L
         if found_order is None:  # by tensors that depend on the inputs, or several at once: values that are gathered
             return low.tables.island(low, node, name)
         orders = found_order
-    return _reordered(low, source, name, orders)
+    return reordered(low, source, name, orders)
 
 
 def _repetitions(node: GraphNode, before: Sequence[Any]) -> dict[int, list[int]]:
@@ -120,7 +119,7 @@ def upsample(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
         return output
     for axis, (n, m) in enumerate(zip(before, after, strict=True)):
         if not (isinstance(n, int) and isinstance(m, int)):
-            raise ConversionError(f"'{name}': a dynamic size changes by no whole factor", got=f"{n} -> {m}")
+            raise Unmovable
         places = torch.arange(float(n)).reshape(1, 1, n)
         given = None if found.get("scale_factors") is None else float(found["scale_factors"][axis])
         size = {"size": m} if given is None else {"scale_factor": given}
@@ -139,4 +138,4 @@ def repeated(low: Lowering, node: GraphNode, name: str, source: Codes | Floats, 
             axis = len(before) - 1 - i // 2
             places = torch.arange(float(fixed(before[axis], name))).reshape(1, 1, -1)
             orders[axis] = torch.nn.functional.pad(places, (flat[i], flat[i + 1]), mode=mode).flatten().long().tolist()
-    return _reordered(low, source, name, orders)
+    return reordered(low, source, name, orders)

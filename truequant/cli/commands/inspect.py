@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from truequant.cli.options import DEFAULT_PRESET, AsJson, ConfigFile, ModelName, Preset, Shapes, config_of
-from truequant.cli.session import session
+from truequant.cli.session import DIFFERENT, session
 from truequant.cli.tables import table
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ def inspect(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how a model would be quantized: each site, its scheme, what stays float and why."""
+    """Show how a model would be quantized: each site, its scheme, what stays float and why.
+
+    Exit code 1 where an op stays float that no program can hold, so that the model could not be converted.
+    """
     with session(context, as_json) as run:
         from truequant.cli.inputs import model_and_inputs
         from truequant.planning import plan, plan_to_json
@@ -33,8 +36,13 @@ def inspect(
         decided = plan(made, inputs, config_of(preset, config))
         run.show(_sites(decided, model), *_in_float(decided), *(f"note: {note}" for note in decided.notes), _summary(decided))
         run.result(
-            {"plan": plan_to_json(decided), "in_float": {s.name: s.reason for s in decided.in_float()}} | _counts(decided)
+            {"plan": plan_to_json(decided), "in_float": {s.name: s.reason for s in decided.in_float()}}
+            | {"refused": {s.name: s.refused for s in decided.refused()}}
+            | {"without_onnx": {s.name: s.without_onnx for s in decided.without_onnx()}}
+            | _counts(decided)
         )
+        if decided.refused():
+            raise typer.Exit(DIFFERENT)
 
 
 def _sites(decided: Plan, name: str) -> Table:
@@ -55,11 +63,13 @@ def _sites(decided: Plan, name: str) -> Table:
 
 def _in_float(decided: Plan) -> list[Table | str]:
     """What stays float and why; layers that no example reached."""
+    from truequant.planning import where_to
+
     found: list[Table | str] = []
     if decided.in_float():
         reasons = table("What stays float", ("site", "op", "why"), ratios=(4, 3, 8))
         for site in decided.in_float():
-            reasons.add_row(site.name, site.op, site.reason)
+            reasons.add_row(site.name, site.op, site.reason + where_to(site))
         found.append(reasons)
     if decided.uncalled:
         found.append(f"never called by the example inputs, left as they are: {', '.join(decided.uncalled)}")

@@ -1,4 +1,4 @@
-"""Float islands: the ops between quantized edges that a plan left in float (which can be: `integer.islands`).
+"""Float islands: the ops between quantized edges that a plan left in float (which can be: `planning.float_ops`).
 
 An argument is the JSON text of a number, string, bool, null or array, in which {"input": i}, {"tensor": i} and
 {"size": [i, axis]} stand for the i-th input, the i-th stored tensor, and a size of the i-th input.
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from truequant.errors import ConversionError
 from truequant.integer.edge import Edge
-from truequant.integer.islands import ISLAND_OPS, REGISTERED
 from truequant.integer.nodes.base import Node, Shape
 from truequant.planning import RegisteredOp, decode_call, registered_op
+from truequant.planning.float_ops import ISLAND_OPS, REGISTERED
 
 MAX_ARGUMENT = 4096
 """Characters of one argument's text."""
@@ -53,7 +53,7 @@ class Island(Node):
         if self.op.startswith(REGISTERED):
             _registered(self)
         elif self.op not in ISLAND_OPS:
-            raise ConversionError(f"{self.label}: no such op", got=self.op, expected="an op of integer.islands.ISLAND_OPS")
+            raise ConversionError(f"{self.label}: no such op", got=self.op, expected="an op of planning.float_ops")
         for text in (*self.arguments, *self.options):
             if len(text) > MAX_ARGUMENT:
                 raise ConversionError(f"{self.label}: an argument too long", got=f"{len(text)} characters")

@@ -91,7 +91,13 @@ def onnx_model(program: IntegerProgram, form: Form, *, show_edges: bool = False)
         },
     )
     if not external.too_large(model):  # the checker reads a serialized model
-        onnx().checker.check_model(model, full_check=False)
+        try:
+            onnx().checker.check_model(model, full_check=False)
+        except onnx().checker.ValidationError as error:
+            raise ExportError(
+                "the ONNX file is none by ONNX's own rules", got=str(error).strip().splitlines()[0][:300],
+                fix="int8(x) and int8.save(path) need no ONNX file; please report the op that is named here",
+            ) from error  # fmt: skip
     return model
 
 

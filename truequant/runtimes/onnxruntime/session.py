@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from truequant.errors import ArgumentError
+from truequant.errors import ArgumentError, ExportError
 from truequant.runtimes.packages import package
 
 Level = Literal["none", "basic", "extended", "all"]
@@ -44,7 +44,21 @@ def session(
         # Constants beside it: reading the graph back then costs little, and no limit of size applies.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "constants")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
-    return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime().InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds have no common one of theirs
+        raise ExportError(
+            "onnxruntime does not take the ONNX file", got=_said(error), expected="a graph that it can compile", fix=_FIX
+        ) from error
+
+
+_FIX = "int8(x) and int8.save(path) need no ONNX file; please report the op that is named here"
+
+
+def _said(error: Exception) -> str:
+    """The one line that onnxruntime says, without its codes."""
+    text = str(error).strip()
+    return (text.rpartition("] : ")[2] or text).splitlines()[0][:300] if text else type(error).__name__
 
 
 def run(active: Any, feeds: Mapping[str, Tensor], names: list[str] | None = None) -> dict[str, Tensor]:
@@ -54,6 +68,14 @@ def run(active: Any, feeds: Mapping[str, Tensor], names: list[str] | None = None
     """
     wanted = names or [o.name for o in active.get_outputs()]
     given = {name: t.detach().cpu().contiguous() for name, t in feeds.items()}
+    try:
+        return _run(active, given, wanted)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
+        raise ExportError(f"onnxruntime cannot run the ONNX file on inputs of {shapes}", got=_said(error), fix=_FIX) from error
+
+
+def _run(active: Any, given: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Tensor]:
     if any(t.numel() == 0 for t in given.values()):  # nothing to point at
         found = active.run(wanted, {name: t.numpy() for name, t in given.items()})
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(wanted, found, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,26 @@ import torch
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
 from truequant.runtimes.onnx.writer import Writer, numpy_of
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A size of a tensor of the graph."""
+
+    source: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Arithmetic on sizes: `kind` of `left` and `right`."""
+
+    kind: str
+    left: Any
+    right: Any
+
+
+_ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "floordiv": "Div"}
 
 
 class Arguments:
@@ -34,11 +55,53 @@ class Arguments:
         value = self._named[key]
         if isinstance(value, str):
             return value
-        beside = next(
-            (self.writer.dtypes[v] for v in self.values if isinstance(v, str) and v in self.writer.dtypes), torch.float32
-        )
-        dtype = torch.float32 if beside == torch.bool or isinstance(value, float) else beside
+        beside = next((self.writer.dtypes[v] for v in self.values if isinstance(v, str) and v in self.writer.dtypes), None)
+        dtype = torch.float32 if beside in (None, torch.bool) or isinstance(value, float) else beside
+        return self._number(key, value, dtype or torch.float32)
+
+    def _number(self, key: str, value: Any, dtype: torch.dtype) -> str:
+        if isinstance(value, (Measured, Computed)):
+            size = self._cast(self.size(value, key), torch.int64, dtype)
+            first = self.writer.integers(f"{self.node.output}.first", [0])
+            name = self.writer.fresh(f"{self.node.output}.number{key}")
+            return self.writer.node("Squeeze", [size, first], name, name=name)
         return self.writer.constant(f"{self.node.output}.number{key}", np.array(value, self.writer.numpy(dtype)))
+
+    def operands(self, *keys: str, dtype: torch.dtype | None = None) -> list[str]:
+        """Tensors and numbers of one dtype: `dtype`, or the one to which torch promotes them. ONNX promotes nothing."""
+        common = dtype or self.promoted(*keys)
+        names = []
+        for key in keys:
+            value = self._named[key]
+            if isinstance(value, str):
+                names.append(self._cast(value, self.writer.dtypes.get(value, torch.float32), common))
+            else:
+                names.append(self._number(key, value, common))
+        return names
+
+    def promoted(self, *keys: str) -> torch.dtype:
+        """The dtype to which torch promotes these arguments."""
+        found: Any = None
+        for key in keys:
+            value = self._named[key]
+            if isinstance(value, str):
+                kind = self.writer.dtypes.get(value, torch.float32)
+                value = torch.empty((1,) * len(self.writer.shapes[value]), dtype=kind)
+            elif isinstance(value, (Measured, Computed)):
+                value = 1
+            if found is None:
+                found = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            else:
+                kinds = torch.result_type(found, value)
+                rank = max(found.dim(), value.dim() if isinstance(value, torch.Tensor) else 0)
+                found = torch.empty((1,) * rank, dtype=kinds)
+        return found.dtype  # type: ignore[no-any-return]
+
+    def _cast(self, name: str, have: torch.dtype, want: torch.dtype) -> str:
+        if have == want:
+            return name
+        made = self.writer.fresh(f"{self.node.output}.promoted")
+        return self.writer.node("Cast", [name], made, name=made, to=self.writer.element(want))
 
     def sizes(self, key: str, n: int, default: int) -> list[int]:
         """A size for each of n axes."""
@@ -57,16 +120,34 @@ class Arguments:
 
     def shape(self, key: str) -> str:
         """A list of sizes, some of them read from inputs, as one int64 tensor."""
-        parts = []
-        for position, size in enumerate(self._named[key]):
-            if isinstance(size, int):
-                parts.append(self.writer.integers(f"{self.node.output}.size{position}", [size]))
-                continue
-            source, axis = size
-            name = self.writer.fresh(f"{self.node.output}.size{position}")
-            parts.append(self.writer.node("Shape", [source], name, name=name, start=axis, end=axis + 1))
+        return self.joined(self._named[key])
+
+    def measured(self, key: str, axis: int) -> Measured | int:
+        """The size of an axis of a tensor, a number where it is fixed."""
+        source = self.tensor(key)
+        size = self.writer.shapes[source][axis]
+        return Measured(source, axis % len(self.writer.shapes[source])) if size is None else size
+
+    def joined(self, sizes: Any) -> str:
+        """Sizes as one int64 tensor."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.writer.integers(f"{self.node.output}.sizes", list(sizes))
+        parts = [self.size(size, str(position)) for position, size in enumerate(sizes)]
         name = self.writer.fresh(f"{self.node.output}.sizes")
         return self.writer.node("Concat", parts, name, name=name, axis=0)
+
+    def size(self, value: Any, part: str) -> str:
+        """One size, as an int64 tensor of one element."""
+        writer = self.writer
+        if isinstance(value, int):
+            return writer.integers(f"{self.node.output}.size{part}", [value])
+        name = writer.fresh(f"{self.node.output}.size{part}")
+        if isinstance(value, Measured):
+            return writer.node("Shape", [value.source], name, name=name, start=value.axis, end=value.axis + 1)
+        if isinstance(value, Computed):
+            ends = [self.size(value.left, f"{part}.left"), self.size(value.right, f"{part}.right")]
+            return writer.node(_ARITHMETIC[value.kind], ends, name, name=name)
+        raise ExportError(f"'{self.node.output}': no size", got=str(value), expected="sizes of tensors, integers")
 
 
 def arguments_of(writer: Writer, node: Island) -> Arguments:
@@ -102,9 +183,11 @@ def _resolved(writer: Writer, node: Island, value: Any) -> Any:
         case {"number": text}:
             return float(text)
         case {"size": [i, axis]}:
-            return (node.inputs[i], axis % len(writer.shapes[node.inputs[i]]))
+            return Measured(node.inputs[i], axis % len(writer.shapes[node.inputs[i]]))
+        case {"arithmetic": [kind, left, right]}:
+            return Computed(kind, _resolved(writer, node, left), _resolved(writer, node, right))
         case {"dtype": name}:
             return name
     raise ExportError(
-        f"'{node.output}': a size that the forward computes", got=str(value), expected="sizes of tensors, numbers"
+        f"'{node.output}': an argument that an ONNX graph cannot hold", got=str(value), expected="tensors, sizes, numbers"
     )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
@@ -17,11 +18,16 @@ from truequant.runtimes.onnx.writer import Writer
 def conv(op: str) -> IslandWriter:
     def build(writer: Writer, node: Island, a: Arguments) -> None:
         n = len(writer.shapes[a["0"]]) - 2
-        pads = a.sizes("padding", n, 0)
+        dilations = a.sizes("dilation", n, 1)
+        if isinstance(a.get("padding"), str):  # an odd total has one more behind than before
+            kernel = [int(k or 0) for k in writer.shapes[a.tensor("1")][2:]]
+            totals = [d * (k - 1) if a["padding"] == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
+            pads = [*(t // 2 for t in totals), *(t - t // 2 for t in totals)]
+        else:
+            pads = a.sizes("padding", n, 0) * 2
         inputs = [a.tensor("0"), a.tensor("1")] + ([a.tensor("2")] if a.get("2") is not None else [])
         attributes: dict[str, Any] = {
-            "strides": a.sizes("stride", n, 1), "pads": [*pads, *pads], "dilations": a.sizes("dilation", n, 1),
-            "group": int(a.get("groups", 1)),
+            "strides": a.sizes("stride", n, 1), "pads": pads, "dilations": dilations, "group": int(a.get("groups", 1)),
         }  # fmt: skip
         if op == "ConvTranspose":
             attributes["output_padding"] = a.sizes("output_padding", n, 0)
@@ -37,11 +43,6 @@ def linear(writer: Writer, node: Island, a: Arguments) -> None:
         step("MatMul", [a["0"], weight])
     else:
         step("Add", [step("MatMul", [a["0"], weight], "product"), a.tensor("2")])
-
-
-def addmm(writer: Writer, node: Island, a: Arguments) -> None:
-    step = Steps(writer, node)
-    step("Add", [step("MatMul", [a.tensor("1"), a.tensor("2")], "product"), a.tensor("0")])
 
 
 def batch_norm(writer: Writer, node: Island, a: Arguments) -> None:
@@ -72,7 +73,7 @@ def written_out_softmax(writer: Writer, step: Steps, x: str, axis: int, part: st
 
 
 def attention(writer: Writer, node: Island, a: Arguments) -> None:
-    """softmax(q k' * scale + mask) v."""
+    """softmax(q k' * scale + mask) v, and 0 for a row that sees nothing, whose softmax is no number."""
     step, q = Steps(writer, node), a["0"]
     rank, features = len(writer.shapes[q]), writer.shapes[q][-1]
     assert features is not None
@@ -80,8 +81,10 @@ def attention(writer: Writer, node: Island, a: Arguments) -> None:
     turned = step("Transpose", [a["1"]], "keys", perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = step("MatMul", [q, turned], "products")
     scores = step("Mul", [scores, step.number(1 / math.sqrt(features) if scale is None else scale)], "scores")
+    seen = None
     if a.get("3") is not None:
         mask = a.tensor("3")
+        seen = _seen(writer, step, mask)
         if a.kind("3") == "bool":
             mask = step("Where", [mask, step.number(0.0, "zero"), step.number(-np.inf, "never")], "mask")
         scores = step("Add", [scores, mask], "masked")
@@ -93,7 +96,23 @@ def attention(writer: Writer, node: Island, a: Arguments) -> None:
         scores = step("Add", [scores, writer.constant(f"{node.output}.causal", causal)], "masked")
     # Between float products no runtime takes it for an integer softmax.
     weights = step("Softmax", [scores], "weights", axis=rank - 1)
-    step("MatMul", [weights, a["2"]])
+    if seen is None:
+        step("MatMul", [weights, a["2"]])
+    else:
+        step("Where", [seen, step("MatMul", [weights, a["2"]], "mixed"), step.number(0.0, "nothing")])
+
+
+def _seen(writer: Writer, step: Steps, mask: str) -> str | None:
+    """Whether a row of a mask lets anything through; None where every row of a constant mask does."""
+    boolean = writer.dtypes.get(mask) == torch.bool
+    if mask in writer.constants:
+        numbers = writer.array(mask)
+        if bool((numbers if boolean else numbers > -np.inf).any(-1).all()):
+            return None
+    last = writer.integers(f"{step.node.output}.keys", [-1])
+    number = step("Cast", [mask], "sight", to=writer.element(torch.float32)) if boolean else mask
+    highest = step("ReduceMax", [number, last], "highest", keepdims=1)
+    return step("Greater", [highest, step.number(0.0 if boolean else -np.inf, "least")], "seen")
 
 
 def layer_norm(writer: Writer, node: Island, a: Arguments) -> None:
@@ -168,43 +187,129 @@ def pool(op: str) -> IslandWriter:
 
 def adaptive_average(writer: Writer, node: Island, a: Arguments) -> None:
     """Windows of unequal size as two matrix products, one an axis."""
-    step, before, after = Steps(writer, node), writer.shapes[a["0"]], writer.shapes[node.output]
-    x, rank = a["0"], len(before)
-    spatial = [axis for axis in range(2, rank) if before[axis] != after[axis]]
-    for position, axis in enumerate(spatial):
-        n, m = before[axis], after[axis]
-        if n is None or m is None:
-            raise ExportError(f"'{node.output}': an adaptive pooling of a dynamic size", got=str(before))
+    before, after = writer.shapes[a["0"]], writer.shapes[node.output]
+    n = int(node.op.split("pool")[1][0])
+    matrices = {}
+    for axis in (axis for axis in range(len(before) - n, len(before)) if before[axis] != after[axis]):
+        n, m = _fixed(node, before, axis), _fixed(node, after, axis)
         weights = np.zeros((n, m), np.float32)
         for i in range(m):
             begin, end = (i * n) // m, -((-(i + 1) * n) // m)
             weights[begin:end, i] = 1.0 / (end - begin)
+        matrices[axis] = weights
+    _by_matrices(writer, node, a["0"], matrices)
+
+
+def smoothed(writer: Writer, node: Island, a: Arguments) -> None:
+    """Interpolation with antialias=True, one matrix an axis: what torch itself makes of each place."""
+    before, after = writer.shapes[a["0"]], writer.shapes[node.output]
+    align, factors = bool(a.get("align_corners", False)), a.get("scale_factors")
+    op = getattr(torch.ops.aten, node.op.split(".")[0]).vec
+    matrices = {}
+    for position, axis in enumerate((2, 3)):
+        n, m = _fixed(node, before, axis), _fixed(node, after, axis)
+        places = torch.eye(n).reshape(1, n, 1, n)
+        given = (None, align, [1.0, factors[position]]) if factors is not None else ([1, m], align, None)
+        matrices[axis] = op(places, *given).reshape(n, m).numpy()
+    _by_matrices(writer, node, a["0"], matrices)
+
+
+def _fixed(node: Island, shape: tuple[int | None, ...], axis: int) -> int:
+    size = shape[axis]
+    if size is None:
+        raise ExportError(f"'{node.output}': {node.op} of a dynamic size", got=str(shape), expected="fixed sizes")
+    return size
+
+
+def _by_matrices(writer: Writer, node: Island, x: str, matrices: dict[int, Any]) -> None:
+    """A matrix product along each axis, the last one the result."""
+    step, rank = Steps(writer, node), len(writer.shapes[x])
+    for position, (axis, weights) in enumerate(matrices.items(), 1):
         perm = list(range(rank))
         perm[axis], perm[-1] = perm[-1], perm[axis]
         moved = step("Transpose", [x], "turned", perm=perm)
         product = step("MatMul", [moved, writer.constant(f"{node.output}.windows{axis}", weights)], "means")
-        x = step("Transpose", [product], "" if position == len(spatial) - 1 else "back", perm=perm)
-    if not spatial:
+        x = step("Transpose", [product], "" if position == len(matrices) else "back", perm=perm)
+    if not matrices:
         step("Identity", [x])
 
 
-def resize(mode: str) -> IslandWriter:
+def resize(mode: str, **more: Any) -> IslandWriter:
+    """Interpolation by factors or to sizes. more: how `nearest` rounds."""
+
     def build(writer: Writer, node: Island, a: Arguments) -> None:
-        shape = writer.shapes[node.output]
-        if None in shape[1:]:
-            raise ExportError(f"'{node.output}': interpolates to a dynamic size", got=str(shape), expected="fixed sizes")
-        align, factors = bool(a["2"]), a.get("3")
-        rank = len(shape)
+        step, rank = Steps(writer, node), len(writer.shapes[a["0"]])
+        align, factors = bool(a.get("align_corners", False)), a.get("scale_factors")
         way = "align_corners" if align else "half_pixel"
-        options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": way, "cubic_coeff_a": -0.75}
+        options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": way, "cubic_coeff_a": -0.75} | more
         if factors is not None:
             scales = writer.constant(f"{node.output}.scales", np.array([1.0] * (rank - len(factors)) + factors, np.float32))
-            Steps(writer, node)("Resize", [a["0"], "", scales], **options)
-        else:
-            sizes = writer.integers(f"{node.output}.sizes", [int(n or 0) for n in shape[2:]])
-            Steps(writer, node)("Resize", [a["0"], "", "", sizes], axes=list(range(2, rank)), **options)
+            step("Resize", [a["0"], "", scales], **options)
+            return
+        # Sizes of all axes: onnxruntime's own shape inference refuses those of some, with `axes`, in an optimized graph.
+        kept = writer.measured(a["0"], f"{node.output}.kept", 0, 2)
+        step("Resize", [a["0"], "", "", writer.joined(f"{node.output}.whole", [kept, a.joined(a["1"])])], **options)
 
     return build
+
+
+_SAMPLED = ("linear", "nearest", "cubic")
+_BEYOND = ("zeros", "border", "reflection")
+
+
+def grid_sample(writer: Writer, node: Island, a: Arguments) -> None:
+    mode, padding = _SAMPLED[int(a["2"])], _BEYOND[int(a["3"])]
+    options = {"mode": mode, "padding_mode": padding, "align_corners": int(bool(a["4"]))}
+    Steps(writer, node)("GridSample", [a["0"], a["1"]], **options)
+
+
+def embedding_bag(writer: Writer, node: Island, a: Arguments) -> None:
+    """Sums, means or maxima of the rows of bags that begin at offsets: which row lies in which bag, as a matrix."""
+    step = Steps(writer, node)
+    weight, rows, offsets = a.tensor("0"), a.tensor("1"), a.tensor("2")
+    if node.part not in (None, 0):
+        raise ExportError(f"'{node.output}': what embedding_bag returns beside the bags", expected="the bags")
+    zero, one = writer.constant(f"{node.output}.zero", np.int64(0)), writer.constant(f"{node.output}.one", np.int64(1))
+    first, last = writer.integers(f"{node.output}.first", [0]), writer.integers(f"{node.output}.last", [-1])
+    if a.get("include_last_offset", False):
+        offsets = step("Slice", [offsets, first, last], "begins")
+    kinds = [step("Cast", [x], "whole", to=writer.element(torch.int64)) for x in (rows, offsets)]
+    count = step("Squeeze", [step("Shape", [rows], "length"), first], "count")
+    places = step("Unsqueeze", [step("Range", [zero, count, one], "places"), first], "row")
+    begins = step(
+        "Cast",
+        [
+            step("Unsqueeze", [kinds[1], last], "column"),
+        ],
+        "begin",
+        to=writer.element(torch.int64),
+    )
+    behind = step("Slice", [kinds[1], writer.integers(f"{node.output}.second", [1]),
+                            writer.integers(f"{node.output}.end", [2**63 - 1])], "behind")  # fmt: skip
+    ends = step("Concat", [behind, step("Unsqueeze", [count, first], "all")], "ends", axis=0)
+    inside = step("And", [step("GreaterOrEqual", [places, begins], "after"),
+                          step("Less", [places, step("Unsqueeze", [ends, last], "until")], "before")], "inside")  # fmt: skip
+    padding = a.get("padding_idx")
+    if padding is not None and padding >= 0:
+        skipped = step("Equal", [kinds[0], writer.constant(f"{node.output}.padding", np.int64(padding))], "skipped")
+        inside = step("And", [inside, step("Not", [skipped], "kept")], "counted")
+    member = step("Cast", [inside], "member", to=writer.element(torch.float32))
+    taken = step("Gather", [weight, kinds[0]], "rows")
+    if a.get("per_sample_weights") is not None:
+        taken = step("Mul", [taken, step("Unsqueeze", [a.tensor("per_sample_weights"), last], "factors")], "weighted")
+    mode = int(a.get("mode", 0))
+    if mode == 2:
+        lowest, nothing = step.number(-np.inf, "lowest"), step.number(0.0, "nothing")
+        wide = step("Where", [step("Unsqueeze", [inside, last], "wide"), taken, lowest], "bags")
+        highest = step("ReduceMax", [wide, writer.integers(f"{node.output}.axis", [1])], "highest", keepdims=0)
+        filled = step("Greater", [step("ReduceMax", [member, writer.integers(f"{node.output}.axis", [1])], "some"),
+                                  nothing], "filled")  # fmt: skip
+        step("Where", [filled, highest, nothing])
+        return
+    total = step("MatMul", [member, taken], "" if mode == 0 else "sums")
+    if mode == 1:
+        number = step("ReduceSum", [member, writer.integers(f"{node.output}.axis", [1])], "number", keepdims=1)
+        step("Div", [total, step("Max", [number, step.number(1.0, "least")], "divisor")])
 
 
 def embedding(writer: Writer, node: Island, a: Arguments) -> None:

@@ -34,26 +34,18 @@ def attributed(op: str, **names: str) -> IslandWriter:
     return build
 
 
-def binary(op: str, *, turned: bool = False) -> IslandWriter:
-    """Of two tensors or a tensor and a number; `turned` swaps the operands."""
-
-    def build(writer: Writer, node: Island, a: Arguments) -> None:
-        operands = [a.tensor("0"), a.tensor("1")]
-        if a.get("alpha", 1) != 1:
-            scaled = writer.fresh(f"{node.output}.scaled")
-            operands[1] = writer.node(
-                "Mul", [operands[1], writer.constant(f"{node.output}.alpha", np.float32(a["alpha"]))], scaled, name=scaled
-            )
-        Steps(writer, node)(op, operands[::-1] if turned else operands)
-
-    return build
-
-
 def clamp(writer: Writer, node: Island, a: Arguments) -> None:
     names = {"relu6.default": (0.0, 6.0), "clamp_min.default": (a.get("1"), None), "clamp_max.default": (None, a.get("1"))}
     default = (-1.0, 1.0) if node.op == "hardtanh.default" else (None, None)
     low, high = names.get(node.op, (a.get("1", a.get("min", default[0])), a.get("2", a.get("max", default[1]))))
     step = Steps(writer, node)
+    if writer.dtypes[node.output] != torch.float32 or any(isinstance(b, str) for b in (low, high)):
+        dtype, x = writer.dtypes[node.output], a.operands("0", dtype=writer.dtypes[node.output])[0]
+        bounds = [(op, b) for op, b in (("Max", low), ("Min", high)) if b is not None]
+        for position, (op, bound) in enumerate(bounds):
+            other = Arguments(writer, node, a.values, {op: bound}).operands(op, dtype=dtype)[0]
+            x = step(op, [x, other], "" if position == len(bounds) - 1 else "raised")
+        return
     step("Clip", [a["0"], *("" if b is None else step.number(b, k) for k, b in (("low", low), ("high", high)))])
 
 
@@ -63,7 +55,8 @@ def reduce(op: str) -> IslandWriter:
         axes = a.get("1")
         axes = list(range(rank)) if axes in (None, []) else [axes] if isinstance(axes, int) else axes
         keep = int(bool(a.get("2", a.get("keepdim", False))))
-        Steps(writer, node)(op, [a["0"], writer.integers(f"{node.output}.axes", axes)], keepdims=keep)
+        x = a.operands("0", dtype=writer.dtypes[node.output])[0]  # torch sums booleans and small integers as int64
+        Steps(writer, node)(op, [x, writer.integers(f"{node.output}.axes", axes)], keepdims=keep)
 
     return build
 
@@ -107,11 +100,13 @@ def cast(writer: Writer, node: Island, a: Arguments) -> None:
 
 
 def where(writer: Writer, node: Island, a: Arguments) -> None:
-    Steps(writer, node)("Where", [a.tensor("0"), a.tensor("1"), a.tensor("2")])
+    x, y = a.operands("1", "2", dtype=writer.dtypes[node.output])
+    Steps(writer, node)("Where", [a.tensor("0"), x, y])
 
 
 def masked_fill(writer: Writer, node: Island, a: Arguments) -> None:
-    Steps(writer, node)("Where", [a.tensor("1"), a.tensor("2"), a["0"]])
+    fill, x = a.operands("2", "0", dtype=writer.dtypes[node.output])
+    Steps(writer, node)("Where", [a.tensor("1"), fill, x])
 
 
 def cumsum(writer: Writer, node: Island, a: Arguments) -> None:
@@ -127,9 +122,13 @@ def einsum(writer: Writer, node: Island, a: Arguments) -> None:
 
 def expand(writer: Writer, node: Island, a: Arguments) -> None:
     """-1 keeps a size, which is what Expand makes of 1."""
-    sizes = [1 if n == -1 else n for n in a["1"]]
-    a = Arguments(writer, node, a.values, {"1": sizes})
-    Steps(writer, node)("Expand", [str(a.values[0]), a.shape("1")])
+    sizes = [1 if isinstance(n, int) and n == -1 else n for n in a["1"]]
+    Steps(writer, node)("Expand", [a.tensor("0"), a.joined(sizes)])
+
+
+def expand_as(writer: Writer, node: Island, a: Arguments) -> None:
+    step = Steps(writer, node)
+    step("Expand", [a.tensor("0"), step("Shape", [a.tensor("1")], "shape")])
 
 
 def filled(value: float) -> IslandWriter:
@@ -155,51 +154,6 @@ def same_shape(value: float) -> IslandWriter:
     return build
 
 
-def unequal(writer: Writer, node: Island, a: Arguments) -> None:
-    step = Steps(writer, node)
-    step("Not", [step("Equal", [a.tensor("0"), a.tensor("1")], "equal")])
-
-
-def index(writer: Writer, node: Island, a: Arguments) -> None:
-    """`x[i, j]` by tensors on the first axes, which broadcast: GatherND on their coordinates."""
-    step, indices = Steps(writer, node), a["1"]
-    while indices and indices[-1] is None:
-        indices = indices[:-1]
-    if len(indices) > 1 and all(i is None for i in indices[:-1]):
-        step("Gather", [a.tensor("0"), indices[-1]], axis=len(indices) - 1)
-        return
-    if None in indices or any(writer.dtypes.get(i) == torch.bool for i in indices):
-        raise ExportError(
-            f"'{node.output}': indexes in a way that has no ONNX form here", expected="integers on the first axes"
-        )
-    zero = writer.constant(f"{node.output}.zero", np.int64(0))
-    last = writer.integers(f"{node.output}.last", [-1])
-    nothing = [step("Mul", [i, zero], "nothing") for i in indices]
-    columns = []
-    for position, index in enumerate(indices):
-        for other, none in enumerate(nothing):
-            index = step("Add", [index, none], "broadcast") if other != position else index
-        columns.append(step("Unsqueeze", [index, last], "column"))
-    step("GatherND", [a.tensor("0"), step("Concat", columns, "places", axis=-1)])
-
-
-def select(writer: Writer, node: Island, a: Arguments) -> None:
-    Steps(writer, node)("Gather", [a.tensor("0"), a.tensor("2")], axis=int(a["1"]))
-
-
-def gather(writer: Writer, node: Island, a: Arguments) -> None:
-    Steps(writer, node)("GatherElements", [a.tensor("0"), a.tensor("2")], axis=int(a["1"]))
-
-
-def one_hot(writer: Writer, node: Island, a: Arguments) -> None:
-    step, classes = Steps(writer, node), int(a.get("1", -1))
-    if classes < 1:
-        raise ExportError(f"'{node.output}': as many classes as the data has", expected="num_classes=…")
-    wide = step("Unsqueeze", [a["0"], writer.integers(f"{node.output}.last", [-1])], "wide")
-    equal = step("Equal", [wide, writer.integers(f"{node.output}.classes", list(range(classes)))], "equal")
-    step("Cast", [equal], to=writer.element(torch.int64))
-
-
 def pad(writer: Writer, node: Island, a: Arguments) -> None:
     mode, flat = a.get("mode", "constant"), a["1"]
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -219,7 +173,7 @@ def arange(writer: Writer, node: Island, a: Arguments) -> None:
     ends = [0, a["0"]] if node.op == "arange.default" else [a["0"], a["1"]]
     scalars = []
     for part, end in zip(("begin", "end"), ends, strict=True):
-        vector = Arguments(writer, node, a.values, {"0": [end]}).shape("0")
+        vector = a.joined([end])
         scalars.append(step("Squeeze", [vector, writer.integers(f"{node.output}.first", [0])], part))
     step("Range", [*scalars, writer.constant(f"{node.output}.step", np.int64(1))])
 
@@ -241,29 +195,6 @@ def difference(writer: Writer, node: Island, a: Arguments) -> None:
     minus = writer.integers(f"{node.output}.minus", [-1])
     later = step("Slice", [whole, one, end, axes], "later")
     step("Sub", [later, step("Slice", [whole, zero, minus, axes], "earlier")])
-
-
-def argmax(writer: Writer, node: Island, a: Arguments) -> None:
-    source, axis = a["0"], a.get("1")
-    if writer.dtypes.get(source) == torch.int64:  # ArgMax knows no int64
-        source = Steps(writer, node)("Cast", [source], "number", to=writer.element(torch.float64))
-    if axis is None:
-        raise ExportError(f"'{node.output}': the place of the maximum over all axes", expected="dim=…")
-    Steps(writer, node)("ArgMax", [source], axis=int(axis), keepdims=int(bool(a.get("2", False))))
-
-
-def largest(op: str) -> IslandWriter:
-    """`max(dim)` or `min(dim)`: values, or places."""
-
-    def build(writer: Writer, node: Island, a: Arguments) -> None:
-        keep = int(bool(a.get("2", False)))
-        if node.part == 1:
-            Steps(writer, node)("Arg" + op, [a["0"]], axis=int(a["1"]), keepdims=keep)
-        else:
-            axes = writer.integers(f"{node.output}.axes", [int(a["1"])])
-            Steps(writer, node)("Reduce" + op, [a["0"], axes], keepdims=keep)
-
-    return build
 
 
 def repeat(writer: Writer, node: Island, a: Arguments) -> None:

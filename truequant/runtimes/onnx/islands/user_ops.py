@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from truequant.errors import ExportError
-from truequant.integer.islands import REGISTERED
 from truequant.integer.nodes import Island
 from truequant.planning import decode_call, registered_op
+from truequant.planning.float_ops import REGISTERED
 from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 

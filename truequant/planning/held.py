@@ -1,0 +1,99 @@
+"""What a program and an ONNX file will make of a call that stays float, known before anything is trained.
+
+A call is traced alone, on made-up tensors without data, as `convert` traces the whole forward: what torch makes of it is looked
+up in the table that `convert` and the writer of ONNX files read (`planning.float_ops`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from truequant.planning.capture import Call, Constant, Ref, Trace
+from truequant.planning.float_ops import ISLAND_OPS, MADE_AS, MOVING_OPS, ONNX_OPS
+from truequant.planning.ops import out_of_place, writes_in_place
+from truequant.planning.registered import registered_op
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Of a float call, torch's names of the ops that no program can hold, and of those that no ONNX file can.
+
+    None of both says nothing against it: of a call that cannot be traced alone, nothing is known.
+    """
+
+    refused: tuple[str, ...] = ()
+    without_onnx: tuple[str, ...] = ()
+
+
+def held(call: Call, trace: Trace, known: dict[Any, Held]) -> Held:
+    """known: what was found of calls alike."""
+    op = registered_op(call.op.name)
+    if op is not None:
+        return Held() if op.onnx is not None or op.lower is not None else Held((), (call.op.name,))
+    if call.function is None:
+        return Held()
+    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
+    kinds = tuple(_kind(leaf, trace) for leaf in leaves)
+    key = call.function, kinds, str(spec)
+    if key not in known:
+        known[key] = _looked_up(call.function, kinds, leaves, spec)
+    return known[key]
+
+
+def _kind(leaf: Any, trace: Trace) -> Any:
+    """A tensor as its shape and dtype; anything else as its text, which tells calls apart."""
+    if isinstance(leaf, Ref):
+        return trace.values[leaf.value].shape, trace.values[leaf.value].dtype
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Constant) else repr(leaf)
+
+
+def _looked_up(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[Any], spec: Any) -> Held:
+    try:
+        ops = _traced(function, kinds, leaves, spec)
+    except _depending() as error:
+        return Held((f"{_name(getattr(error, 'func', function))}, whose shape depends on values",))
+    except Exception:  # made-up tensors are none of this function's: nothing can be said
+        return Held()
+    refused = [op for op in ops if op not in MOVING_OPS and op not in ISLAND_OPS]
+    without = [op for op in ops if op in ISLAND_OPS and op not in ONNX_OPS and op not in MOVING_OPS]
+    return Held(tuple(dict.fromkeys(refused)), tuple(dict.fromkeys(without)))
+
+
+def _depending() -> tuple[type[Exception], ...]:
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    return DynamicOutputShapeException, DataDependentOutputException
+
+
+def _traced(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[Any], spec: Any) -> list[str]:
+    """torch's names of the ops that a function calls."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # loads a part of the compiler
+
+    plain = out_of_place(function) if writes_in_place(function) else function
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (Ref, Constant))]
+
+    def alone(*tensors: Tensor) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        args, kwargs = pytree.tree_unflatten(filled, spec)
+        return plain(*args, **kwargs)
+
+    with torch.no_grad():
+        made = [torch.empty(kinds[i][0], dtype=kinds[i][1]) for i in places]
+        graph = make_fx(alone, tracing_mode="fake", pre_dispatch=True)(*made).graph
+    graph.eliminate_dead_code()
+    calls = [node.target for node in graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
+    return [MADE_AS.get(name, name) for name in map(_name, calls)]
+
+
+def _name(target: Any) -> str:
+    """`add.Tensor` of torch's own op, `torchvision.nms.default` of another library's."""
+    return str(target).removeprefix("aten.")
