@@ -53,7 +53,7 @@ def prepare(
     config: a `QConfig`, a preset's name, a `Plan` of this model, edited or not, or None for "int8".
     dynamic: axes that may change in the converted model, beside the batch: `{0: (2, 3)}` for height and width of images.
     inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
-    Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does. Warns once where an op
+    Raises `StateError` for a prepared model, `PlanError` and `SchemeError` as `plan` does. Warns once where an op
     that stays float is one that `convert` or `export_onnx` will refuse.
     """
     if not isinstance(model, nn.Module):

@@ -259,8 +259,8 @@ _BEYOND = ("zeros", "border", "reflection")
 
 def grid_sample(writer: Writer, node: Island, a: Arguments) -> None:
     mode, padding = _SAMPLED[int(a["2"])], _BEYOND[int(a["3"])]
-    options = {"mode": mode, "padding_mode": padding, "align_corners": int(bool(a["4"]))}
-    Steps(writer, node)("GridSample", [a["0"], a["1"]], **options)
+    corners = int(bool(a["4"]))
+    Steps(writer, node)("GridSample", [a["0"], a["1"]], mode=mode, padding_mode=padding, align_corners=corners)
 
 
 def embedding_bag(writer: Writer, node: Island, a: Arguments) -> None:
