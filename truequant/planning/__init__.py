@@ -1,7 +1,6 @@
 """Decisions: capture of a forward, and the plan made from it."""
 
 from truequant.planning.actions import FLOAT
-from truequant.planning.affine import Affine
 from truequant.planning.algorithms import check_dynamic
 from truequant.planning.batches import Takes, arguments_of, inputs_of, items_of, takes_of
 from truequant.planning.calls import arguments_in, as_arguments, as_example, call_in, call_of, positional_in
@@ -10,6 +9,7 @@ from truequant.planning.constants import Constants
 from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.fitting import check_modules, check_plain
+from truequant.planning.formulas import Affine
 from truequant.planning.graph import average_axes, pool_arguments, uneven
 from truequant.planning.norms import norm_arguments
 from truequant.planning.ops import (

@@ -137,3 +137,27 @@ class Formulas:
                 known.append(operand)
         complete = len(known) == len(operands) and function in _FUNCTIONS and function != "reshape"
         return Formula.of(function, *known) if complete else None
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """`factor * x + bias` for each channel, each a vector or None for 1 and 0."""
+
+    factor: Formula | None = None
+    bias: Formula | None = None
+
+    def then(self, other: Affine) -> Affine:
+        """`other` after this one."""
+        factor = _both("mul", self.factor, other.factor)
+        bias = self.bias if other.factor is None or self.bias is None else Formula.of("mul", self.bias, other.factor)
+        return Affine(factor, _both("add", bias, other.bias))
+
+    def names(self) -> set[str]:
+        """The parameters and buffers that it reads."""
+        return {name for formula in (self.factor, self.bias) if formula is not None for name in formula.names()}
+
+
+def _both(function: str, first: Formula | None, second: Formula | None) -> Formula | None:
+    if first is None or second is None:
+        return first or second
+    return Formula.of(function, first, second)

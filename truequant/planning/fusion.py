@@ -13,7 +13,8 @@ from math import inf
 import torch
 
 from truequant.planning.actions import MOVES
-from truequant.planning.affine import Affine, of_channels
+from truequant.planning.affine import of_channels
+from truequant.planning.formulas import Affine
 from truequant.planning.graph import Graph, Node
 from truequant.planning.norms import why_not_fixed
 from truequant.planning.ops import LINEAR_OPS, Role

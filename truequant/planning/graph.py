@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from truequant.numerics import pooled_length
 from truequant.planning.actions import COMPUTES, MOVES, Action
-from truequant.planning.affine import Affine, of_channels
+from truequant.planning.affine import of_channels
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
+from truequant.planning.formulas import Affine
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.products import is_product, product
 from truequant.planning.repeats import Key, Repeats

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from truequant.planning.actions import Action
-from truequant.planning.affine import Affine
+from truequant.planning.formulas import Affine
 from truequant.schemes import QuantScheme
 
 Kind = Literal["input", "activation", "output", "weight"]
