@@ -116,7 +116,8 @@ def test_a_huge_announced_table_allocates_nothing(path: Path, length: int) -> No
 
 def test_files_of_other_kinds(path: Path) -> None:
     refuse(path, b"", "too short for a container\n  got:      0 bytes")
-    refuse(path, b"PK\x03\x04 a zip file, as torch.save writes it", "not a truequant file, or its first bytes are damaged")
+    refuse(path, b"PK\x03\x04 a zip file, as torch.save writes it", "not a truequant file\n  got:      a file of torch.save")
+    refuse(path, b"\xff\xff\xff\xff\xff\xff\xff\xff anything", "not a truequant file, or its first bytes are damaged")
     refuse(path, b"\x93NUMPY\x01\x00 a numpy file", "not a truequant file")
     refuse(path, safetensors.torch.save({"a": torch.ones(1)}), "a safetensors file, but not of truequant")
 

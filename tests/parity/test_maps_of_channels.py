@@ -243,3 +243,27 @@ def test_large_activations_are_no_masks() -> None:
     with torch.no_grad():
         model.a.weight.fill_(1e5)
     assert tq.plan(model, torch.rand(2, 3, 4, 4)).site("add_0").action == "add"
+
+
+class Reshaped(nn.Module):
+    """A factor that a method of a tensor brings into shape in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.factor = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(x) * self.factor.reshape(1, -1, 1, 1)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+def test_a_constant_that_is_reshaped_in_the_forward_compiles() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    qat = tq.prepare(Reshaped(), x)
+    tq.calibrate(qat, [x])
+    expected = qat.eval()(x)
+    assert torch.equal(torch.compile(qat, fullgraph=True, backend="eager")(x), expected)
+    torch.compile(qat.train(), fullgraph=True, backend="eager")(x).sum().backward()
+    assert qat.factor.grad is not None

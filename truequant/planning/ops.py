@@ -292,6 +292,7 @@ def op_named(name: str) -> Op | None:
     return _BY_NAME.get(name)
 
 
+@_answered_while_tracing
 def has_op(name: str) -> bool:
     """Whether the table has an op of that name."""
     return name in _BY_NAME
