@@ -15,7 +15,8 @@ from truequant.analysis import Requirement, Verification
 from truequant.cli.data import first
 from truequant.cli.session import DIFFERENT, Session
 from truequant.cli.tables import table
-from truequant.errors import ArgumentError
+from truequant.errors import ArgumentError, ExportError
+from truequant.fake import outermost
 from truequant.reports import verification_table
 
 
@@ -44,6 +45,17 @@ def deploy(
         found["verification"] = checked.to_dict()
     show_files(run, found["files"])
     conclude(run, checked, found)
+
+
+def exportable(qat: nn.Module, fix: str) -> None:
+    """`ExportError` for a prepared model that no ONNX file can hold: before it is trained, and not behind that."""
+    left = outermost(qat).binding.plan.without_onnx()  # type: ignore[union-attr]
+    if left:
+        raise ExportError(
+            f"no ONNX file can hold '{left[0].name}'",
+            got=", ".join(f"{site.name}: {', '.join(site.without_onnx)}" for site in left),
+            expected="ops that have an ONNX form", fix=fix,
+        )  # fmt: skip
 
 
 def conclude(

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 import truequant as tq
 from truequant.calibration import progress_bars
 from truequant.cli.data import Data, data_of, first, first_inputs
-from truequant.cli.deployed import deploy
+from truequant.cli.deployed import deploy, exportable
 from truequant.cli.inputs import RANDOM, draws_weights, example_inputs, float_model
 from truequant.cli.losses import accuracy, loss_named, test_loss
 from truequant.cli.recipe import Recipe, TrainingSection
@@ -48,6 +48,8 @@ class Training:
         inputs = first_inputs(self.data.train, "data.factory") if given is None else given
         teach = self._teacher(model)
         self.model = tq.prepare(model, inputs, recipe.config(str(path)), inplace=True).to(recipe.training.device)
+        if recipe.output.onnx:
+            exportable(self.model, "onnx = false in [output] writes model.tq alone")
         self.loss = loss_named(recipe.training.loss, recipe.training.device, teach)
         self.steps = steps or _steps(recipe.training, self.data)
         self.schedule = recipe.schedule.made()

@@ -50,7 +50,7 @@ def quantize(
     """Quantize a trained model after training (PTQ): calibrate, convert, verify; write the Int8 model."""
     with session(context, as_json) as run:
         from truequant.cli.data import data_of, first, first_inputs
-        from truequant.cli.deployed import deploy, writable
+        from truequant.cli.deployed import deploy, exportable, writable
         from truequant.cli.inputs import RANDOM, draws_weights, example_inputs, float_model
         from truequant.cli.methods import method_named
 
@@ -64,5 +64,7 @@ def quantize(
             given = example_inputs(shapes)
         inputs = first_inputs(source.train, "--data") if given is None else given
         qat = tq.prepare(float_one, inputs, config_of(preset, config), inplace=True)
+        if onnx is not None:
+            exportable(qat, "leave out --onnx: model.tq holds it")
         tq.calibrate(qat, first(source.train, batches), steps or None)
         deploy(run, qat.eval(), out, onnx, source.test, batches)
