@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from truequant.errors import ConversionError
 from truequant.integer.nodes import Island
@@ -29,6 +30,15 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
             got=str(target),
             expected="an op with an integer form, or a float op of truequant.planning.float_ops",
             fix="the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
+        )
+    values = node.meta.get("val")
+    if any(free_unbacked_symbols(n) for v in (values if isinstance(values, (tuple, list)) else [values])
+           if isinstance(v, Tensor) for n in v.shape):  # fmt: skip
+        raise ConversionError(
+            f"'{name}': {target} returns as many elements as values say",
+            got=str(target),
+            expected="shapes that follow from the shapes of the inputs",
+            fix="torch.where(mask, x, 0), topk or a fixed number of places keep the shape",
         )
     part = None
     found = _Arguments(low, name)

@@ -202,7 +202,9 @@ class Lowering:
         if isinstance(first, Several) and node.target is operator.getitem:
             part: Any = node.args[1]
             if first.grid is not None:
-                return self._quantized(replace(first.island, output=self.unique(f"@{node.name}.value"), part=part), f"@{node.name}", first.grid)
+                return self._quantized(
+                    replace(first.island, output=self.unique(f"@{node.name}.value"), part=part), f"@{node.name}", first.grid
+                )
             name = self.unique(site.plan.name if site is not None else f"@{node.name}")
             self.emit(replace(first.island, output=name, part=part))
             return Floats(name)
@@ -219,7 +221,11 @@ class Lowering:
         return self.tables.island(self, node, self.unique(site.plan.name) if site is not None else name)
 
     def _moved(
-        self, move: Callable[[Lowering, GraphNode, str, Any], Lowered], node: GraphNode, name: str, source: Codes | Floats | Parts
+        self,
+        move: Callable[[Lowering, GraphNode, str, Any], Lowered],
+        node: GraphNode,
+        name: str,
+        source: Codes | Floats | Parts,
     ) -> Lowered:
         """A movement as nodes of the program; where these do not have it, torch's op on values, which are then codes again."""
         before = len(self.nodes), dict(self.edges)

@@ -53,8 +53,8 @@ def prepare(
     config: a `QConfig`, a preset's name, a `Plan` of this model, edited or not, or None for "int8".
     dynamic: axes that the converted model takes in any size, beside the batch: `{0: (2, 3)}` for images.
     inplace: change `model` itself and keep its parameter objects (an optimizer built before still holds them).
-    Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does. Warns once where an op
-    that stays float is one that `convert` or `export_onnx` will refuse.
+    Raises `StateError` for a model that is prepared already, `PlanError` and `SchemeError` as `plan` does. Warns once where an
+    op that stays float is one that `convert` or `export_onnx` will refuse.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError("prepare: the model is not an nn.Module", got=type(model).__name__, expected="nn.Module")

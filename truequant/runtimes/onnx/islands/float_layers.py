@@ -259,7 +259,7 @@ _BEYOND = ("zeros", "border", "reflection")
 
 def grid_sample(writer: Writer, node: Island, a: Arguments) -> None:
     mode, padding = _SAMPLED[int(a["2"])], _BEYOND[int(a["3"])]
-    options = {"mode": mode, "padding_mode": padding, "align_corners": int(bool(a["4"]))}
+    options: dict[str, Any] = {"mode": mode, "padding_mode": padding, "align_corners": int(bool(a["4"]))}
     Steps(writer, node)("GridSample", [a["0"], a["1"]], **options)
 
 
