@@ -56,14 +56,18 @@ def _kind(leaf: Any, trace: Trace) -> Any:
 
 def _looked_up(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[Any], spec: Any) -> Held:
     try:
-        ops = _traced(function, kinds, leaves, spec)
+        ops, follows = _traced(function, kinds, leaves, spec)
     except _depending() as error:
-        return Held((f"{_name(getattr(error, 'func', function))}, whose shape depends on values",))
+        return Held((f"{_name(getattr(error, 'func', function))}{_DEPENDS}",))
     except Exception:  # made-up tensors are none of this function's: nothing can be said
         return Held()
     refused = [op for op in ops if op not in MOVING_OPS and op not in ISLAND_OPS]
+    refused += [f"{op}{_DEPENDS}" for op in follows if op not in refused]
     without = [op for op in ops if op in ISLAND_OPS and op not in ONNX_OPS and op not in MOVING_OPS]
     return Held(tuple(dict.fromkeys(refused)), tuple(dict.fromkeys(without)))
+
+
+_DEPENDS = ", whose shape depends on values"
 
 
 def _depending() -> tuple[type[Exception], ...]:
@@ -72,8 +76,8 @@ def _depending() -> tuple[type[Exception], ...]:
     return DynamicOutputShapeException, DataDependentOutputException
 
 
-def _traced(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[Any], spec: Any) -> list[str]:
-    """torch's names of the ops that a function calls."""
+def _traced(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[Any], spec: Any) -> tuple[list[str], list[str]]:
+    """torch's names of the ops that a function calls, and of those whose result has as many elements as values say."""
     from torch.fx.experimental.proxy_tensor import make_fx  # loads a part of the compiler
 
     plain = out_of_place(function) if writes_in_place(function) else function
@@ -90,8 +94,10 @@ def _traced(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[A
         made = [torch.empty(kinds[i][0], dtype=kinds[i][1]) for i in places]
         graph = make_fx(alone, tracing_mode="fake", pre_dispatch=True)(*made).graph
     graph.eliminate_dead_code()
-    calls = [node.target for node in graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
-    return [MADE_AS.get(name, name) for name in map(_name, calls)]
+    calls = [node for node in graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
+    names = [MADE_AS.get(name, name) for name in (_name(node.target) for node in calls)]
+    sizes = [[n for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor) for n in t.shape] for node in calls]
+    return names, [name for name, of in zip(names, sizes, strict=True) if not all(isinstance(n, int) for n in of)]
 
 
 def _name(target: Any) -> str:

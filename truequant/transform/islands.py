@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from truequant.errors import ConversionError
 from truequant.integer.nodes import Island
@@ -32,6 +33,15 @@ def island(low: Lowering, node: GraphNode, name: str) -> Lowered:
             fix="prepare with example inputs without labels: a program computes no loss"
             if is_loss(op.partition(".")[0])
             else "the prepared model still trains and evaluates as it is; print(plan) names what stays float and why",
+        )
+    values = node.meta.get("val")
+    if any(free_unbacked_symbols(n) for v in (values if isinstance(values, (tuple, list)) else [values])
+           if isinstance(v, Tensor) for n in v.shape):  # fmt: skip
+        raise ConversionError(
+            f"'{name}': {target} returns as many elements as values say",
+            got=str(target),
+            expected="shapes that follow from the shapes of the inputs",
+            fix="torch.where(mask, x, 0), topk or a fixed number of places keep the shape",
         )
     part = None
     found = _Arguments(low, name)
