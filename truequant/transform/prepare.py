@@ -30,7 +30,18 @@ from truequant.fake import (
     swap,
     unswap,
 )
-from truequant.planning import FAST_PATHS, OwnerPlan, Plan, Site, check_modules, check_plain, check_plan, plan, positional_in
+from truequant.planning import (
+    FAST_PATHS,
+    OwnerPlan,
+    Plan,
+    Site,
+    check_modules,
+    check_plain,
+    check_plan,
+    is_loss,
+    plan,
+    positional_in,
+)
 from truequant.planning.actions import ACT
 from truequant.schemes import QConfig
 
@@ -75,9 +86,13 @@ def prepare(
 def _left_behind(decided: Plan) -> str | None:
     """What `convert` or `export_onnx` will refuse, said before anybody trains."""
     lines = []
+    refused = decided.refused()
+    losses = tuple(site for site in refused if is_loss(site.op))
     for sites, what, fix in (
-        (decided.refused(), "tq.convert will refuse this model: no program holds", "write them as ops that truequant.planning."
-         "float_ops lists, or tq.register_op a function of your own"),
+        (losses, "tq.convert will refuse this model: no program computes a loss",
+         "prepare with example inputs without labels; training may have them"),
+        (tuple(site for site in refused if site not in losses), "tq.convert will refuse this model: no program holds",
+         "write them as ops that truequant.planning.float_ops lists, or tq.register_op a function of your own"),
         (decided.without_onnx(), "tq.export_onnx will refuse this model: no ONNX form is known of",
          "int8(x) and int8.save(path) hold them"),
     ):  # fmt: skip

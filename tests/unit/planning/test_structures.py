@@ -235,7 +235,9 @@ def test_a_loss_is_named_before_training() -> None:
     x = {"ids": torch.arange(4), "labels": torch.tensor([0, 1, 2, 3])}
     note = "'cross_entropy_0' is a loss, which no program computes: prepare with example inputs without labels"
     assert note in tq.plan(Labelled(), x).notes
-    qat = tq.calibrate(tq.prepare(Labelled(), x), [x], progress=False)
+    with pytest.warns(UserWarning, match=r"no program computes a loss 'cross_entropy_0'(.|\n)*without labels"):
+        qat = tq.prepare(Labelled(), x)
+    tq.calibrate(qat, [x], progress=False)
     with pytest.raises(ConversionError) as error:
         tq.convert(qat.eval())
     assert error.value.fix == "prepare with example inputs without labels: a program computes no loss"
