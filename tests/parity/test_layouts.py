@@ -104,6 +104,7 @@ class Looks(nn.Module):
         return softmax_that_looks(y.transpose(2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:tq.export_onnx will refuse")
 def test_training_reads_what_the_forward_has() -> None:
     """No copy in a step of training."""
     x = torch.randn(2, 3, 9, 7)
