@@ -49,7 +49,7 @@ def odd_loss(outputs, targets):
 def no_loss(outputs, targets):
     return outputs
 
-class Noisy(nn.Module):
+class Drawing(nn.Module):
     def __init__(self):
         super().__init__()
         self.out = nn.Linear(8, 3)
@@ -163,7 +163,7 @@ def test_the_newest_and_the_best_checkpoints_stay_and_a_damaged_one_is_passed_ov
 @pytest.mark.usefixtures("folder")
 def test_what_cannot_be_converted_says_so_before_training() -> None:
     with pytest.warns(UserWarning, match="tq.convert will refuse this model"):
-        refused = invoke("train", write("noisy.toml", "noisy", ("people_train.py:make", "people_train.py:Noisy")))
+        refused = invoke("train", write("noisy.toml", "noisy", ("people_train.py:make", "people_train.py:Drawing")))
     assert (refused.exit_code, "has no place in an integer program" in refused.stderr) == (2, True), refused.output
     assert not list(Path("noisy/checkpoints").glob("*.ckpt"))
 
