@@ -133,6 +133,25 @@ CLOSE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 }  # fmt: skip
 
 
+TABLE, BAGS = torch.randn(9, 4, generator=GENERATOR), (torch.tensor([1, 3, 3, 0, 8, 2]), torch.tensor([0, 2, 2, 5]))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_that_begin_at_offsets(mode: str, padding: int | None, last: bool) -> None:
+    """One bag is empty."""
+    options: dict[str, Any] = {"mode": mode, "padding_idx": padding, "include_last_offset": last}
+    offsets = torch.cat([BAGS[1], torch.tensor([6])]) if last else BAGS[1]
+    weighted = (BAGS[0] / 4,) if mode == "sum" else ()
+    want, program, shipped = computed(
+        lambda rows, at, *w: F.embedding_bag(rows, TABLE, at, **options, per_sample_weights=w[0] if w else None),
+        BAGS[0], offsets, *weighted,
+    )  # fmt: skip
+    assert torch.equal(program, want)
+    torch.testing.assert_close(shipped, want)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_places_and_comparisons_are_equal(name: str) -> None:
     function, inputs = EXACT[name]

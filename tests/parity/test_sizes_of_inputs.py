@@ -42,7 +42,7 @@ MOVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "expand_as": lambda a, b: a * b.mean((2, 3), keepdim=True).sigmoid().expand_as(a),
     "a slice to a size": lambda a, b: a[:, :, : b.shape[2], : b.shape[3]] + b,
     "halves": lambda a, b: sum(a.chunk(2, 3)),
-    "halves by size": lambda a, b: torch.cat(a.split(a.shape[2] // 2, 2)[::-1], 2),
+    "halves by size": lambda a, b: torch.cat(a.split([a.shape[2] // 4, a.shape[2] - a.shape[2] // 4], 2)[::-1], 2),
     "flip": lambda a, b: a.flip(3),
     "roll": lambda a, b: a.roll((1, -2), (2, 3)),
     "tiles": tiles,
@@ -81,3 +81,12 @@ def test_one_size(name: str) -> None:
     report = tq.verify(qat, int8, [x], runtimes=("reference", "onnxruntime"))
     assert report.runtimes["onnxruntime"].grade == report.runtimes["reference"].grade == "EXACT"
     assert "Island" not in int8.ops()
+
+
+@pytest.mark.parametrize("function", [lambda a, b: torch.stack(list(a), 0), lambda a, b: torch.cat(a.split(4, 2), 2)])
+def test_as_many_parts_as_an_axis_is_long_are_refused(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    qat = tq.calibrate(tq.prepare(Two(function), x, dynamic={0: (2, 3)}), [x], progress=False).eval()
+    with pytest.raises(tq.TruequantError, match="returns as many tensors as a dynamic axis is long") as error:
+        tq.convert(qat)
+    assert "fix:" in str(error.value)

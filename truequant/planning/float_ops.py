@@ -37,7 +37,7 @@ _EXPORTED = """
     rnn_relu.input rnn_tanh.input roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor
     scaled_dot_product_attention.default scatter.reduce scatter.src scatter.value scatter.value_reduce scatter_add.default
     scatter_reduce.two select.int selu.default sigmoid.default sign.default silu.default sin.default sinh.default
-    slice.Tensor softmax.int softplus.default sort.default sort.stable split.Tensor sqrt.default square.default
+    slice.Tensor softmax.int softplus.default sort.default sort.stable split_with_sizes.default sqrt.default square.default
     std.correction std.dim sub.Scalar sub.Tensor sum.default sum.dim_IntList tan.default tanh.default threshold.default
     to.dtype topk.default tril.default triu.default unfold.default upsample_bicubic2d.vec upsample_bilinear2d.vec
     upsample_linear1d.vec upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec upsample_trilinear3d.vec
@@ -73,7 +73,7 @@ _NOT_EXPORTED = """
     quantile.scalar rad2deg.default real.default renorm.default repeat_interleave.self_int reshape_as.default
     resolve_conj.default rnn_relu_cell.default rnn_tanh_cell.default rot90.default scalar_tensor.default
     searchsorted.Tensor select_scatter.default sgn.default signbit.default sinc.default slice_scatter.default
-    softshrink.default special_i0.default split_with_sizes.default squeeze.default stack.default
+    softshrink.default special_i0.default split.Tensor squeeze.default stack.default
     std.default std_mean.correction std_mean.default std_mean.dim stft.center stft.default swapaxes.default t.default
     take.default take_along_dim.default tensordot.default tile.default trace.default transpose.int tril_indices.default
     triu_indices.default true_divide.Tensor trunc.default type_as.default unbind.int

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
 
+from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
 from truequant.planning.float_ops import MOVING_OPS
 from truequant.transform.lowering import CASTS, Codes, Floats, Lowered, Lowering, Parts, Unmovable, sizes
@@ -219,6 +220,8 @@ def _split(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) ->
     for part in parts:
         size = part.shape[axis]
         if not isinstance(size, int):
+            if node.target is aten.split.Tensor:
+                raise _counted(node, name, axis, "chunk(n) or split([…]) returns as many parts as it says")
             raise Unmovable
         cuts.append((begin, begin + size))
         begin += size
@@ -228,7 +231,16 @@ def _split(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) ->
 def _unbind(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     whole = node.all_input_nodes[0].meta["val"]
     axis = int(arguments(node, "dim").get("dim", 0)) % whole.dim()
-    return Parts(source, axis, tuple((i, i + 1) for i in range(fixed(whole.shape[axis], name))), True)
+    if not isinstance(whole.shape[axis], int):
+        raise _counted(node, name, axis, "ops on the whole tensor instead of a loop over the axis")
+    return Parts(source, axis, tuple((i, i + 1) for i in range(whole.shape[axis])), True)
+
+
+def _counted(node: GraphNode, name: str, axis: int, fix: str) -> ConversionError:
+    return ConversionError(
+        f"'{name}' returns as many tensors as a dynamic axis is long",
+        got=f"{node.target} along axis {axis}", expected="a number of tensors that is the same for every input", fix=fix,
+    )  # fmt: skip
 
 
 def _part(low: Lowering, node: GraphNode, name: str, source: Parts | Codes | Floats) -> Lowered:

@@ -110,3 +110,18 @@ def test_advice() -> None:
     assert advice(ARM, 4, there) == ()
     assert "torch.set_num_threads(4)" in advice(ARM, 1, there)[0]
     assert "pip install" in advice(ARM, 4, {"onnxruntime": None, "openvino": None})[0]
+
+
+def test_inspect_tells_what_could_not_be_converted(tmp_path: Path) -> None:
+    file = tmp_path / "people_noise.py"
+    file.write_text(
+        "import torch\nclass Noisy(torch.nn.Module):\n    def forward(self, x):\n        return x + torch.rand_like(x)\n"
+        "class Spectrum(torch.nn.Module):\n    def forward(self, x):\n        return torch.fft.rfft(x).abs()\n"
+    )
+    refused = invoke("inspect", f"{file}:Noisy", "--input", "2x8", "--json")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["refused"] == {"rand_like_0": ["rand_like.default"]}
+    shown = invoke("inspect", f"{file}:Noisy", "--input", "2x8")
+    assert "cannot be converted: no program holds rand_like.default" in " ".join(shown.stdout.replace("│", " ").split())
+    exported = invoke("inspect", f"{file}:Spectrum", "--input", "2x8", "--json")
+    assert (exported.exit_code, json.loads(exported.stdout)["without_onnx"]) == (0, {"rfft_0": ["fft_rfft.default"]})

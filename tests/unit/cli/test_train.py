@@ -55,6 +55,14 @@ class Spectrum(nn.Module):
         self.out = nn.Linear(5, 3)
     def forward(self, x):
         return self.out(torch.fft.rfft(x[:, 0, 0]).abs())
+
+class Drawing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 3)
+    def forward(self, x):
+        y = self.out(x[:, 0, 0])
+        return y + torch.rand_like(y)
 """
 RECIPE = """
 model = { factory = "people_train.py:make", inputs = ["8x1x8x8"] }
@@ -165,6 +173,14 @@ def test_what_cannot_be_exported_says_so_before_training() -> None:
         refused = invoke("train", write("fft.toml", "fft", ("people_train.py:make", "people_train.py:Spectrum")))
     assert (refused.exit_code, "no ONNX file can hold 'rfft_0'" in refused.stderr) == (2, True), refused.output
     assert not list(Path("fft/checkpoints").glob("*.ckpt"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_be_converted_says_so_before_training() -> None:
+    with pytest.warns(UserWarning, match="tq.convert will refuse this model"):
+        refused = invoke("train", write("noisy.toml", "noisy", ("people_train.py:make", "people_train.py:Drawing")))
+    assert (refused.exit_code, "has no place in an integer program" in refused.stderr) == (2, True), refused.output
+    assert not list(Path("noisy/checkpoints").glob("*.ckpt"))
 
 
 def test_random_weights_are_said(folder: Path) -> None:

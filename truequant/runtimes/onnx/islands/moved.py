@@ -67,14 +67,17 @@ def narrow(writer: Writer, node: Island, a: Arguments) -> None:
 
 
 def part(writer: Writer, node: Island, a: Arguments) -> None:
-    """One part of `split` or `chunk`, whose parts have one size, the last one what remains."""
-    x = a.tensor("0")
+    """One part of `split` by sizes or of `chunk`, whose parts have one size, the last one what remains."""
+    x, number = a.tensor("0"), int(node.part or 0)
     axis = int(a.get("2", 0)) % len(writer.shapes[x])
-    size = a["1"]
     if node.op == "chunk.default":  # the whole, divided and rounded up
         whole = Computed("add", a.measured("0", axis), int(a["1"]) - 1)
-        size = Computed("floordiv", whole, int(a["1"]))
-    begin = Computed("mul", size, int(node.part or 0))
+        size: Any = Computed("floordiv", whole, int(a["1"]))
+        begin: Any = Computed("mul", size, number)
+    else:
+        begin, size = 0, a["1"][number]
+        for before in a["1"][:number]:
+            begin = Computed("add", begin, before)
     _slice(writer, node, x, axis, (begin, Computed("add", begin, size), 1))
 
 

@@ -134,7 +134,7 @@ ISLANDS: dict[str, IslandWriter] = {
     "upsample_nearest3d.vec": layers.resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
     "_upsample_bilinear2d_aa.vec": layers.smoothed, "_upsample_bicubic2d_aa.vec": layers.smoothed, "slice.Tensor": moved.cut,
     "narrow.default": moved.narrow, "view.default": moved.reshape, "reshape.default": moved.reshape,
-    "select.int": moved.select, "flip.default": moved.flip, "roll.default": moved.roll, "split.Tensor": moved.part,
+    "select.int": moved.select, "flip.default": moved.flip, "roll.default": moved.roll, "split_with_sizes.default": moved.part,
     "chunk.default": moved.part,
     "unsqueeze.default": moved.unsqueeze, "squeeze.dim": moved.squeeze, "squeeze.dims": moved.squeeze,
     "flatten.using_ints": moved.flatten, "unflatten.int": moved.unflatten,
