@@ -90,3 +90,21 @@ def test_as_many_parts_as_an_axis_is_long_are_refused(function: Callable[[Tensor
     with pytest.raises(tq.TruequantError, match="returns as many tensors as a dynamic axis is long") as error:
         tq.convert(qat)
     assert "fix:" in str(error.value)
+
+
+def test_a_longest_sequence() -> None:
+    """Positions up to 40: the writer of ONNX files tries no sizes beyond them alone."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.table = nn.Linear(4, 4), nn.Embedding(40, 4)
+            self.register_buffer("places", torch.arange(40)[None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) + self.table(self.places[:, : x.shape[1]].expand(x.shape[0], -1))
+
+    x, longest = torch.randn(2, 9, 4), torch.randn(3, 40, 4)
+    qat = tq.calibrate(tq.prepare(Positions(), x, dynamic={0: (1,)}), [x, longest], progress=False).eval()
+    report = tq.verify(qat, tq.convert(qat), [x, longest], runtimes=("reference", "onnxruntime"))
+    assert report.runtimes["onnxruntime"].grade == "EXACT"
