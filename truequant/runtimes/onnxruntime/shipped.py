@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from truequant.errors import FileError, TruequantError
+from truequant.errors import ExportError, FileError
 from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind
 from truequant.integer.nodes import Edge
@@ -69,7 +69,5 @@ def _named(path: Path) -> Iterator[None]:
     """What onnxruntime objects to becomes a FileError that names the file."""
     try:
         yield
-    except TruequantError:
-        raise
-    except Exception as error:  # onnxruntime's own classes are not public
-        raise FileError(f"'{path}': onnxruntime does not run it", got=str(error).splitlines()[0][:300]) from error
+    except ExportError as error:  # of a session, which speaks of files that we write
+        raise FileError(f"'{path}': onnxruntime does not run it", got=error.got) from error
