@@ -15,6 +15,7 @@ from keyword import iskeyword
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Leaf = Callable[[Any], Any]
 _CONSTANTS = (bool, int, float)
@@ -29,6 +30,14 @@ class Fields(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+pytree.register_pytree_node(
+    Fields,
+    lambda fields: (list(fields.values()), list(fields)),
+    lambda values, names: Fields(zip(names, values, strict=True)),
+    serialized_type_name="truequant.Fields",
+)
 
 
 def is_dataclass_object(value: object) -> bool:

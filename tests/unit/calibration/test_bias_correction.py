@@ -12,7 +12,7 @@ from truequant.calibration.layers import layers
 from truequant.calibration.method import Work
 from truequant.calibration.progress import Bars
 from truequant.fake import outermost
-from truequant.planning import arguments_of
+from truequant.planning import Takes, arguments_of
 
 
 def net(norm: bool) -> nn.Sequential:
@@ -35,7 +35,7 @@ def test_mean_errors_vanish(norm: bool, preset: str) -> None:
     qat = tq.prepare(model, batches[0], preset)
     tq.calibrate(qat, batches)
     root = outermost(qat)
-    work = Work(root, tuple(arguments_of(b, 1, None) for b in batches), Bars(False))
+    work = Work(root, tuple(arguments_of(b, Takes(), None) for b in batches), Bars(False))
     before = [mean_error(work, layer) for layer in layers(root, "a test")]
     tq.calibrate(qat, batches, tq.BiasCorrection())
     # What is measured now is E[W~ x~] - E[W x] with corrected layers before it; biases cancel it.

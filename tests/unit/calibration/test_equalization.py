@@ -18,7 +18,7 @@ from truequant.calibration.method import Work
 from truequant.calibration.pairs import Pair, pairs
 from truequant.calibration.progress import Bars
 from truequant.fake import outermost
-from truequant.planning import arguments_of
+from truequant.planning import Takes, arguments_of
 
 PER_TENSOR = "w8a8-per-tensor"
 
@@ -43,7 +43,7 @@ def trained(model: nn.Module) -> nn.Module:
 
 def found(qat: nn.Module, x: Tensor) -> tuple[list[Pair], list[str]]:
     model = outermost(qat)
-    return pairs(Work(model, (arguments_of(x, 1, None),), Bars(False)), layers(model, "a test"))
+    return pairs(Work(model, (arguments_of(x, Takes(), None),), Bars(False)), layers(model, "a test"))
 
 
 def names(chain: list[Pair]) -> list[tuple[str, str]]:

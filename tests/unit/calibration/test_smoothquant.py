@@ -13,11 +13,11 @@ from truequant.calibration.progress import Bars
 from truequant.calibration.smoothquant import smoothable, smoothing
 from truequant.errors import ArgumentError
 from truequant.fake import outermost
-from truequant.planning import arguments_of
+from truequant.planning import Takes, arguments_of
 
 
 def groups(qat: nn.Module, x: Tensor) -> list[tuple[nn.Module, int, int]]:
-    found = smoothable(Work(outermost(qat), (arguments_of(x, 1, None),), Bars(False)))
+    found = smoothable(Work(outermost(qat), (arguments_of(x, Takes(), None),), Bars(False)))
     return [(g.norm, len(g.layers), len(g.functional)) for g in found]
 
 
