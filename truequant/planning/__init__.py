@@ -10,7 +10,6 @@ from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.fitting import check_modules, check_plain
 from truequant.planning.formulas import Affine
-from truequant.planning.graph import average_axes, pool_arguments, uneven
 from truequant.planning.norms import norm_arguments
 from truequant.planning.ops import (
     LINEAR_OPS,
@@ -28,6 +27,7 @@ from truequant.planning.ops import (
 )
 from truequant.planning.outputs import tensors_of
 from truequant.planning.plan import Plan, check_plan, plan_from_json, plan_to_json
+from truequant.planning.pooling import average_axes, pool_arguments, uneven
 from truequant.planning.products import contraction
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered

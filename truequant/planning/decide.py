@@ -66,8 +66,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
 def _checked(dynamic: Dynamic | None, example_inputs: Any) -> Dynamic:
     """`ArgumentError` for an input or an axis that is not there."""
     args, kwargs = as_arguments(example_inputs)
-    there: dict[int | str, Any] = dict(enumerate(args))
-    there.update(kwargs.items())
+    there: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for where, axes in (dynamic or {}).items():
         tensor = there.get(where)
         if not isinstance(tensor, Tensor):
