@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import truequant as tq
+from tests.parity.trained import codes_are_equal
+from tests.parity.trained import trained as steps_of
 from truequant.errors import FileError, PlanError
 
 
@@ -92,26 +94,11 @@ class Block(nn.Module):
 
 
 def trained(model: nn.Module, config: str, steps: int = 2) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    qat = tq.prepare(model, torch.rand(4, 3, 9, 9), config).train()
-    optimizer = torch.optim.SGD(qat.parameters(), 0.02)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        qat(torch.rand(4, 3, 9, 9, generator=generator)).square().mean().backward()
-        optimizer.step()
-    return qat
+    return steps_of(model, config, steps, rate=0.02)
 
 
-def codes_are_equal(qat: nn.Module, tmp_path: Path) -> dict[str, int]:
-    x = torch.rand(2, 3, 9, 9)
-    int8 = tq.convert(qat.eval())
-    report = tq.verify(qat, int8, [x], runtimes=("reference", "onnxruntime"))
-    assert report.codes_compared > 0
-    assert report.codes_different == 0
-    assert all(r.codes_different == 0 for r in report.runtimes.values())
-    int8.save(tmp_path / "model.tq")
-    assert torch.equal(tq.load(tmp_path / "model.tq")(x), int8(x))
-    return int8.ops()
+def census(qat: nn.Module, tmp_path: Path) -> dict[str, int]:
+    return codes_are_equal(qat, torch.rand(2, 3, 9, 9), tmp_path).ops()
 
 
 def folded(between: type[nn.Module], *options: str) -> nn.Sequential:
@@ -134,7 +121,7 @@ def test_a_map_behind_a_layer_is_computed_with_it(
     between: type[nn.Module], options: tuple[str, ...], config: str, tmp_path: Path
 ) -> None:
     qat = trained(folded(between, *options), config)
-    assert codes_are_equal(qat, tmp_path) == {"Quantize": 1, "Conv": 2, "Dequantize": 1}
+    assert census(qat, tmp_path) == {"Quantize": 1, "Conv": 2, "Dequantize": 1}
 
 
 @pytest.mark.parametrize(("between", "options"), WAYS)
@@ -143,7 +130,7 @@ def test_a_map_that_stands_alone_is_one_integer_layer(
 ) -> None:
     torch.manual_seed(0)
     qat = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), between(8, *options), nn.ReLU()), "int8")
-    assert codes_are_equal(qat, tmp_path) == {"Quantize": 1, "Conv": 2, "Table": 1, "Dequantize": 1}
+    assert census(qat, tmp_path) == {"Quantize": 1, "Conv": 2, "Table": 1, "Dequantize": 1}
 
 
 @pytest.mark.parametrize("config", ["int8", "w8a8-per-tensor"])
@@ -154,7 +141,7 @@ def test_maps_fold_one_after_another_and_behind_batchnorm(config: str, tmp_path:
         nn.BatchNorm2d(8), Scale(8),
     )  # fmt: skip
     qat = trained(model, config)
-    assert codes_are_equal(qat, tmp_path) == {"Quantize": 1, "Conv": 3, "Table": 1, "Dequantize": 1}
+    assert census(qat, tmp_path) == {"Quantize": 1, "Conv": 3, "Table": 1, "Dequantize": 1}
 
 
 @pytest.mark.parametrize("config", ["int8", "w8a8-per-tensor"])
@@ -162,7 +149,7 @@ def test_a_factor_behind_a_permuted_linear_layer_folds(config: str, tmp_path: Pa
     torch.manual_seed(0)
     qat = trained(nn.Sequential(nn.Conv2d(3, 8, 3), Block(8), Block(8)), config)
     assert qat.binding.plan.site("1.mul_0").fused_into == "1.narrow"
-    ops = codes_are_equal(qat, tmp_path)
+    ops = census(qat, tmp_path)
     assert ops["Conv"] == 3
     assert ops["Linear"] == 4
     assert "Island" not in ops

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import truequant as tq
+from tests.parity.trained import codes_are_equal, trained
 
 
 class WithActivation(nn.BatchNorm2d):
@@ -79,28 +80,6 @@ def net(norm: Callable[[int], nn.Module], conv: type[nn.Conv2d] = nn.Conv2d) -> 
     torch.manual_seed(0)
     layers = [m for i, o in ((3, 8), (8, 6)) for m in (conv(i, o, 3, bias=o == 6), norm(o))]
     return nn.Sequential(*layers)
-
-
-def trained(model: nn.Module, config: str, steps: int = 3) -> nn.Module:
-    generator = torch.Generator().manual_seed(1)
-    qat = tq.prepare(model, torch.rand(4, 3, 9, 9), config).train()
-    optimizer = torch.optim.SGD(qat.parameters(), 0.05)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        qat(torch.rand(4, 3, 9, 9, generator=generator)).square().mean().backward()
-        optimizer.step()
-    return qat
-
-
-def codes_are_equal(qat: nn.Module, x: Tensor, tmp_path: Path) -> tq.Int8Model:
-    int8 = tq.convert(qat.eval())
-    report = tq.verify(qat, int8, [x], runtimes=("reference", "onnxruntime"))
-    assert report.codes_compared > 0
-    assert report.codes_different == 0
-    assert all(r.codes_different == 0 for r in report.runtimes.values())
-    int8.save(tmp_path / "model.tq")
-    assert torch.equal(tq.load(tmp_path / "model.tq")(x), int8(x))
-    return int8
 
 
 NORMS: tuple[Callable[[int], nn.Module], ...] = (WithActivation, BehindSuper, Empty, ByHand)
