@@ -72,8 +72,11 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
         case nodes.Upsample():
             return oracle.upsample(arrays[0], node.factors)
         case nodes.DepthToSpace():
-            return oracle.depth_to_space(arrays[0], node.block)
+            return oracle.depth_to_space(arrays[0], node.block, node.phases_first)
         case nodes.Pad():
             return oracle.pad(arrays[0], node.padding, y)
+        case nodes.PadRepeated():
+            whole = ((0, 0),) * (arrays[0].ndim - len(node.padding)) + node.padding
+            return np.pad(arrays[0], whole, mode=node.mode)
         case nodes.Concat():
             return np.concatenate(arrays, node.axis)

@@ -289,15 +289,19 @@ def upsample(codes: Codes, factors: Sequence[int]) -> Codes:
     return codes
 
 
-def depth_to_space(codes: Codes, block: Sequence[int]) -> Codes:
-    """`y[n, c, i, j] = x[n, (c * b0 + i % b0) * b1 + j % b1, i // b0, j // b1]`, for any number of axes."""
+def depth_to_space(codes: Codes, block: Sequence[int], phases_first: bool = False) -> Codes:
+    """`y[n, c, i, j] = x[n, (c * b0 + i % b0) * b1 + j % b1, i // b0, j // b1]`, for any number of axes;
+    phases first: `x[n, ((i % b0) * b1 + j % b1) * C + c, …]` of the C channels of y.
+    """
     depth = math.prod(block)
     shape = (codes.shape[0], codes.shape[1] // depth, *(n * b for n, b in zip(codes.shape[2:], block, strict=True)))
     result = np.zeros(shape, np.int64)
     for place in np.ndindex(*shape):
-        channel = place[1]
+        channel = 0 if phases_first else place[1]
         for i, b in zip(place[2:], block, strict=True):
             channel = channel * b + i % b
+        if phases_first:
+            channel = channel * shape[1] + place[1]
         source = tuple(i // b for i, b in zip(place[2:], block, strict=True))
         result[place] = codes[(place[0], channel, *source)]
     return result

@@ -16,7 +16,7 @@ import hashlib
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -45,6 +45,8 @@ def _fields(kind: type[Any]) -> dict[str, Any]:
 
 
 _HINTS = {kind: _fields(kind) for kind in (*NODE_TYPES, Edge, ProgramInput)}
+_LATER = {kind: {field.name for field in fields(kind) if field.default is not MISSING} for kind in _HINTS}
+"""Fields with a default, which files that were written before they were may leave out."""
 
 
 def to_container(program: IntegerProgram) -> tuple[dict[str, object], dict[str, Tensor]]:
@@ -160,7 +162,7 @@ class _Reader:
     def record(self, kind: type[T], value: object, at: str) -> T:
         if not isinstance(value, dict):
             raise self.wrong(at, value, "an object")
-        hints = _HINTS[kind]
+        hints = {name: hint for name, hint in _HINTS[kind].items() if name in value or name not in _LATER[kind]}
         _check_keys(value, tuple(sorted(hints)), f"{self.where}: '{at[:200]}'")
         return kind(**{field: self.value(hint, value[field], f"{at}.{field}") for field, hint in hints.items()})
 

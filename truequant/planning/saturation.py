@@ -32,7 +32,9 @@ def narrowed_note(layers: int) -> str:
 
 
 def _shape_and_groups(node: Node, graph: Graph) -> tuple[tuple[int, ...], int]:
-    """Of the weight that the program's layer has, `(out, in / groups, *kernel)`: a transposed convolution has all phases."""
+    """Of the weight that the program's layer has, `(out, in / groups, *kernel)`: a transposed convolution has all phases, or
+    is a layer a phase where it is depthwise (`truequant.transform.subpixel`).
+    """
     read, written, name = graph.shape(node.reads[0]), graph.shape(node.writes[0]), node.call.op.name
     if name in LINEAR_OPS:
         return (written[-1], read[-1]), 1
@@ -43,7 +45,8 @@ def _shape_and_groups(node: Node, graph: Graph) -> tuple[tuple[int, ...], int]:
         return (written[1], read[1] // groups, *kernel), groups
     stride, dilation = (_each(given.get(k, 1), len(kernel)) for k in ("stride", "dilation"))
     taps = [numerics.taps_of_a_phase(k, s, d) for k, s, d in zip(kernel, stride, dilation, strict=True)]
-    return (written[1] * math.prod(stride), read[1] // groups, *taps), groups
+    each = written[1] == read[1] == groups  # one channel alone: a layer a phase
+    return (written[1] * (1 if each else math.prod(stride)), read[1] // groups, *taps), groups
 
 
 _ORDINARY = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from truequant.transform.contraction import contract, operands_of
 from truequant.transform.linears import float_linear
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
 from truequant.transform.resizing import resize
-from truequant.transform.subpixel import sub_pixel, transposed_arguments
+from truequant.transform.subpixel import into_space, sub_pixel, transposed_arguments
 
 
 def _layer(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
@@ -93,27 +94,22 @@ def _transposed(
     scale = tensors[1].repeat_interleave(phases) if len(tensors[1]) > 1 else tensors[1]
     bias, groups = tensors[2].repeat_interleave(phases), int(found["groups"])
     n = len(found["stride"])
-    name = f"{output.name}@phases"
     if isinstance(output, Floats):
         raise ConversionError(
             f"'{output.name}': a transposed convolution without a quantizer behind it", fix="give it an output scheme"
         )
-    current = low.codes(name, output.grid)
-    low.emit(program_nodes.Conv(source.name, name, form.weight, scale, bias, (1,) * n, form.padding, (1,) * n, groups, *bounds))
-    steps: list[tuple[str, Callable[[str, str], program_nodes.Node]]] = []
+    cuts = [(axis + 2, begin, -end if end else None) for axis, (begin, end) in enumerate(form.crop) if begin or end]
+    layer = program_nodes.Conv(
+        source.name, output.name, form.weight, scale, bias, (1,) * n, form.padding, (1,) * n, groups, *bounds
+    )  # fmt: skip
+    current = low.codes(low.unique(f"{output.name}@whole"), output.grid) if cuts else output
     if phases > 1:
-        steps.append(("joined", lambda a, b: program_nodes.DepthToSpace(a, b, tuple(found["stride"]))))
-    for axis, (begin, end) in enumerate(form.crop):
-        if begin or end:
-            cut = (axis + 2, begin, -end if end else None, 1)
-            steps.append((f"cut{axis}", lambda a, b, cut=cut: program_nodes.Slice(a, b, *cut)))  # type: ignore[misc]
-    if not steps:
-        low.emit(program_nodes.Clamp(current.name, output.name, *bounds))
-        return output
-    for position, (part, make) in enumerate(steps):
-        last = position == len(steps) - 1
-        target = output if last else low.codes(f"{output.name}@{part}", output.grid)
-        low.emit(make(current.name, target.name))
+        into_space(low, current, layer, tuple(found["stride"]))
+    else:
+        low.emit(replace(layer, output=current.name))
+    for position, (axis, begin, end) in enumerate(cuts, 1):
+        target = output if position == len(cuts) else low.codes(low.unique(f"{output.name}@cut{axis - 2}"), output.grid)
+        low.emit(program_nodes.Slice(current.name, target.name, axis, begin, end, 1))
         current = target
     return output
 

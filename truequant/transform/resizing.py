@@ -1,4 +1,4 @@
-"""Lowering of linear interpolation: borders repeated, a depthwise convolution for all phases, channels into space."""
+"""Lowering of linear interpolation: borders repeated, a depthwise convolution for each phase, channels into space."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from truequant.fake import RuntimeSite, interpolation_weights
 from truequant.integer import nodes as program_nodes
 from truequant.planning import whole
 from truequant.transform.lowering import Codes, Lowered, Lowering
+from truequant.transform.subpixel import into_space
 
 
 def resize(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
-    """One site of the plan as Slice, Concat, Conv and DepthToSpace."""
+    """One site of the plan as PadRepeated, Conv, Concat and DepthToSpace."""
     source = low.input_codes(node, site)
     output, lowest, highest = low.result(site)
     if not isinstance(output, Codes):
@@ -24,18 +25,14 @@ def resize(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         )
     factors = _factors(node, site.plan.name)
     n, channels = len(factors), int(node.meta["val"].shape[1])
-    for axis in range(2, n + 2):
-        source = _bordered(low, source, output.name, axis)
+    source, inner = low.codes(low.unique(f"{output.name}@bordered"), source.grid), source
+    low.emit(program_nodes.PadRepeated(inner.name, source.name, ((1, 1),) * n, "edge"))
     weight, scale = interpolation_weights(factors, channels)
-    phases = low.codes(low.unique(f"{output.name}@phases"), output.grid)
-    low.emit(
-        program_nodes.Conv(
-            source.name, phases.name, weight.to(torch.int8), torch.tensor([scale]),
-            torch.zeros(weight.shape[0], dtype=torch.int32), (1,) * n, ((0, 0),) * n, (1,) * n, channels, lowest, highest,
-        )
+    layer = program_nodes.Conv(
+        source.name, output.name, weight.to(torch.int8), torch.tensor([scale]),
+        torch.zeros(weight.shape[0], dtype=torch.int32), (1,) * n, ((0, 0),) * n, (1,) * n, channels, lowest, highest,
     )  # fmt: skip
-    low.emit(program_nodes.DepthToSpace(phases.name, output.name, factors))
-    return output
+    return into_space(low, output, layer, factors)
 
 
 def _factors(node: GraphNode, name: str) -> tuple[int, ...]:
@@ -47,15 +44,3 @@ def _factors(node: GraphNode, name: str) -> tuple[int, ...]:
     if factors is None:
         raise ConversionError(f"'{name}': a dynamic size changes by no whole factor", got=f"{tuple(before)} -> {tuple(after)}")
     return factors
-
-
-def _bordered(low: Lowering, source: Codes, name: str, axis: int) -> Codes:
-    """The first and the last place of an axis twice."""
-    parts = []
-    for part, begin, end in (("first", 0, 1), ("last", -1, None)):
-        made = low.codes(low.unique(f"{name}@{part}{axis}"), source.grid)
-        low.emit(program_nodes.Slice(source.name, made.name, axis, begin, end, 1))
-        parts.append(made.name)
-    joined = low.codes(low.unique(f"{name}@bordered{axis}"), source.grid)
-    low.emit(program_nodes.Concat((parts[0], source.name, parts[1]), joined.name, axis))
-    return joined

@@ -2,21 +2,26 @@
 
 Its output at `o` sums `x[i] * w[t]` over `i * stride - padding + t * dilation = o`. With `u = o + padding = m * stride + r`,
 only the taps with `t * dilation = j * stride + r` reach phase r, and they read `x[m - j]`: one convolution over x for each
-phase. Their channels lie side by side, move into space, and what the padding cuts off is cut off.
+phase. Their channels lie side by side, move into space, and what the padding cuts off is cut off. Runtimes move whole pixels:
+the channels of one phase lie together. A layer for each channel alone is a layer a phase, since no runtime is quick at several
+results a channel.
 (Shi et al. 2016, arXiv:1609.05158.)
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant import numerics
-from truequant.transform.lowering import sizes
+from truequant.integer import nodes as program_nodes
+from truequant.transform.lowering import Codes, Lowering, sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,3 +67,29 @@ def sub_pixel(
         source: Any = (slice(None), slice(None), *tap)
         result[(slice(None), phase, slice(None), *place)] = weight[source]
     return SubPixel(result.reshape(-1, weight.shape[1], *taps).contiguous(), tuple(pads), tuple(crop))
+
+
+def into_space(low: Lowering, output: Codes, layer: program_nodes.Conv, block: tuple[int, ...]) -> Codes:
+    """Emit the layer, whose result has the phases of a channel side by side, and what moves them into space: `output`."""
+    phases, groups = math.prod(block), layer.groups
+    joined = low.codes(low.unique(f"{output.name}@phases"), output.grid)
+    depthwise = groups > 1 and layer.weight.shape[1] == 1 and len(layer.weight) == groups * phases
+    if depthwise:
+        parts = [low.codes(low.unique(f"{output.name}@phase{i}"), output.grid) for i in range(phases)]
+        for i, part in enumerate(parts):
+            low.emit(_rows(replace(layer, output=part.name), slice(i, None, phases)))
+        low.emit(program_nodes.Concat(tuple(part.name for part in parts), joined.name, 1))
+    elif groups == 1:
+        order = torch.arange(len(layer.weight)).reshape(-1, phases).t().flatten()
+        low.emit(_rows(replace(layer, output=joined.name), order))
+    else:
+        low.emit(replace(layer, output=joined.name))
+    low.emit(program_nodes.DepthToSpace(joined.name, output.name, block, depthwise or groups == 1))
+    return output
+
+
+def _rows(layer: program_nodes.Conv, rows: Any) -> program_nodes.Conv:
+    """Some output channels of a layer."""
+    scale = layer.weight_scale
+    scale = scale if len(scale) == 1 else scale[rows]
+    return replace(layer, weight=layer.weight[rows].contiguous(), weight_scale=scale, bias=layer.bias[rows])

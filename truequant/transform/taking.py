@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.fx import Node as GraphNode
 
 from truequant.integer import nodes as program_nodes
+from truequant.integer.nodes.movement import PadMode
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, Unmovable
 
 aten = torch.ops.aten
+_MODES: dict[str, PadMode] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def arguments(node: GraphNode, *names: str) -> dict[str, Any]:
@@ -130,8 +132,13 @@ def upsample(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) 
 
 
 def repeated(low: Lowering, node: GraphNode, name: str, source: Codes | Floats, flat: list[int], mode: str) -> Lowered:
-    """Padding by reflection, replication or wrapping: codes taken again, axis by axis."""
+    """Padding by reflection, replication or wrapping; where it takes places away, codes taken again, axis by axis."""
     before = node.all_input_nodes[0].meta["val"].shape
+    if min(flat) >= 0:
+        output = low.moved(name, source)
+        pairs = tuple((flat[i], flat[i + 1]) for i in range(0, len(flat), 2))[::-1]
+        low.emit(program_nodes.PadRepeated(source.name, name, pairs, _MODES[mode]))
+        return output
     orders = {}
     for i in range(0, len(flat), 2):
         if flat[i] or flat[i + 1]:

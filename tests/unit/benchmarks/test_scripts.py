@@ -44,6 +44,13 @@ def test_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_one_op_between_two_layers(tmp_path: Path) -> None:
+    [row] = run(tmp_path, "nodes", "bilinear, factor 2", "--quick", "--seconds", "0")["rows"]
+    assert row["op"] == "bilinear, factor 2"
+    assert row["16 px, batch 1"] > 0
+
+
+@pytest.mark.slow
 def test_memory(tmp_path: Path) -> None:
     [row] = run(tmp_path, "memory", "LeNet", "--batch", "8")["rows"]
     # Two convolutions and two linear layers, their inputs and results: what LeNet keeps is known to within its odds and ends.

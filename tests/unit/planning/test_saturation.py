@@ -36,7 +36,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     **{f"depthwise transposed {n}d": (lambda c=c: c(4, 4, 3, groups=4), image(n, 4), "int8")
        for n, c in enumerate(TRANSPOSED, 1)},
     "depthwise transposed, phases of several weights": (
-        lambda: nn.ConvTranspose2d(4, 4, 3, stride=2, groups=4), image(2, 4), "int7"),
+        lambda: nn.ConvTranspose2d(4, 4, 3, stride=2, groups=4), image(2, 4), "int8"),
+    "two outputs a channel transposed": (lambda: nn.ConvTranspose2d(4, 8, 3, stride=2, groups=4), image(2, 4), "int7"),
     "depthwise transposed, phases of one weight": (
         lambda: nn.ConvTranspose2d(4, 4, 2, stride=(2, 2), groups=4), image(2, 4), "int8"),
     "transposed, one input, phases of one weight": (lambda: nn.ConvTranspose2d(1, 4, 2, stride=2), image(2, 1), "int8"),

@@ -41,7 +41,7 @@ def test_what_the_rows_say() -> None:
         Conv, Linear, Add, Sub, nodes.MatMul, nodes.Mul, nodes.AveragePool, nodes.GlobalAverage,
     }  # fmt: skip
     widened = {kind for kind, row in KERNELS.items() if row.wide_as_values}
-    assert widened == {*COMPUTING, MaxPool, nodes.Pad, nodes.Upsample}
+    assert widened == {*COMPUTING, MaxPool, nodes.Pad, nodes.PadRepeated, nodes.Upsample}
     assert not INTEGER & {"GatherElements", "Gather", "MaxPool", ""}
     assert "QLinearAveragePool" in INTEGER
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -169,9 +170,13 @@ class Upsample(Moving, Unary):
 
 @dataclass(frozen=True, slots=True)
 class DepthToSpace(Moving, Unary):
-    """`(N, C * prod(block), *space)` to `(N, C, *(space * block))`: channels move into space, the first block axis slowest."""
+    """`(N, C * prod(block), *space)` to `(N, C, *(space * block))`: channels move into space, the first block axis slowest.
+
+    phases_first: the channels of one place of a block lie side by side, and not the places of one channel.
+    """
 
     block: tuple[int, ...]
+    phases_first: bool = False
 
     def check_fields(self) -> None:
         check_sizes(self, "block", self.block, 1)
@@ -187,6 +192,8 @@ class DepthToSpace(Moving, Unary):
     def moved(self, x: Tensor) -> Tensor:
         rank, (batch, channels, *space) = len(self.block), x.shape
         left = channels // math.prod(self.block)
+        if self.phases_first:
+            x = x.reshape(batch, -1, left, *space).transpose(1, 2)
         x = x.reshape(batch, left, *self.block, *space)
         pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
         return x.permute(0, 1, *pairs).reshape(batch, left, *(n * b for n, b in zip(space, self.block, strict=True)))
@@ -245,6 +252,47 @@ class Pad(Unary):
     def run(self, edges: Mapping[str, Edge], inputs: Sequence[Tensor]) -> Tensor:
         edge = edges[self.output]
         return padded(self.padding, inputs[0].to(storage(edge)), edge.zero_point)
+
+
+PadMode = Literal["reflect", "edge", "wrap"]
+
+
+@dataclass(frozen=True, slots=True)
+class PadRepeated(Moving, Unary):
+    """The tensor's own codes before and after each of the last axes: reflected at its border, the border's, or from its
+    other end; `(begin, end)` of the last axis comes last.
+    """
+
+    padding: tuple[tuple[int, int], ...]
+    mode: PadMode
+
+    def check_fields(self) -> None:
+        check_sizes(self, "padding", tuple(n for pair in self.padding for n in pair), 0)
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        shape, kept = shapes[0], len(shapes[0]) - len(self.padding)
+        if kept < 0:
+            raise self.misfit(shape, f"at least {len(self.padding)} axes")
+        for n, pair in zip(shape[kept:], self.padding, strict=True):
+            if any(pair) and max(pair) > {"reflect": n - 1, "edge": MAX_SIZE * (n > 0), "wrap": n}[self.mode]:
+                raise self.misfit(shape, f"room for {pair} places more by {self.mode}")
+        return (*shape[:kept], *(n + sum(pair) for n, pair in zip(shape[kept:], self.padding, strict=True)))
+
+    def moved(self, x: Tensor) -> Tensor:
+        for axis, (begin, end) in enumerate(self.padding, x.dim() - len(self.padding)):
+            n = x.shape[axis]
+            places = torch.arange(-begin, n + end, device=x.device)
+            if begin or end:
+                x = x.index_select(axis, self._of(places, n))
+        return x
+
+    def _of(self, places: Tensor, n: int) -> Tensor:
+        """The places within `0 … n - 1` that stand at `places`."""
+        if self.mode == "edge":
+            return places.clamp(0, n - 1)
+        if self.mode == "wrap":
+            return places.remainder(n)
+        return n - 1 - (n - 1 - places.abs()).abs()
 
 
 def padded(padding: tuple[tuple[int, int], ...], x: Tensor, value: float = 0.0) -> Tensor:

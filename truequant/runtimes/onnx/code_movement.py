@@ -69,14 +69,22 @@ def _slice(writer: Writer, node: program_nodes.Slice) -> None:
     _moved(writer, node, [node.input, *constants])
 
 
-def _pad(writer: Writer, node: program_nodes.Pad) -> None:
+def _pads(writer: Writer, node: program_nodes.Pad | program_nodes.PadRepeated) -> str:
+    """ONNX's sizes: all that comes before, then all that comes behind."""
     before = len(writer.shapes[node.input]) - len(node.padding)
     pairs = [(0, 0)] * before + list(node.padding)
-    pads = writer.integers(f"{node.output}.pads", [p[0] for p in pairs] + [p[1] for p in pairs])
+    return writer.integers(f"{node.output}.pads", [p[0] for p in pairs] + [p[1] for p in pairs])
+
+
+def _pad(writer: Writer, node: program_nodes.Pad) -> None:
     zero = writer.scale_and_zero(node.input)[1]
     if writer.edge(node.output).wide:
         zero = writer.constant(f"{node.output}.zero", np.float32(0))
-    _moved(writer, node, [node.input, pads, zero])
+    _moved(writer, node, [node.input, _pads(writer, node), zero])
+
+
+def _pad_repeated(writer: Writer, node: program_nodes.PadRepeated) -> None:
+    _moved(writer, node, [node.input, _pads(writer, node)], mode=node.mode)
 
 
 def _concat(writer: Writer, node: program_nodes.Concat) -> None:
@@ -87,7 +95,7 @@ def _take(writer: Writer, node: program_nodes.Take) -> None:
     _moved(writer, node, [node.input, writer.integers(f"{node.output}.indices", node.indices)], axis=node.axis)
 
 
-def _upsample(writer: Writer, node: program_nodes.Upsample) -> None:
+def upsample(writer: Writer, node: program_nodes.Upsample) -> None:
     """Resize by whole factors: the same code for each of the repeated places."""
     kept = len(writer.shapes[node.input]) - len(node.factors)
     scales = writer.constant(f"{node.output}.factors", np.array([1.0] * kept + list(node.factors), np.float32))
@@ -97,36 +105,37 @@ def _upsample(writer: Writer, node: program_nodes.Upsample) -> None:
     )  # fmt: skip
 
 
-def _depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
+def depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
     """Reshape, Transpose, Reshape: DepthToSpace itself knows two axes and float codes only."""
     rank, shape, block = len(node.block), writer.shapes[node.input], node.block
     channels = shape[1]
     assert channels is not None
-    depth = int(np.prod(block))
+    left = channels // int(np.prod(block))
+    depth, first_of_block = ([*block, left], 1) if node.phases_first else ([left, *block], 2)
     blocks, moved = writer.fresh(f"{node.output}.blocks"), writer.fresh(f"{node.output}.moved")
     if sum(n is None for n in shape[2:]) > 1:
         first = writer.measured(node.input, f"{blocks}.first", 0, 1)
         space = writer.measured(node.input, f"{blocks}.space", 2, 2 + rank)
-        inner = writer.integers(f"{blocks}.inner", [channels // depth, *block])
+        inner = writer.integers(f"{blocks}.inner", depth)
         wide, factors = writer.fresh(f"{blocks}.wide"), writer.integers(f"{blocks}.factors", block)
         writer.node("Mul", [space, factors], wide, name=wide)
         split = writer.joined(f"{blocks}.shape", [first, inner, space])
-        outer = writer.integers(f"{blocks}.outer", [channels // depth])
+        outer = writer.integers(f"{blocks}.outer", [left])
         joined = writer.joined(f"{node.output}.shape", [first, outer, wide])
     else:
-        sizes = [0, channels // depth, *block, *(-1 if n is None else n for n in shape[2:])]
+        sizes = [0, *depth, *(-1 if n is None else n for n in shape[2:])]
         split = writer.integers(f"{blocks}.shape", sizes)
-        sizes = [0, channels // depth, *(-1 if n is None else n * b for n, b in zip(shape[2:], block, strict=True))]
+        sizes = [0, left, *(-1 if n is None else n * b for n, b in zip(shape[2:], block, strict=True))]
         joined = writer.integers(f"{node.output}.shape", sizes)
-    pairs = [axis for i in range(rank) for axis in (2 + rank + i, 2 + i)]
+    pairs = [axis for i in range(rank) for axis in (2 + rank + i, first_of_block + i)]
     writer.node("Reshape", [node.input, split], blocks, name=blocks)
-    writer.node("Transpose", [blocks], moved, name=moved, perm=[0, 1, *pairs])
+    writer.node("Transpose", [blocks], moved, name=moved, perm=[0, 1 + (rank if node.phases_first else 0), *pairs])
     writer.node("Reshape", [moved, joined], node.output, name=node.output)
 
 
 MOVEMENTS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.MaxPool: max_pool, program_nodes.Clamp: _clamp, program_nodes.Reshape: reshape,
     program_nodes.Transpose: _transpose, program_nodes.Slice: _slice, program_nodes.Take: _take,
-    program_nodes.Upsample: _upsample, program_nodes.DepthToSpace: _depth_to_space, program_nodes.Pad: _pad,
-    program_nodes.Concat: _concat,
+    program_nodes.Upsample: upsample, program_nodes.DepthToSpace: depth_to_space, program_nodes.Pad: _pad,
+    program_nodes.PadRepeated: _pad_repeated, program_nodes.Concat: _concat,
 }  # fmt: skip

@@ -17,15 +17,21 @@ from truequant.integer.nodes import (
     Add,
     AveragePool,
     Clamp,
+    Concat,
     Conv,
+    DepthToSpace,
     GlobalAverage,
     Linear,
     MaxPool,
     Mul,
     Node,
+    Pad,
+    PadRepeated,
     Reshape,
+    Slice,
     Sub,
     Table,
+    Upsample,
 )
 from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.writer import Writer
@@ -34,8 +40,8 @@ from truequant.runtimes.targets import runs_here
 
 _KEEPS = (MaxPool, AveragePool, Add, Clamp)
 """What onnxruntime computes channels-last behind a convolution."""
-_KEEPS_TABLES = (*_KEEPS, Sub, Mul, Table)
-"""The same, where tables are written channels-last too."""
+_KEEPS_PIXELS = (*_KEEPS, Sub, Mul, Table, Concat, Pad, PadRepeated, Slice, Upsample, DepthToSpace)
+"""What it computes or moves with the channels last between convolutions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ def _written(program: IntegerProgram, writers: dict[str, Node], name: str) -> bo
         if isinstance(behind, Conv):
             if pooling_of(program, behind) is None:
                 return True
-        elif isinstance(behind, _KEEPS_TABLES) and behind.output not in seen:
+        elif isinstance(behind, _KEEPS_PIXELS) and behind.output not in seen:
             seen.add(behind.output)
             waiting += behind.reads
     return False
@@ -82,7 +88,7 @@ def _read(program: IntegerProgram, name: str) -> bool:
         for reader in program.readers(waiting.pop()):
             if isinstance(reader, (Conv, GlobalAverage)):
                 return True
-            if isinstance(reader, _KEEPS_TABLES) and reader.output not in seen:
+            if isinstance(reader, _KEEPS_PIXELS) and reader.output not in seen:
                 seen.add(reader.output)
                 waiting.append(reader.output)
     return False

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from truequant.integer.nodes import Add, Conv, Linear, MaxPool, Mul, Node, Reshape, Sub, Table
+from truequant.integer.nodes import Add, Conv, DepthToSpace, Linear, MaxPool, Mul, Node, Reshape, Sub, Table, Upsample
 from truequant.runtimes.onnx import code_movement, integer_layers
 from truequant.runtimes.onnx.integer_layers import reshape_to
 from truequant.runtimes.onnx.lookups import flat_rows, look_up_flat, table_constant, write_pairs, write_table
 from truequant.runtimes.onnx.nodes import binary
 from truequant.runtimes.onnx.writer import Writer
+from truequant.runtimes.onnxruntime import pixels
 from truequant.runtimes.onnxruntime.channels_last import between_convolutions, read_by, write_flat
 from truequant.runtimes.onnxruntime.pair_proofs import proven
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of, write_pooling, write_sums
@@ -66,5 +67,5 @@ def _looked_up(writer: Writer, node: Add | Sub | Mul | Table, entries: Any, inde
 
 WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     Conv: _conv, MaxPool: _max_pool, Reshape: _reshape, Linear: _linear, Add: _binary, Sub: _binary, Mul: _binary,
-    Table: _table,
+    Table: _table, Upsample: pixels.upsample, DepthToSpace: pixels.depth_to_space,
 }  # fmt: skip

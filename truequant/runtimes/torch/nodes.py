@@ -72,6 +72,7 @@ VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.Upsample: _upsample,
     program_nodes.DepthToSpace: lambda node, x: node.moved(x),
     program_nodes.Pad: lambda node, x: padded(node.padding, x),
+    program_nodes.PadRepeated: lambda node, x: node.moved(x),
     program_nodes.Concat: lambda node, *parts: torch.cat(parts, node.axis),
     program_nodes.Island: lambda node, *inputs: node.run({}, inputs),
 }
