@@ -8,6 +8,7 @@
 #include "bindings/python_learned.cpp"
 #include "bindings/python_linear.cpp"
 #include "bindings/python_pass.cpp"
+#include "bindings/python_products.cpp"
 #include "bindings/python_search.cpp"
 #include "bindings/python_weights.cpp"
 #include "bindings/sums.cpp"

@@ -1,3 +1,4 @@
+#include "../kernels/products.h"
 #include "../kernels/sums.h"
 
 #include <ATen/ops/_int_mm.h>
@@ -12,10 +13,10 @@
 namespace truequant {
 namespace {
 
-constexpr int64_t kFewestRows = 16, kLongestSum = 1 << 14;
+constexpr int64_t kFewestRows = 16;
 
-// Whether torch's product of int8 is exact here. Without VNNI, or where oneDNN was told not to use it, pairs of products
-// saturate; these sums would show it.
+// Whether torch's product of int8 is exact here, and then quicker than ours. Without VNNI, or where oneDNN was told not to use
+// it, pairs of products saturate; these sums would show it.
 bool is_exact() {
   if (!has_exact_products()) return false;
   try {
@@ -42,8 +43,6 @@ at::Tensor product_of_codes(const at::Tensor& x, const at::Tensor& weight, const
   if (x.scalar_type() != at::kFloat || rows < kFewestRows || outputs < kFewestRows || inputs > kLongestSum) return {};
   if (!weight.is_contiguous() || (bias.defined() && !bias.is_contiguous())) return {};
   if (grids.weight_scales != 1 && grids.weight_scales != outputs) return {};
-  static const bool exact = is_exact();
-  if (!exact) return {};
   const at::Tensor a = at::empty({rows, inputs}, x.options().dtype(at::kChar)), b = at::empty({outputs, inputs}, a.options());
   const int64_t stride = x.dim() == 2 ? x.stride(0) : inputs;
   SumsToFloats follows;
@@ -51,7 +50,14 @@ at::Tensor product_of_codes(const at::Tensor& x, const at::Tensor& weight, const
       !codes_of_weight(weight.const_data_ptr<float>(), outputs, inputs, grids, b.mutable_data_ptr<int8_t>(), follows)) {
     return {};
   }
-  at::Tensor sums = at::_int_mm(a, b.t());
+  static const bool exact = is_exact();
+  at::Tensor sums = exact ? at::_int_mm(a, b.t()) : at::empty({rows, outputs}, x.options().dtype(at::kInt));
+  if (!exact) {
+    WholeRows left(rows, inputs), right(outputs, inputs);
+    whole_rows({nullptr, a.const_data_ptr<int8_t>(), nullptr, 1.0f, 0}, left);
+    whole_rows({nullptr, b.const_data_ptr<int8_t>(), nullptr, 1.0f, 0}, right);
+    products_of_rows(left, right, sums.mutable_data_ptr<int32_t>());
+  }
   at::Tensor y = at::empty({0}, x.options());
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = outputs;

@@ -10,6 +10,7 @@
 #include "kernels_histogram.h"
 #include "kernels_learned.h"
 #include "kernels_norm.h"
+#include "kernels_products.h"
 #include "kernels_search.h"
 #include "values.h"
 
@@ -28,6 +29,7 @@ struct Kernels {
   LearnedKernels learned;
   HistogramKernels histogram;
   CodeKernels codes;
+  ProductKernels products;
   SearchKernels search;
 };
 

@@ -177,5 +177,6 @@ void range(const void* x, int64_t n, Seen& seen) {
   {                                                                                 \
     NAME, {TRUEQUANT_CLIPS(float), TRUEQUANT_CLIPS(BFloat16), TRUEQUANT_CLIPS(Half)}, \
         {masked<float>, masked<uint16_t>}, {range<float>, range<BFloat16>, range<Half>}, TRUEQUANT_NORMS, \
-        TRUEQUANT_LEARNED, TRUEQUANT_HISTOGRAM, TRUEQUANT_CODES, TRUEQUANT_SEARCH,  \
+        TRUEQUANT_LEARNED, TRUEQUANT_HISTOGRAM, TRUEQUANT_CODES, TRUEQUANT_PRODUCTS, \
+        TRUEQUANT_SEARCH, \
   }

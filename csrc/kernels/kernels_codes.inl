@@ -57,4 +57,53 @@ inline void scaled_sums(void* sums, const int32_t* offset, const float* factor, 
   }
 }
 
-#define TRUEQUANT_CODES {codes_of, scaled_sums}
+// Runs `run(values, result)` over whole vectors of memory, the last one filled up.
+template <class F>
+inline void by_vectors(const float* x, float* y, int64_t n, const F& run) {
+  int64_t i = 0;
+  for (; i + Vector::width <= n; i += Vector::width) run(x + i, y + i);
+  if (i < n) {
+    float rest[Vector::width] = {}, found[Vector::width];
+    std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    run(rest, found);
+    std::memcpy(y + i, found, (n - i) * sizeof(float));
+  }
+}
+
+inline void quantized_values(const float* x, float* y, int64_t n, float scale, float zero, float low, float high) {
+  const Vector::F s = Vector::set(scale), z = Vector::set(zero), least = Vector::set(low), most = Vector::set(high);
+  by_vectors(x, y, n, [&](const float* from, float* to) {
+    Vector::F q = Vector::add(Vector::rint(Vector::div(Vector::load(from), s)), z);
+    q = Vector::select(Vector::unordered(q, q), Vector::set(0.0f), q);
+    q = Vector::min(Vector::max(q, least), most);
+    Vector::store(to, Vector::mul(Vector::sub(q, z), s));
+  });
+}
+
+inline void summed_codes(const float* a, const float* b, float* y, int64_t n, const SumGrids& g) {
+  const Vector::F scale_a = Vector::set(g.scale_a), zero_a = Vector::set(g.zero_a), scale_b = Vector::set(g.scale_b);
+  const Vector::F zero_b = Vector::set(g.zero_b), zero = Vector::set(g.zero), least = Vector::set(g.low);
+  const Vector::F most = Vector::set(g.high), result = Vector::set(g.result);
+  const double ratio_a = g.ratio_a, ratio_b = g.ratio_b, constant = g.constant;
+  float left[Vector::width], right[Vector::width];
+  for (int64_t i = 0; i < n; i += Vector::width) {
+    const int64_t count = n - i < Vector::width ? n - i : Vector::width;
+    if (count < Vector::width) {
+      for (int k = 0; k < Vector::width; ++k) left[k] = right[k] = 0.0f;
+    }
+    std::memcpy(left, a + i, count * sizeof(float));
+    std::memcpy(right, b + i, count * sizeof(float));
+    Vector::store(left, Vector::add(Vector::rint(Vector::div(Vector::load(left), scale_a)), zero_a));
+    Vector::store(right, Vector::add(Vector::rint(Vector::div(Vector::load(right), scale_b)), zero_b));
+    for (int k = 0; k < Vector::width; ++k) {
+      const float inner = static_cast<float>(ratio_b * static_cast<double>(right[k]) + constant);
+      left[k] = static_cast<float>(ratio_a * static_cast<double>(left[k]) + static_cast<double>(inner));
+    }
+    Vector::F q = Vector::min(Vector::max(Vector::rint(Vector::load(left)), least), most);
+    if (g.result != 0.0f) q = Vector::mul(Vector::sub(q, zero), result);
+    Vector::store(left, q);
+    std::memcpy(y + i, left, count * sizeof(float));
+  }
+}
+
+#define TRUEQUANT_CODES {codes_of, scaled_sums, quantized_values, summed_codes}

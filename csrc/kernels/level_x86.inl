@@ -34,6 +34,7 @@ namespace {
 #include "kernels_learned.inl"
 #include "kernels_histogram.inl"
 #include "kernels_codes.inl"
+#include "kernels_products.inl"
 #include "kernels_norm.inl"
 
 #define TRUEQUANT_GROUP_SUMS

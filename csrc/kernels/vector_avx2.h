@@ -147,3 +147,21 @@ struct Doubles {
     for (int k = 0; k < 4; ++k) _mm256_storeu_pd(p + 4 * k, v[k]);
   }
 };
+
+// Eight whole numbers of 32 bits, or sixteen of 16.
+struct Whole {
+  static constexpr int lanes = 8, rows = 6;
+  using I = __m256i;
+
+  static I zero() { return _mm256_setzero_si256(); }
+  static I load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void store(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  // The same two numbers of 16 bits everywhere.
+  static I pair(const int16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, sizeof both);
+    return _mm256_set1_epi32(both);
+  }
+  static I products(I a, I b) { return _mm256_madd_epi16(a, b); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+};

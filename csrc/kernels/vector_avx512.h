@@ -170,3 +170,21 @@ struct Doubles {
     _mm512_storeu_pd(p + 8, b);
   }
 };
+
+// Sixteen whole numbers of 32 bits, or 32 of 16.
+struct Whole {
+  static constexpr int lanes = 16, rows = 12;
+  using I = __m512i;
+
+  static I zero() { return _mm512_setzero_si512(); }
+  static I load(const void* p) { return _mm512_loadu_si512(p); }
+  static void store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  // The same two numbers of 16 bits everywhere.
+  static I pair(const int16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, sizeof both);
+    return _mm512_set1_epi32(both);
+  }
+  static I products(I a, I b) { return _mm512_madd_epi16(a, b); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+};

@@ -239,3 +239,32 @@ struct Doubles {
   }
   void store(double* p) const { std::memcpy(p, v, sizeof v); }
 };
+
+// Four whole numbers of 32 bits, or eight of 16.
+struct Whole {
+  static constexpr int lanes = 4, rows = 4;
+  typedef int32_t I __attribute__((vector_size(16)));
+
+  static I zero() { return I{}; }
+  static I load(const void* p) {
+    I v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(int32_t* p, I v) { std::memcpy(p, &v, sizeof v); }
+  // The same two numbers of 16 bits everywhere.
+  static I pair(const int16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, sizeof both);
+    return I{both, both, both, both};
+  }
+  static I products(I a, I b) {
+#ifdef __SSE2__
+    return reinterpret_cast<I>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+    const I low_a = (a << 16) >> 16, low_b = (b << 16) >> 16;
+    return low_a * low_b + (a >> 16) * (b >> 16);
+#endif
+  }
+  static I add(I a, I b) { return a + b; }
+};

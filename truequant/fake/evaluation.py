@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from truequant import numerics
+from truequant.fake import codes as by_kernel
 from truequant.fake.clock import local
 from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
@@ -70,6 +71,20 @@ def integers(site: PlannedSite, weight: Tensor, bias: Tensor | None) -> numerics
     return numerics.fold(weight, scale, site.weight.scheme, bias, norm, site.reads[0].effective_scale().detach(), chosen)
 
 
+def _kept_integers(site: PlannedSite, weight: Tensor, bias: Tensor | None) -> numerics.IntegerWeights:
+    """The same, made once for what they are made of."""
+    quantizer, reads = site.weight, site.reads[0]
+    assert quantizer is not None
+    assert reads is not None
+    if quantizer.scheme.dtype.bits > 8 or quantizer.chooses_codes():
+        return integers(site, weight, bias)
+    norm = site.normalization() if site.folds else None
+    parts = () if norm is None else (norm.mean, norm.var, norm.gamma, norm.beta)
+    made_of = (weight, bias, reads.effective_scale(), *parts, *quantizer.parameters(), *quantizer.buffers())
+    state = (quantizer.follows_weight(), None if norm is None else norm.eps)
+    return site.folded.of(made_of, state, lambda: integers(site, weight, bias))
+
+
 def _plain_products() -> bool:
     """Whether float32 products keep all bits of their factors."""
     return torch.get_float32_matmul_precision() == "highest"
@@ -97,11 +112,15 @@ def layer(
     """acc = sum((xq - zx) * wq) + bq, requantized to the site's grid; float32(acc) * float32(sx * sw) without one."""
     reads = site.reads[0]
     assert reads is not None
-    weights = integers(site, weight, bias)
+    weights = _kept_integers(site, weight, bias)
+    if site.emits is not None and not torch.compiler.is_compiling():
+        y = by_kernel.layer(site, x, weights, reads, site.emits, site_bounds(site, site.emits))
+        if y is not None:
+            return y
     carrier = _carrier(weights, reads)
     with _exact_sums(x.device.type):
-        codes = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point)
-        acc = torch.round(linear(codes.to(carrier), weights.weight.to(carrier), None)).double()
+        whole = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point)
+        acc = torch.round(linear(whole.to(carrier), weights.weight.to(carrier), None)).double()
         acc = acc.contiguous()  # as the program's: the order of a float island's sums may depend on what it reads
         axis = acc.dim() - 1 if site.plan.op in LINEAR_OPS else 1
         acc = acc + numerics.along_axis(weights.bias, axis, acc.dim())
@@ -154,9 +173,13 @@ def _elementwise(site: PlannedSite, function: Callable[..., Any], args: Sequence
     assert site.emits is not None
     assert site.reads[0] is not None
     assert site.reads[1] is not None
-    codes = _codes(site, 0, left), _codes(site, 1, right)
     params = _params(site.reads[0]), _params(site.reads[1]), _params(site.emits)
     bounds = site_bounds(site, site.emits)
+    if site.plan.action == "add" and site.arithmetic == "onnxruntime":
+        y = by_kernel.added(site, left, right, params, bounds)
+        if y is not None:
+            return y
+    codes = _codes(site, 0, left), _codes(site, 1, right)
     if site.plan.action == "sub":
         return _result(site, numerics.sub(*codes, *params, *bounds))
     rule = numerics.add if site.plan.action == "add" else numerics.mul

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from truequant import kernels, numerics
 from truequant.fake.clock import Clock, local
+from truequant.fake.folded import Folded
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.transposed import layer_weight
@@ -41,6 +42,7 @@ class PlannedSite:
     arithmetic: ArithmeticRule = "onnxruntime"
     tensors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     """Where the parameters and buffers are that `plan.affine` names: a module and an attribute of it."""
+    folded: Folded = field(default_factory=Folded)
     called_with: tuple[Tensor, Tensor | None] | None = None
     """Of a layer that is a call of a function, with a BatchNorm behind it: weight and bias of its last call in training."""
 

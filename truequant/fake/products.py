@@ -26,7 +26,7 @@ def product(
     torch keeps `x` and `weight` for the backward: two tensors beside the ones that were quantized, of which the float model
     keeps the same two. A kernel keeps those instead where they are still there, and quantizes them again.
 
-    reads, quantizer: of `x` and `weight`. On a CPU with VNNI the codes of both are multiplied and summed in integers, where
+    reads, quantizer: of `x` and `weight`. The codes of both are multiplied and summed in integers, where
     each element is found to lie on its grid: exactly, in a fraction of the time of float32, whose sums differ by rounding.
     """
     if linear is not F.linear or torch.compiler.is_compiling() or _len_torch_function_stack():

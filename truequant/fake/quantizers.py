@@ -177,6 +177,10 @@ class FakeQuantize(Grid):
         if self.training:
             return fake(x, scale, zero_point, scheme)
         if not (torch.is_grad_enabled() and x.requires_grad):
+            if scheme.dtype.bits > 1:
+                y = kernels.quantized_values(x, scale, zero_point, scheme.qmin, scheme.qmax)
+                if y is not None:
+                    return y
             return numerics.dequantize(self.codes(x), scale, zero_point)
         y = fake(x.float(), scale, zero_point, scheme)
         return torch.where(torch.isnan(x), numerics.dequantize(self.codes(x), scale, zero_point), y)

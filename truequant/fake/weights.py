@@ -152,9 +152,11 @@ class WeightQuantizer(Grid):
 
     def chosen_codes(self, weight: Tensor, factor: Tensor | None = None) -> Tensor | None:
         """Codes where they are not simply those of the values on the grid; None where they are."""
-        if self.algorithm.codes is None and self.oscillation is None:
-            return None
-        return self.codes(weight, factor)
+        return self.codes(weight, factor) if self.chooses_codes() else None
+
+    def chooses_codes(self) -> bool:
+        """Whether codes are not simply those of the values on the grid."""
+        return self.algorithm.codes is not None or self.oscillation is not None
 
     def _track(self, weight: Tensor, factor: Tensor | None) -> None:
         """Once a step of training: what each code did."""

@@ -13,7 +13,7 @@ class Fusions:
     add: the sum of two activations, and a clamp right behind it. Bit for bit too.
     norm: BatchNorm in training behind its layer, and a clamp right behind it. Its sums run in double precision in an order
         of their own, so that results differ from torch's by float32 rounding.
-    linear: the products of a linear layer, whose operands were just quantized, as codes: on CPUs with AVX-512 VNNI they are
+    linear: the products of a linear layer, whose operands were just quantized, as codes: they are
         summed in integers, exactly, where float32 rounds every sum, so that results differ from torch's by that rounding.
     """
 

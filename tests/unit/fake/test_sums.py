@@ -23,10 +23,6 @@ from truequant.fake.products import product
 from truequant.schemes import PerChannel, QuantScheme, int4, int8, uint4, uint8, uint16
 
 pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason="the sums are compiled, and `make setup` found no compiler")
-with_vnni = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.cpu._is_vnni_supported(),
-    reason="codes are summed in integers on CPUs with AVX-512 VNNI only, and this is none",
-)
 
 
 class Operands:
@@ -64,7 +60,6 @@ GRIDS = [
 ]  # fmt: skip
 
 
-@with_vnni
 @pytest.mark.parametrize("grids", GRIDS)
 @pytest.mark.parametrize("shape", [(16, 16), (37, 5), (3, 11, 67), (2, 3, 4, 129), (400, 33)])
 @pytest.mark.parametrize("level", LEVELS)
@@ -76,7 +71,6 @@ def test_sums_are_those_of_whole_numbers(level: str, shape: tuple[int, ...], gri
         assert np.array_equal(y.detach().numpy(), given.whole(given.x, bias))
 
 
-@with_vnni
 def test_rows_of_a_wider_matrix() -> None:
     given = Operands((40, 3, 32), 24, *GRIDS[0])
     rows = given.x[:, 1]
@@ -84,7 +78,6 @@ def test_rows_of_a_wider_matrix() -> None:
     assert np.array_equal(given.result(rows).detach().numpy(), given.whole(rows))
 
 
-@with_vnni
 def test_the_longest_sums_hold_the_largest_codes() -> None:
     given = Operands((16, 1 << 14), 16, *GRIDS[0])
     with torch.no_grad():
@@ -135,7 +128,6 @@ def test_what_lies_on_no_grid_is_torchs() -> None:
     assert torch.equal(wide.result(), F.linear(wide.x, wide.weight, wide.bias))
 
 
-@with_vnni
 def test_a_model_sums_codes_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[bool] = []
 

@@ -13,6 +13,7 @@ from truequant.integer.edge import Edge
 from truequant.integer.nodes.base import Binary, Shape, Unary, broadcast
 from truequant.integer.nodes.checks import check_clamp, check_entries, check_meaning, check_ratio, check_rule, check_tensor
 from truequant.integer.storage import elementwise, scale_of, storage, table_dtype, zero_point_of
+from truequant.kernels import sum_of_codes
 from truequant.schemes import ArithmeticRule
 
 _Qparams = tuple[Tensor, Tensor]
@@ -93,6 +94,10 @@ class Add(_ByRule):
         check_rule(self, self.rule)
 
     def _codes(self, a: Tensor, b: Tensor, params: _Params) -> Tensor:
+        if self.rule == "onnxruntime":
+            codes = sum_of_codes(a, b, *params, self.low, self.high, reads_codes=True, writes_codes=True)
+            if codes is not None:
+                return codes
         return numerics.add(a, b, *params, self.low, self.high, self.rule)
 
 

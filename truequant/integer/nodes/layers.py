@@ -23,6 +23,7 @@ from truequant.integer.nodes.checks import all_normal, check_clamp, check_sizes,
 from truequant.integer.nodes.movement import padded
 from truequant.integer.nodes.sums import tap_sums, window_sums
 from truequant.integer.storage import CHUNK, scale_of, storage, zero_point_of
+from truequant.kernels import Result, Windows, layer_of_codes
 from truequant.numerics import FLOAT32_EXACT, INT32_MAX, accumulator_bound, channel_axis, multiplier, requantize
 
 INT32_MIN = -INT32_MAX - 1
@@ -78,6 +79,8 @@ class Conv(Weighted):
         """`(N, C, *space)` of codes to `(N, out, *space')`, over pieces of the batch and, for large images, of their rows."""
         (x,), source = inputs, edges[self.input]
         shape = self.output_shape([tuple(x.shape)])
+        if (found := _by_kernel(self, edges, x, Windows(self.stride, self.padding, self.dilation, self.groups))) is not None:
+            return found
         depthwise = self.weight.shape[1] == 1 and self.groups == x.shape[1]
         carrier = torch.int64 if depthwise else _carrier(self, source)
         if depthwise and _bound(self, source, None) <= INT32_MAX:
@@ -127,6 +130,8 @@ class Linear(Weighted):
     def run(self, edges: Mapping[str, Edge], inputs: Sequence[Tensor]) -> Tensor:
         """`(…, in)` of codes to `(…, out)`, over pieces of the rows."""
         (x,), source = inputs, edges[self.input]
+        if (found := _by_kernel(self, edges, x)) is not None:
+            return found
         rows = x.reshape(-1, x.shape[-1])
         carrier = _carrier(self, source)
         weight = self.weight.to(x.device, carrier).t()
@@ -137,6 +142,17 @@ class Linear(Weighted):
             sums = _centred(rows[piece], source, carrier) @ weight
             result[piece] = _finish(self, edges, _accumulators(self, source, sums))
         return result.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def _by_kernel(node: Conv | Linear, edges: Mapping[str, Edge], x: Tensor, windows: Windows | None = None) -> Tensor | None:
+    """The layer in one call of a compiled kernel; None where there is none, or where it may not promise all sums."""
+    source, target = edges[node.input], edges.get(node.output)
+    if target is None or source.wide or x.dtype not in (torch.int8, torch.uint8):
+        return None
+    factor = multiplier(scale_of(source, x), node.weight_scale.to(x.device), scale_of(target, x))
+    result = Result(node.bias, factor, target.zero_point, node.low, node.high)
+    y = layer_of_codes(x, source.zero_point, node.weight, result, windows)
+    return None if y is None else y.to(storage(target))
 
 
 def _check_tensors(node: Conv | Linear) -> None:
