@@ -11,12 +11,13 @@ from truequant.integer.nodes.float_linears import DynamicLinear, FloatLinear, We
 from truequant.integer.nodes.islands import Island
 from truequant.integer.nodes.layers import Conv, Linear
 from truequant.integer.nodes.movement import Concat, DepthToSpace, Moving, Pad, Reshape, Slice, Take, Transpose, Upsample
+from truequant.integer.nodes.norms import Normalize
 from truequant.integer.nodes.pooling import AveragePool, GlobalAverage, MaxPool
 from truequant.integer.nodes.products import MatMul
 
 NODE_TYPES: tuple[type[Node], ...] = (
-    Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, AveragePool, MaxPool, Clamp,
-    Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island, WeightOnlyLinear, DynamicLinear,
+    Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, AveragePool, MaxPool, Normalize,
+    Clamp, Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Pad, Concat, Island, WeightOnlyLinear, DynamicLinear,
 )  # fmt: skip
 """Every kind that a program may hold, and a file may name."""
 FLOATING = tuple(kind for kind in NODE_TYPES if (kind.reading, kind.writing) == ("values", "values"))
@@ -24,6 +25,7 @@ FLOATING = tuple(kind for kind in NODE_TYPES if (kind.reading, kind.writing) == 
 
 __all__ = [
     "FLOATING", "NODE_TYPES", "Add", "AveragePool", "Clamp", "Concat", "Conv", "DepthToSpace", "Dequantize", "DynamicLinear",
-    "Edge", "FloatLinear", "GlobalAverage", "Island", "Linear", "Lookup", "MatMul", "MaxPool", "Moving", "Mul", "Node", "Pad",
-    "Quantize", "Reshape", "Shape", "Slice", "Sub", "Table", "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
+    "Edge", "FloatLinear", "GlobalAverage", "Island", "Linear", "Lookup", "MatMul", "MaxPool", "Moving", "Mul", "Node",
+    "Normalize", "Pad", "Quantize", "Reshape", "Shape", "Slice", "Sub", "Table", "Take", "Transpose", "Upsample",
+    "WeightOnlyLinear", "Weighted",
 ]  # fmt: skip
