@@ -28,7 +28,6 @@ from truequant.numerics.norms import (
     norm_codes,
     norm_constants,
     normalized,
-    root,
     too_long,
 )
 from truequant.numerics.pooling import pooled_length, window_average

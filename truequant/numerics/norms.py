@@ -22,7 +22,6 @@ t has a floor under which it changes nothing: a row of equal codes has `c - m = 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -58,9 +57,10 @@ class NormRule:
 
     def count(self, shape: Sequence[int]) -> int:
         """Elements of a row of a tensor of that shape."""
-        if self.kind == "group":
-            return math.prod(shape[1:]) // self.groups
-        return math.prod(shape[axis] for axis in self.axes)
+        count = 1
+        for axis in range(1, len(shape)) if self.kind == "group" else self.axes:
+            count *= shape[axis]
+        return count // self.groups if self.kind == "group" else count
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from truequant.numerics import NormRule
 from truequant.planning.actions import COMPUTES, MOVES, Action
 from truequant.planning.affine import of_channels
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
+from truequant.planning.normalizing import norm_rule
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
 from truequant.planning.products import is_product, product
@@ -42,6 +44,7 @@ class Node:
     affine: Affine | None = None
     """Of a layer, or an op that stands alone: the map of its channels that is computed with it, or is it."""
     fused_into: Node | None = None
+    norm_rule: NormRule | None = None
 
     @property
     def integer(self) -> bool:
@@ -141,7 +144,10 @@ class Graph(Values):
         place = self.repeats.place(call.frame)
         name = site_name(call, key, place, leaf)
         place = call.owner if place is None else place
-        return Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
+        node = Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
+        if action == "normalize":
+            node.norm_rule = norm_rule(call, self.shape(reads[0]))  # type: ignore[assignment]
+        return node
 
     # -- values that share one grid ------------------------------------------------------------------------------------
     def grid(self, value: int) -> int:
@@ -194,6 +200,8 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
             return "table", "a table of codes", none
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
+        case Role.NORMALIZE:
+            return (*_normalize(call, reads, graph), none)
         case Role.CONCAT:
             if any(leaf.elements for leaf in _constants(call)):
                 return "float", "joins a tensor that is no activation", none
@@ -260,6 +268,15 @@ def _scalar(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
     if reads[0] not in graph.on_codes:
         return "float", "its input is left in float"
     return "table", "a table of codes"
+
+
+def _normalize(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
+    rule = norm_rule(call, graph.shape(reads[0]))
+    if isinstance(rule, str):
+        return "float", rule
+    if reads[0] not in graph.on_codes:
+        return "float", "its input is left in float"
+    return "normalize", "integer sums of a row, then float32 step by step"
 
 
 _BY_SHAPE = ("expand", "view")

@@ -8,7 +8,7 @@ own grid does nothing.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
@@ -114,6 +114,15 @@ class Lowering:
 
     def emit(self, node: Node) -> None:
         self.nodes.append(node)
+
+    def read_by(self, outputs: Iterable[str]) -> tuple[tuple[Node, ...], dict[str, Edge]]:
+        """The nodes and edges of which these outputs are made: not the steps of a function that one node computes."""
+        wanted, kept = set(outputs), list[Node]()
+        for node in reversed(self.nodes):
+            if node.output in wanted:
+                kept.append(node)
+                wanted |= set(node.reads)
+        return tuple(reversed(kept)), {name: edge for name, edge in self.edges.items() if name in wanted}
 
     def unique(self, name: str) -> str:
         taken = {n.output for n in self.nodes}

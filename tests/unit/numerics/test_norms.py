@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.agreement import one
 from tests.programs import edge
 from truequant.integer.nodes import Normalize
-from truequant.numerics import NormRule, norm_constants, root, too_long
+from truequant.numerics import NormRule, norm_constants, too_long
+from truequant.numerics.norms import root
 
 KINDS = ("layer", "rms", "l2", "group")
 WIDTHS = (1, 2, 3, 7, 64, 191, 768, 4096)
