@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
-    "movement", "resize", "normalize", "identity", "float", "weighted", "weight_only", "dynamic",
+    "movement", "resize", "normalize", "within", "identity", "float", "weighted", "weight_only", "dynamic",
 ]  # fmt: skip
 
 
@@ -56,6 +56,7 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "pool": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True, named_rule=True),
     "resize": Facts(computes=True, needs_arguments=True, keeps_sign=True),
     "normalize": Facts(computes=True, needs_arguments=True, plain=True, bare=True),
+    "within": Facts(plain=True),
     "clamp": Facts(moves=True),
     "concat": Facts(moves=True),
     "movement": Facts(moves=True, plain=True),

@@ -63,7 +63,7 @@ def _affine_is_sound(site: Site) -> bool:
     if site.operand not in (None, 0, 1, 2):
         return False
     formulas = () if site.affine is None else (site.affine.factor, site.affine.bias)
-    if site.affine is not None and (site.action not in ("layer", "affine") or formulas == (None, None)):
+    if site.affine is not None and (site.action not in ("layer", "affine", "normalize") or formulas == (None, None)):
         return False
     return all(formula is None or formula.is_sound() for formula in formulas)
 

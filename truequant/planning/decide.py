@@ -21,6 +21,7 @@ from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.held import Held, held
 from truequant.planning.linears import check_uses
+from truequant.planning.norm_parts import release_parts, take_parts
 from truequant.planning.ops import LINEAR_OPS, Role, is_loss
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
@@ -53,6 +54,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
     any_size = any(axis > 0 for axes in (dynamic or {}).values() for axis in axes)
     graph = Graph(evaluated, modules, trained, any_size=any_size)
+    take_parts(graph)
     active = [n for n in graph.nodes if n.action != "identity"]
     selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
     rules = matching(config.rules, selectable)
@@ -60,6 +62,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     overrides = {n.index: Overrides.of(r) for n, r in zip(active, rules, strict=True)}
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
     leave_in_float(graph, overrides, config)
+    release_parts(graph)
     fuse(graph)
     return _Builder(graph, trained, overrides, config, example_inputs, _checked(dynamic, example_inputs)).plan()
 
@@ -222,7 +225,7 @@ class _Builder:
 
     def _site(self, node: Node, at_node: dict[int, str], trained: Call | None) -> Site:
         graph = self.graph
-        integer_reads = node.integer or node.action in MOVES or node.action == "norm"
+        integer_reads = node.integer or node.action in (*MOVES, "norm")
         reads = (
             tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action in FLOAT else ()
         )
@@ -352,6 +355,8 @@ class _Builder:
 
 
 def _operand(node: Node, graph: Graph) -> int | None:
+    if node.action == "normalize":
+        return node.operand
     found = of_channels(node.call, graph.shape(node.reads[0])) if node.action in ("norm", "affine") else None
     return found.operand if found is not None else None
 

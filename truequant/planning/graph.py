@@ -22,6 +22,7 @@ from truequant.planning.products import is_product, product
 from truequant.planning.repeats import Key, Repeats
 from truequant.planning.resizing import linear_factors
 from truequant.planning.values import Values
+from truequant.planning.written_norms import Finder, Written
 
 
 @dataclass(slots=True)
@@ -45,6 +46,11 @@ class Node:
     """Of a layer, or an op that stands alone: the map of its channels that is computed with it, or is it."""
     fused_into: Node | None = None
     norm_rule: NormRule | None = None
+    operand: int | None = None
+    """Of a norm written by hand: which positional argument is, or is made of, what it reads."""
+    written: Written | None = None
+    parts: list[Node] = field(default_factory=list)
+    """Of such a norm: the calls that lead to it and are computed with it."""
 
     @property
     def integer(self) -> bool:
@@ -107,18 +113,25 @@ class Graph(Values):
             o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
         }
         self._alias: dict[int, int] = {}
+        self._calls: dict[int, Call] = {}
+        self._norms = Finder(self._calls.get, self.resolve, self.shape)
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
+        self._parent: dict[int, int] = {}
+        self.look()
+
+    def look(self) -> None:
+        """See who reads and writes each value; what is computed with a norm before it reads nothing of its own."""
         self.readers: dict[int, list[Node]] = {}
         self.writer: dict[int, Node] = {}
+        parts = {part.index for node in self.nodes for part in node.parts}
         for node in self.nodes:
             if node.action == "identity":
                 continue
-            for value in dict.fromkeys(node.reads):
+            for value in dict.fromkeys(node.reads) if node.index not in parts else ():
                 self.readers.setdefault(value, []).append(node)
             for value in node.writes:
                 self.writer[value] = node
-        self._parent: dict[int, int] = {}
 
     def places(self, node: Node) -> tuple[str, ...]:
         """Paths of the module that calls a node: where this call is made, and all of them where it holds parameters."""
@@ -133,6 +146,9 @@ class Graph(Values):
         leaf = call.owner in self.leaves
         key = self.repeats.key(call.frame)
         action, reason, bounds = classify(call, reads, self)
+        written = self._norms.find(call)
+        if written is not None and written.source in self.on_codes:
+            action, reason, reads = "normalize", _BY_ROW, (written.source,)
         if action == "lookup":
             reads = ()  # of integers that are no codes
         elif action == "movement":
@@ -145,8 +161,11 @@ class Graph(Values):
         name = site_name(call, key, place, leaf)
         place = call.owner if place is None else place
         node = Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
-        if action == "normalize":
+        if action == "normalize" and written is not None:
+            node.norm_rule, node.operand, node.written = written.rule, written.operand, written
+        elif action == "normalize":
             node.norm_rule = norm_rule(call, self.shape(reads[0]))  # type: ignore[assignment]
+        self._calls.update(dict.fromkeys(call.outputs, call))
         return node
 
     # -- values that share one grid ------------------------------------------------------------------------------------
@@ -276,7 +295,10 @@ def _normalize(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action
         return "float", rule
     if reads[0] not in graph.on_codes:
         return "float", "its input is left in float"
-    return "normalize", "integer sums of a row, then float32 step by step"
+    return "normalize", _BY_ROW
+
+
+_BY_ROW = "integer sums of a row, then float32 step by step"
 
 
 _BY_SHAPE = ("expand", "view")

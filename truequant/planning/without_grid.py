@@ -8,6 +8,7 @@ from truequant.numerics import too_long
 from truequant.planning.actions import BARE
 from truequant.planning.graph import Graph, Node
 from truequant.planning.linears import gridless
+from truequant.planning.norm_parts import release_parts
 from truequant.schemes import QuantScheme
 
 Schemes = Mapping[int, QuantScheme | None]
@@ -41,6 +42,7 @@ def without_grid(graph: Graph, schemes: Schemes, tokens: Schemes) -> None:
                 link.fused_into = None
                 link.action = "float" if link.action == "norm" else link.action
             node.fused, node.norm, node.affine, changed = [], None, None, True
+            release_parts(graph)
 
 
 def _why_float(node: Node, reads: list[QuantScheme], result: QuantScheme | None, graph: Graph) -> str | None:

@@ -258,7 +258,8 @@ def _pool(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
 
 def _normalize(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     """A norm; its gain and bias are those that evaluation read."""
-    source, rule = low.input_codes(node, site, low.activation(node)), site.plan.norm_rule
+    place = 0 if site.plan.operand is None else node.all_input_nodes.index(node.args[site.plan.operand])  # type: ignore[arg-type]
+    source, rule = low.input_codes(node, site, place), site.plan.norm_rule
     assert rule is not None
     output, lowest, highest = low.result(site)
 
