@@ -21,7 +21,7 @@ from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.held import Held, held
 from truequant.planning.linears import check_uses
-from truequant.planning.norm_parts import release_parts, take_parts
+from truequant.planning.norm_parts import norms_of_grids, release_parts, take_parts
 from truequant.planning.ops import LINEAR_OPS, Role, is_loss
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
@@ -55,6 +55,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     any_size = any(axis > 0 for axes in (dynamic or {}).values() for axis in axes)
     graph = Graph(evaluated, modules, trained, any_size=any_size)
     take_parts(graph)
+    norms_of_grids(graph)
     active = [n for n in graph.nodes if n.action != "identity"]
     selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
     rules = matching(config.rules, selectable)

@@ -15,7 +15,7 @@ from truequant.planning.actions import COMPUTES, MOVES, Action
 from truequant.planning.affine import of_channels
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
-from truequant.planning.normalizing import norm_rule
+from truequant.planning.normalizing import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
 from truequant.planning.products import is_product, product
@@ -148,7 +148,7 @@ class Graph(Values):
         action, reason, bounds = classify(call, reads, self)
         written = self._norms.find(call)
         if written is not None and written.source in self.on_codes:
-            action, reason, reads = "normalize", _BY_ROW, (written.source,)
+            action, reason, reads = "normalize", BY_ROW, (written.source,)
         if action == "lookup":
             reads = ()  # of integers that are no codes
         elif action == "movement":
@@ -295,10 +295,7 @@ def _normalize(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action
         return "float", rule
     if reads[0] not in graph.on_codes:
         return "float", "its input is left in float"
-    return "normalize", _BY_ROW
-
-
-_BY_ROW = "integer sums of a row, then float32 step by step"
+    return "normalize", BY_ROW
 
 
 _BY_SHAPE = ("expand", "view")

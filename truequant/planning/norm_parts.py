@@ -1,8 +1,11 @@
-"""The calls that lead to a norm written by hand, which is their last one: they are computed with it."""
+"""Norms that are told by more than their own call: by the calls that lead to one written by hand, by who else reads their input."""
 
 from __future__ import annotations
 
+from truequant.numerics import NormRule
 from truequant.planning.graph import Graph, Node
+from truequant.planning.normalizing import BY_ROW, norm_rule
+from truequant.planning.ops import Role
 
 
 def take_parts(graph: Graph) -> None:
@@ -23,6 +26,17 @@ def take_parts(graph: Graph) -> None:
         norm.affine = written.gain
     if norms:
         graph.look()
+
+
+def norms_of_grids(graph: Graph) -> None:
+    """A norm of a float value that an integer op reads too is a norm on codes: the value has a grid in any case."""
+    for node in graph.nodes:
+        if node.action != "float" or node.call.op.role is not Role.NORMALIZE or len(node.reads) != 1:
+            continue
+        rule = norm_rule(node.call, graph.shape(node.reads[0]))
+        others = graph.readers.get(node.reads[0], [])
+        if isinstance(rule, NormRule) and graph.is_float(node.reads[0]) and any(other.integer for other in others):
+            node.action, node.reason, node.norm_rule = "normalize", BY_ROW, rule
 
 
 def _alone(graph: Graph, norm: Node, parts: set[int]) -> set[int]:

@@ -29,6 +29,8 @@ _DEFAULTS: dict[str, Mapping[str, Any]] = {
     "instance_norm": {"weight": None, "bias": None, "running_mean": None, "use_input_stats": True, "eps": 1e-5},
     "normalize": {"weight": None, "bias": None, "p": 2.0, "dim": 1, "eps": 1e-12, "out": None},
 }  # fmt: skip
+BY_ROW = "integer sums of a row, then float32 step by step"
+"""Why a norm is computed on codes."""
 NORM_OPS = frozenset(_NAMES)
 """Names of the ops that are norms by themselves."""
 
