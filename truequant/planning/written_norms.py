@@ -18,6 +18,7 @@ from truequant.planning.formulas import Affine
 from truequant.planning.pooling import average_axes
 
 Axes = tuple[int, ...]
+_POWERS = ("pow", "__pow__")
 _DIVIDES = ("__rtruediv__", "__rdiv__")
 """`1 / x`, by torch's names for it."""
 
@@ -111,7 +112,7 @@ class Finder:
                 return self._deviation(under)
             case Call(op=op, args=(1 | 1.0, Ref() as under)) if op.name == "div":
                 return self._deviation(under)
-            case Call(op=op, args=(Ref() as under, -0.5)) if op.name == "pow":
+            case Call(op=op, args=(Ref() as under, -0.5)) if op.name in _POWERS:
                 return self._under_root(under)
         return None
 
@@ -133,7 +134,7 @@ class Finder:
         match call:
             case Call(op=op, args=(Ref() as under,)) if op.name == "sqrt":
                 return self._under_root(under)
-            case Call(op=op, args=(Ref() as under, 0.5)) if op.name == "pow":
+            case Call(op=op, args=(Ref() as under, 0.5)) if op.name in _POWERS:
                 return self._under_root(under)
             case Call(op=op, args=(Ref() as under, *_)) if op.name == "clamp" and _least(call) is not None:
                 found = self._length(under)
@@ -236,7 +237,7 @@ class Finder:
         if call is None:
             return None
         match call:
-            case Call(op=op, args=(Ref() as x, 2 | 2.0)) if op.name == "pow":
+            case Call(op=op, args=(Ref() as x, 2 | 2.0)) if op.name in _POWERS:
                 found = x
             case Call(op=op, args=(Ref() as x,)) if op.name == "square":
                 found = x
