@@ -53,12 +53,35 @@ class Viewed(Flattened):
         return self.classifier(F.max_pool2d(self.features(x), 2).reshape(len(x), -1))  # type: ignore[no-any-return]
 
 
+class Normalized(nn.Module):
+    """Norms of rows and of images, of modules, a function and written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.group = nn.Conv1d(3, 8, 1), nn.GroupNorm(2, 8)
+        self.a, self.layer, self.b, self.rms, self.c = (
+            nn.Linear(6, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 8),
+            nn.RMSNorm(8),
+            nn.Linear(8, 4),
+        )
+        self.gain = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rms(self.b(self.layer(self.a(self.group(self.stem(x))))))
+        y = F.normalize(self.b(y), dim=-1)
+        y = self.b(y)
+        return self.c(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.gain)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (lambda: nn.Sequential(conv(3, 8), BasicBlock(8, 8, 2), head(8)), (4, 3, 8, 8)),
     "inverted": (lambda: nn.Sequential(conv(3, 8), Inverted(8, 8, 1, nn.Hardswish, nn.Hardsigmoid), head(8)), (4, 3, 8, 8)),
     "shared": (Shared, (4, 6)),
     "flattened": (Flattened, (4, 3, 8, 8)),
     "viewed": (Viewed, (4, 3, 8, 8)),
+    "normalized": (Normalized, (4, 3, 6)),
 }
 
 

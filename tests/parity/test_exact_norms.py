@@ -215,16 +215,6 @@ def test_a_rule_leaves_the_runtimes_own_kernel() -> None:
     assert "LayerNormalization" in {node.op_type for node in optimized(onnx_bytes(int8.program), "none").node}
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 4)), Norms()])
-def test_compiled_evaluation_and_training(model: nn.Module) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(3, 5, 24)
-    qat = trained(model, x)
-    with torch.no_grad():
-        expected = qat(x)
-        assert torch.equal(torch.compile(qat, fullgraph=True)(x), expected)
-
-
 @pytest.mark.parametrize("name", ["layer", "rms of rows", "l2", "group", "layer of channels"])
 def test_openvino_is_near_and_never_called_exact(name: str) -> None:
     pytest.importorskip("openvino")
@@ -236,12 +226,13 @@ def test_openvino_is_near_and_never_called_exact(name: str) -> None:
     assert report.exact_between_islands
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["layer", "layer of channels", "layer, unbiased, eps outside", "rms", "rms of channels", "l2", "group"]
+)
 def test_torch_export_is_near(name: str) -> None:
     p, x = CASES[name]
     (report,) = tq.verify(None, p, [x], runtimes=["torch.export"]).runtimes.values()
-    wide = any(e.wide for e in p.edges.values())
-    assert report.max_difference <= (60 if wide else 2)
+    assert report.max_difference <= 2
 
 
 def test_export_proves_norms_and_says_which_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

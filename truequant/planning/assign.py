@@ -45,8 +45,8 @@ class Overrides:
 
 
 def leave_in_float(graph: Graph, overrides: dict[int, Overrides], config: QConfig) -> None:
-    """Take out of the integer domain what the rules say, layers without a scheme for their weight, and norms where a runtime that
-    is not here has kernels of its own for them.
+    """Take out of the integer domain what the rules say, layers without a scheme for their weight, and norms where a runtime
+    that is not here has its own.
     """
     for node in graph.nodes:
         said = overrides[node.index]

@@ -1,4 +1,4 @@
-"""Norms that are told by more than their own call: by the calls that lead to one written by hand, by who else reads its input."""
+"""Norms that are told by more than their own call: by the calls that lead to it, or by who else reads its input."""
 
 from __future__ import annotations
 
