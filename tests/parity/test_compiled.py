@@ -54,25 +54,16 @@ class Viewed(Flattened):
 
 
 class Normalized(nn.Module):
-    """Norms of rows and of images, of modules, a function and written by hand."""
+    """Norms of an image's groups, of rows, and of rows by hand."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.group = nn.Conv1d(3, 8, 1), nn.GroupNorm(2, 8)
-        self.a, self.layer, self.b, self.rms, self.c = (
-            nn.Linear(6, 8),
-            nn.LayerNorm(8),
-            nn.Linear(8, 8),
-            nn.RMSNorm(8),
-            nn.Linear(8, 4),
-        )
+        self.stem, self.group, self.layer, self.last = nn.Conv1d(3, 8, 1), nn.GroupNorm(2, 8), nn.LayerNorm(6), nn.Linear(6, 8)
         self.gain = nn.Parameter(torch.randn(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.rms(self.b(self.layer(self.a(self.group(self.stem(x))))))
-        y = F.normalize(self.b(y), dim=-1)
-        y = self.b(y)
-        return self.c(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.gain)
+        y = self.last(self.layer(self.group(self.stem(x))))
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.gain
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
