@@ -72,7 +72,7 @@ CASES: dict[str, tuple[IntegerProgram, Tensor]] = {
     "l2 as a value": made("l2", (10, 64), value=True),
     "group": made("group", (10, 12, 5, 7), groups=3),
     "group without gain": made("group", (10, 12, 4, 4), groups=4, plain=True),
-    "group of parts": made("group", (10, 4, 24, 32), groups=2, zero_point=0),
+    "group of parts": made("group", (6, 4, 96, 160), groups=2, zero_point=0, value=True),
     "group of vectors": made("group", (10, 24), groups=3),
     "group as a value": made("group", (10, 12, 9), groups=3, value=True),
     "instance": made("group", (10, 6, 31), groups=6),
