@@ -169,7 +169,7 @@ def markdown(cells: list[Cell]) -> str:
         lines += ["", "What stopped a cell:", "", *(f"- {c.name}, {c.preset}: {c.error}" for c in broken)]
     lines += [
         "",
-        "Behind a float op (LayerNorm, softmax …) codes may differ, because each runtime orders its sums in its own way.",
+        "Behind a float op (softmax, recurrence …) codes may differ, because each runtime orders its sums in its own way.",
         "",
         "OpenVINO in its own form, with VNNI and without, is compared in [runtimes.md](runtimes.md#openvino).",
         "",

@@ -59,6 +59,11 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
         case nodes.MaxPool():
             fields = node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
             return oracle.max_pool(arrays[0], *fields, y.qmin)
+        case nodes.Normalize():
+            rule = oracle.Norm(node.kind, node.axes, node.groups, node.eps, node.outside, node.correction)
+            gain, bias = (None if t is None else t.numpy() for t in (node.gain, node.bias))
+            values = oracle.norm(arrays[0], rule, gain, bias, x, y)
+            return values if y is None else oracle.norm_codes(values, y, node.low, node.high)
         case nodes.Clamp():
             return np.clip(arrays[0], node.low, node.high)
         case nodes.Reshape():

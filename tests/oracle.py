@@ -305,3 +305,81 @@ def depth_to_space(codes: Codes, block: Sequence[int], phases_first: bool = Fals
         source = tuple(i // b for i, b in zip(place[2:], block, strict=True))
         result[place] = codes[(place[0], channel, *source)]
     return result
+
+
+class Norm(NamedTuple):
+    """What a norm computes: see `truequant.numerics.norms`, whose words these are."""
+
+    kind: str
+    axes: tuple[int, ...]
+    groups: int
+    eps: float
+    outside: bool
+    correction: int
+
+
+def norm(codes: Codes, rule: Norm, gain: Values | None, bias: Values | None, x: Qparams, y: Qparams | None) -> Values:
+    """Values before they are rounded, on the scale of `y`, or of 1. Sums are Python integers, one row after another."""
+    sy = np.float32(1.0 if y is None else y.scale)
+    centred, result = codes - x.zero_point, np.empty(codes.shape, np.float32)
+    axes = tuple(range(1, codes.ndim)) if rule.kind == "group" else tuple(a % codes.ndim for a in rule.axes)
+    outer = tuple(1 if axis in axes else n for axis, n in enumerate(codes.shape))
+    for at in np.ndindex(*outer):
+        place = tuple(slice(None) if axis in axes else i for axis, i in enumerate(at))
+        row = centred[place]
+        if rule.kind != "group":
+            result[place] = _norm_of_row(row, rule, gain, bias, x.scale, sy)
+            continue
+        width = codes.shape[1] // rule.groups
+        for first in range(0, codes.shape[1], width):
+            some = slice(first, first + width)
+            parameters = (None if t is None else t[some] for t in (gain, bias))
+            result[place][some] = _norm_of_row(row[some], rule, *parameters, x.scale, sy)
+    return result
+
+
+def _norm_of_row(
+    row: Codes, rule: Norm, gain: Values | None, bias: Values | None, sx: float, sy: np.float32
+) -> Values:  # fmt: skip
+    """float32 numpy rounds each step once; what is exact or rounded in float64 is Python's."""
+    n, total = row.size, sum(map(int, row.reshape(-1)))
+    squares, e = sum(int(q) * int(q) for q in row.reshape(-1)), float(np.float32(rule.eps / (sx * sx)))
+    c, one = row.astype(np.float32), np.float32(1)
+    if rule.kind == "l2":
+        least = max(np.float32(rule.eps / sx), np.float32(2.0**-30))
+        return c / (max(_root(float32(Fraction(squares))), least) * sy)
+    if rule.kind == "rms":
+        deviation = _root(float(np.float32(squares + max(e * n, 2.0**-60))))
+        return (c if gain is None else c * gain) / (deviation * np.float32(float(sy) / math.sqrt(n)))
+    between = n * (n - rule.correction)
+    term = 2.0**-60 if rule.outside else max(e * between, 2.0**-60)
+    deviation = _root(float(np.float32(float(n * squares - total * total) + term)))
+    if rule.outside:
+        deviation = deviation + np.float32(float(np.float32(rule.eps / sx)) * math.sqrt(between))
+    mean, inverse = np.float32(total) / np.float32(n), np.float32(math.sqrt(between)) / deviation
+    if rule.kind == "layer":
+        scaled = ((c - mean) * inverse) * ((one if gain is None else gain) / sy)
+        return scaled if bias is None else scaled + bias / sy
+    factor = inverse * ((one if gain is None else gain) / sy)
+    shift = np.negative(mean * factor) if bias is None else bias / sy - mean * factor
+    outer = (-1, *(1,) * (row.ndim - 1))
+    factor, shift = (np.broadcast_to(t, row.shape[:1]).reshape(outer) for t in (factor, shift))
+    return c * factor + shift
+
+
+def _root(square: float) -> np.float32:
+    """The float32 nearest to the root of a float32, found among its neighbours by exact comparison."""
+    guess = np.float32(math.sqrt(square))
+    candidates = (np.nextafter(guess, np.float32(0)), guess, np.nextafter(guess, np.float32(np.inf)))
+    for low, high in itertools.pairwise(candidates):
+        middle = (Fraction(float(low)) + Fraction(float(high))) / 2
+        if Fraction(square) < middle * middle:
+            return low
+    return candidates[-1]
+
+
+def norm_codes(values: Values, y: Qparams, low: int, high: int) -> Codes:
+    result = np.empty(values.shape, np.int64)
+    for at in np.ndindex(*values.shape):
+        result[at] = clamp(rint(float(values[at])) + y.zero_point, low, high)
+    return result

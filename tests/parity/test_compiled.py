@@ -53,12 +53,26 @@ class Viewed(Flattened):
         return self.classifier(F.max_pool2d(self.features(x), 2).reshape(len(x), -1))  # type: ignore[no-any-return]
 
 
+class Normalized(nn.Module):
+    """Norms of an image's groups, of rows, and of rows by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.group, self.layer, self.last = nn.Conv1d(3, 8, 1), nn.GroupNorm(2, 8), nn.LayerNorm(6), nn.Linear(6, 8)
+        self.gain = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.layer(self.group(self.stem(x))))
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.gain
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (lambda: nn.Sequential(conv(3, 8), BasicBlock(8, 8, 2), head(8)), (4, 3, 8, 8)),
     "inverted": (lambda: nn.Sequential(conv(3, 8), Inverted(8, 8, 1, nn.Hardswish, nn.Hardsigmoid), head(8)), (4, 3, 8, 8)),
     "shared": (Shared, (4, 6)),
     "flattened": (Flattened, (4, 3, 8, 8)),
     "viewed": (Viewed, (4, 3, 8, 8)),
+    "normalized": (Normalized, (4, 3, 6)),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_islands_read_the_layout_of_the_program(layouts: tuple[int, int]) -> Non
     formats, seen = (torch.contiguous_format, torch.channels_last), []
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(4, 64), nn.ReLU(), nn.Conv2d(64, 8, 3))
     model, x = model.to(memory_format=formats[layouts[0]]), torch.randn(4, 3, 33, 29).to(memory_format=formats[layouts[1]])
-    qat = tq.prepare(model, x)
+    qat = tq.prepare(model, x, dataclasses.replace(tq.QConfig(), rules=(tq.Rule(nn.GroupNorm, None),)))
     tq.calibrate(qat, [x])
     int8 = tq.convert(qat.eval())
     qat[1].quantizers["output"].register_forward_pre_hook(lambda module, args: seen.append(args[0]))

@@ -48,8 +48,8 @@ class RuntimeReport:
 
     float_layers: linear layers of the program that read floats, so that their results are no promise of integers.
     output_error: the largest difference of an output's numbers, as a part of the largest of them.
-    float_sums: what sums over codes of 16 bits write; the runtime computes them in float32, in its own order, and they count
-    among the islands.
+    float_sums: what sums over codes of 16 bits write, and what else the runtime computes in float32, in its own order; they
+    count among the islands.
 
     metric: the mean of the metric asked for. case: an input that shows the first difference. note: what a grade
     UNVERIFIED means here. promised: whether the runtime's arithmetic is the program's own; another one's is not EXACT, even
@@ -220,7 +220,7 @@ def _remarks(verification: Verification) -> list[str]:
         if r.float_layers:
             lines.append(f"{name}: {r.float_layers} linear layers read floats, so that EXACT cannot be promised")
         if r.float_sums:
-            lines.append(f"{name}: never EXACT, since it sums 16-bit codes in float32 at {_named(r.float_sums)}")
+            lines.append(f"{name}: never EXACT, since it computes in float32, in its own order, at {_named(r.float_sums)}")
         if r.origins:
             lines.append(f"{name}: differs although it read equal codes at {_counts(r.origins)}")
         if r.island_origins:

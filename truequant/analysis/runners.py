@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from truequant.errors import ArgumentError
-from truequant.integer import Int8Model, float_sums
+from truequant.integer import Int8Model
 from truequant.runtimes import RUNTIMES as DEPLOYED
 from truequant.runtimes import ShippedFile, runtime_of
 from truequant.schemes import TARGETS
@@ -17,7 +17,9 @@ from truequant.schemes import TARGETS
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """codes: of every edge, by name; outputs: what the model returns; floats: sums over wide codes that it orders itself."""
+    """codes: of every edge, by name; outputs: what the model returns; floats: what it computes in
+    float although the program does not (see `Runtime.floats`).
+    """
 
     codes: Callable[..., dict[str, Tensor]]
     outputs: Callable[..., Any]
@@ -39,10 +41,10 @@ def _reference(subject: Subject) -> Runner:
 def _deployed(name: str) -> Callable[[Subject], Runner]:
     def make(subject: Subject) -> Runner:
         program = subject.int8.program
-        floats = float_sums(program)
+        runtime = runtime_of(name)
+        floats = runtime.floats(program)
         if subject.file is not None and name == "onnxruntime":
             return Runner(subject.file.codes, subject.file, floats)
-        runtime = runtime_of(name)
         return Runner(runtime.edges(program).codes, runtime.compiled(program), floats)
 
     return make

@@ -4,7 +4,7 @@ from truequant.fake.anomaly import detect_anomaly
 from truequant.fake.call_sites import Ranked
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
-from truequant.fake.evaluation import affine_integers, integers, site_bounds, table_of
+from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
@@ -54,6 +54,7 @@ __all__ = [
     "keep_delta",
     "layer_weight",
     "local",
+    "norm_parameters",
     "outermost",
     "qat_class",
     "quantized_weights",

@@ -22,7 +22,7 @@ from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.resizing import interpolated_sums, interpolation_weights
 from truequant.numerics import Qparams
-from truequant.planning import LINEAR_OPS, average_axes, linear_factors, pool_arguments, uneven
+from truequant.planning import LINEAR_OPS, NORM_OPS, average_axes, linear_factors, norm_operands, pool_arguments, uneven
 from truequant.schemes import PerChannel, QuantScheme, int8
 
 Compute = Callable[[PlannedSite, Callable[..., Any], Sequence[Any], dict[str, Any]], Tensor]
@@ -303,6 +303,31 @@ def _windows(site: PlannedSite, x: Tensor, found: dict[str, Any]) -> Tensor:
     return _result(site, numerics.window_average(codes, _params(reads), _params(emits), *windows, *bounds, site.arithmetic))
 
 
+def norm_parameters(site: PlannedSite, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """What a norm reads, its gain and its bias: the arguments of its function, or what the plan computes with it."""
+    if site.plan.op in NORM_OPS:
+        given = norm_operands(site.plan.op, args, kwargs)
+        return given["input"], given["weight"], given["bias"]
+    affine = site.plan.affine
+    behind = site.normalization() if affine is not None else None
+    operand = args[site.plan.operand or 0]
+    return operand, None if behind is None else behind.gamma, None if behind is None else behind.beta
+
+
+def _normalize(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Rows by their own deviation: sums of integers, then float32 step by step. Not rounded where no grid follows."""
+    x, gain, bias = norm_parameters(site, args, kwargs)
+    reads, emits, rule = site.reads[0], site.emits, site.plan.norm_rule
+    assert reads is not None
+    assert rule is not None
+    sx = reads.effective_scale()
+    c, reach = numerics.recover(x.detach(), sx, reads.zero_point), reads.scheme.qmax - reads.scheme.qmin
+    sy = torch.ones_like(sx) if emits is None else emits.effective_scale()
+    gain, bias = (None if t is None else t.detach() for t in (gain, bias))
+    y = numerics.normalized(c, rule, gain, bias, sx, sy, reach)
+    return y if emits is None else _result(site, numerics.norm_codes(y, emits.zero_point, *site_bounds(site, emits)))
+
+
 def _clamp(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """A clamp that is computed with nothing before it: on codes, keeping scale and zero point."""
     x = args[0] if args else kwargs["input"]
@@ -316,5 +341,6 @@ def _clamp(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any],
 
 COMPUTES: dict[str, Compute] = {
     "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise, "lookup": _lookup,
-    "table": _table, "average": _average, "pool": _pool, "resize": _resize, "clamp": _clamp,
+    "table": _table, "average": _average, "pool": _pool, "resize": _resize, "normalize": _normalize,
+    "clamp": _clamp,
 }  # fmt: skip

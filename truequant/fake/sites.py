@@ -19,7 +19,7 @@ from truequant.fake.planned import PlannedSite
 from truequant.fake.products import product
 from truequant.fake.registered import traceable
 from truequant.planning import LINEAR_OPS
-from truequant.planning.actions import HAND_ON
+from truequant.planning.actions import BARE, HAND_ON
 
 Function = Callable[..., Any]
 
@@ -51,7 +51,7 @@ class RuntimeSite(PlannedSite):
         if action == "norm":
             folded = self.layer is not None and self.layer.exact()
             y = self._normalizes(args, kwargs) if folded else function(*args, **kwargs)
-        elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and (self.emits is not None):
+        elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and self._computes():
             with torch.no_grad():
                 y = compute(self, function, args, kwargs)
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
@@ -64,6 +64,10 @@ class RuntimeSite(PlannedSite):
         else:
             return self._finish_result([on_contiguous(function, args, kwargs)])
         return self.finish(y)
+
+    def _computes(self) -> bool:
+        """Whether its result has a grid, or needs none."""
+        return self.emits is not None or (self.plan.action in BARE and bool(self.reads) and self.reads[0] is not None)
 
     def _normalizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Of a map of channels: what it reads."""

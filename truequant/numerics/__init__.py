@@ -21,16 +21,25 @@ from truequant.numerics.bounds import (
 )
 from truequant.numerics.elementwise import Qparams, add, fma, mul, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
+from truequant.numerics.norms import (
+    NormConstants,
+    NormKind,
+    NormRule,
+    norm_codes,
+    norm_constants,
+    normalized,
+    too_long,
+)
 from truequant.numerics.pooling import pooled_length, window_average
 from truequant.numerics.qparams import MAX_SCALE, MIN_SCALE, bounded, power_of_two, range_of, scale_and_zero_point
 from truequant.numerics.requantize import channel_axis, clamp_codes, global_average_factor, multiplier, requantize
 from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
 __all__ = [
-    "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "Normalization",
-    "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded", "channel_axis", "clamp_codes", "dequantize",
-    "dynamic_linear", "expand", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier",
-    "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16", "quantize", "range_of",
-    "recover", "requantize", "scale_and_zero_point", "sub", "table", "taps_of_a_phase",
-    "token_codes", "weight_values", "window_average",
+    "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "NormConstants",
+    "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded",
+    "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand", "fma", "fold", "folded_bias", "folds_free",
+    "global_average_factor", "mul", "multiplier", "norm_codes", "norm_constants", "normalized", "pair_bound", "parameter_shape",
+    "pooled_length", "power_of_two", "products_in_int16", "quantize", "range_of", "recover", "requantize",
+    "scale_and_zero_point", "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
 ]  # fmt: skip

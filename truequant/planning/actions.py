@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
-    "movement", "resize", "identity", "float", "weighted", "weight_only", "dynamic",
+    "movement", "resize", "normalize", "within", "identity", "float", "weighted", "weight_only", "dynamic",
 ]  # fmt: skip
 
 
@@ -36,12 +36,14 @@ class Facts:
     """Whether a positive factor of its input is a factor of its result, whatever the op."""
     keeps_sign: bool = False
     """Whether nothing negative comes of what is not negative, whatever the op."""
+    bare: bool = False
+    """Whether it computes on codes too where its result leaves as values."""
     named_rule: bool = False
     """Whether runtimes round it by rules of their own (`ArithmeticRule`)."""
 
 
 ACTIONS: Mapping[Action, Facts] = MappingProxyType({
-    "layer": Facts(computes=True),
+    "layer": Facts(computes=True, bare=True),
     "norm": Facts(),
     "affine": Facts(computes=True),
     "product": Facts(computes=True, keeps_sign=True),
@@ -53,6 +55,8 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "average": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True),
     "pool": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True, named_rule=True),
     "resize": Facts(computes=True, needs_arguments=True, keeps_sign=True),
+    "normalize": Facts(computes=True, needs_arguments=True, plain=True, bare=True),
+    "within": Facts(plain=True),
     "clamp": Facts(moves=True),
     "concat": Facts(moves=True),
     "movement": Facts(moves=True, plain=True),
@@ -72,7 +76,7 @@ def _where(fact: str) -> frozenset[str]:
 
 COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("in_float"), _where("gridless")
 NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
-KEEP_SIGN, NAMED_RULE = _where("keeps_sign"), _where("named_rule")
+KEEP_SIGN, NAMED_RULE, BARE = _where("keeps_sign"), _where("named_rule"), _where("bare")
 ACT = COMPUTES | GRIDLESS
 """Actions at which something else than in the float model happens, with or without a quantizer behind."""
 HAND_ON = MOVES | {"identity"}

@@ -45,13 +45,17 @@ class Overrides:
 
 
 def leave_in_float(graph: Graph, overrides: dict[int, Overrides], config: QConfig) -> None:
-    """Take out of the integer domain what the rules say, and layers without a scheme for their weight."""
+    """Take out of the integer domain what the rules say, layers without a scheme for their weight, and norms where a runtime
+    that is not here has its own.
+    """
     for node in graph.nodes:
         said = overrides[node.index]
         if said.in_float:
             node.action, node.reason = "float", f"{said.rule}"
         elif node.action == "layer" and (config.weight if said.weight is INHERIT else said.weight) is None:
             node.action, node.reason = "float", "no scheme for its weight"
+        elif node.action == "normalize" and not config.target.runs_here:
+            node.action, node.reason = "float", f"target '{config.target}' normalizes in float"
 
 
 def ends(graph: Graph) -> tuple[set[int], set[int]]:

@@ -46,8 +46,8 @@ def check_records(
         linear = s.action in GRIDLESS
         if (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
             raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"{s.action} of {s.op[:80]}")
-        if not _affine_is_sound(s):
-            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=repr(s.affine)[:300])
+        if not _affine_is_sound(s) or (s.norm_rule is not None) != (s.action == "normalize"):
+            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=repr(s.affine or s.norm_rule)[:300])
         if s.dynamic is not None:
             check_dynamic(s.dynamic, s.name[:200], error)
         if wrong or s.owner not in owners or any(step < 0 for step in s.frame):
@@ -63,7 +63,7 @@ def _affine_is_sound(site: Site) -> bool:
     if site.operand not in (None, 0, 1, 2):
         return False
     formulas = () if site.affine is None else (site.affine.factor, site.affine.bias)
-    if site.affine is not None and (site.action not in ("layer", "affine") or formulas == (None, None)):
+    if site.affine is not None and (site.action not in ("layer", "affine", "normalize") or formulas == (None, None)):
         return False
     return all(formula is None or formula.is_sound() for formula in formulas)
 

@@ -20,7 +20,8 @@ from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node, is_leaf
 from truequant.planning.held import Held, held
-from truequant.planning.linears import check_uses, gridless
+from truequant.planning.linears import check_uses
+from truequant.planning.norm_parts import norms_of_grids, release_parts, take_parts
 from truequant.planning.ops import LINEAR_OPS, Role, is_loss
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
@@ -28,6 +29,7 @@ from truequant.planning.plan import Plan
 from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.saturation import narrowed, narrowed_note
 from truequant.planning.selectors import Selectable, matching
+from truequant.planning.without_grid import without_grid
 from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic
 
 Dynamic = Mapping[int | str, Sequence[int]]
@@ -52,6 +54,8 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
     any_size = any(axis > 0 for axes in (dynamic or {}).values() for axis in axes)
     graph = Graph(evaluated, modules, trained, any_size=any_size)
+    take_parts(graph)
+    norms_of_grids(graph)
     active = [n for n in graph.nodes if n.action != "identity"]
     selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
     rules = matching(config.rules, selectable)
@@ -59,6 +63,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     overrides = {n.index: Overrides.of(r) for n, r in zip(active, rules, strict=True)}
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
     leave_in_float(graph, overrides, config)
+    release_parts(graph)
     fuse(graph)
     return _Builder(graph, trained, overrides, config, example_inputs, _checked(dynamic, example_inputs)).plan()
 
@@ -95,7 +100,7 @@ class _Builder:
         self.tokens = {grid: scheme for grid, scheme in schemes.items() if is_dynamic(scheme)}
         """Of grids that are none: how linear layers quantize what they read from there."""
         self.schemes = {grid: None if grid in self.tokens else scheme for grid, scheme in schemes.items()}
-        self._without_grid()
+        without_grid(graph, self.schemes, self.tokens)
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.narrow: set[str] = set()
         """Quantizers of weights that were narrowed."""
@@ -103,33 +108,6 @@ class _Builder:
         """What files hold of float calls that were looked at already."""
         self.grid_quantizer: dict[int, str] = {}
         self.parts: dict[int, int] = {}
-
-    def _without_grid(self) -> None:
-        """An op whose input has no grid stays float, linear layers with their weights on a grid; so does one, layers excepted,
-        whose result has none, and a product of signed codes, for which x86 runtimes have no exact kernel.
-        """
-        changed = True
-        while changed:
-            changed = False
-            for node in self.graph.nodes:
-                if not node.integer:
-                    continue
-                reads = [self.schemes.get(self.graph.grid(v)) for v in node.reads]
-                result = self.schemes.get(self.graph.grid(node.end))
-                bare_layer = node.action == "layer" and not any(link.action in ("clamp", "movement") for link in node.fused)
-                grids = [s.dtype for s in (*reads, result) if s is not None] if node.action == "product" else []
-                signed = any(d.signed for d in grids) and all(d.bits <= 8 for d in grids)
-                if None in reads or (result is None and not bare_layer) or signed:
-                    if None in reads:
-                        gridless(node, self.tokens.get(self.graph.grid(node.reads[0])))
-                    else:
-                        node.action, node.reason = "float", "its result is left in float"
-                    if signed:
-                        node.reason = "no exact kernel multiplies signed codes"
-                    for link in node.fused:
-                        link.fused_into = None
-                        link.action = "float" if link.action == "norm" else link.action
-                    node.fused, node.norm, node.affine, changed = [], None, None, True
 
     # -- quantizers ----------------------------------------------------------------------------------------------------
     def _quantizer(
@@ -248,7 +226,7 @@ class _Builder:
 
     def _site(self, node: Node, at_node: dict[int, str], trained: Call | None) -> Site:
         graph = self.graph
-        integer_reads = node.integer or node.action in MOVES or node.action == "norm"
+        integer_reads = node.integer or node.action in (*MOVES, "norm")
         reads = (
             tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action in FLOAT else ()
         )
@@ -283,7 +261,7 @@ class _Builder:
             part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
-            affine=node.affine, operand=_operand(node, graph),
+            affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
             refused=there.refused, without_onnx=there.without_onnx,
         )  # fmt: skip
 
@@ -378,6 +356,8 @@ class _Builder:
 
 
 def _operand(node: Node, graph: Graph) -> int | None:
+    if node.action == "normalize":
+        return node.operand
     found = of_channels(node.call, graph.shape(node.reads[0])) if node.action in ("norm", "affine") else None
     return found.operand if found is not None else None
 

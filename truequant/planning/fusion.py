@@ -26,6 +26,9 @@ def fuse(graph: Graph) -> None:
         if node.action == "layer":
             _fold(node, graph)
     for node in graph.nodes:
+        if node.written is not None:
+            _scaled(node, graph)
+    for node in graph.nodes:
         if node.action == "norm" and node.fused_into is None:
             _stand_alone(node, graph)
     for node in graph.nodes:
@@ -75,19 +78,38 @@ def _take(head: Node, moved: Sequence[Node], first: Node, axis: int, graph: Grap
     return bool(links)
 
 
-def _chain(first: Node, axis: int, graph: Graph) -> tuple[Affine, list[Node]] | None:
-    """The map of channels along `axis` that `first` begins, and its nodes, each the only reader of the one before it."""
+def _chain(first: Node, axis: int, graph: Graph, *, biased: bool = True) -> tuple[Affine, list[Node]] | None:
+    """The map of channels along `axis` that `first` begins, and its nodes, each the only reader of the one before it.
+
+    biased: whether it may add a bias.
+    """
     found, links = Affine(), list[Node]()
     readers = [first]
     while len(readers) == 1 and readers[0].action == "norm":
         (node,) = readers
         step = of_channels(node.call, graph.shape(node.reads[0]))
-        if step is None or step.axis != axis:
+        if step is None or step.axis != axis or (step.affine.bias is not None and not biased):
             break
         found = found.then(step.affine)
         links.append(node)
         readers = [] if node.writes[0] in graph.outputs else graph.readers.get(node.writes[0], [])
     return (found, links) if links else None
+
+
+def _scaled(norm: Node, graph: Graph) -> None:
+    """A norm written by hand is computed with the gain and bias behind it: those of the one axis along which it normalizes."""
+    rule = norm.norm_rule
+    assert rule is not None
+    first = _only_map(norm.writes[0], graph)
+    if rule.kind == "l2" or len(rule.axes) != 1 or first is None:
+        return
+    chain = _chain(first, rule.axes[0] + graph.rank(norm.writes[0]), graph, biased=rule.kind == "layer")
+    if chain is None:
+        return
+    norm.affine = chain[0] if norm.affine is None else norm.affine.then(chain[0])
+    for link in chain[1]:
+        link.fused_into = norm
+        norm.fused.append(link)
 
 
 def _why_not_fixed(norm: Node, graph: Graph) -> str | None:

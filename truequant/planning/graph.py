@@ -10,16 +10,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from truequant.numerics import NormRule
 from truequant.planning.actions import COMPUTES, MOVES, Action
 from truequant.planning.affine import of_channels
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
+from truequant.planning.normalizing import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
 from truequant.planning.products import is_product, product
 from truequant.planning.repeats import Key, Repeats
 from truequant.planning.resizing import linear_factors
 from truequant.planning.values import Values
+from truequant.planning.written_norms import Finder, Written
 
 
 @dataclass(slots=True)
@@ -42,6 +45,12 @@ class Node:
     affine: Affine | None = None
     """Of a layer, or an op that stands alone: the map of its channels that is computed with it, or is it."""
     fused_into: Node | None = None
+    norm_rule: NormRule | None = None
+    operand: int | None = None
+    """Of a norm written by hand: which positional argument is, or is made of, what it reads."""
+    written: Written | None = None
+    parts: list[Node] = field(default_factory=list)
+    """Of such a norm: the calls that lead to it and are computed with it."""
 
     @property
     def integer(self) -> bool:
@@ -104,18 +113,25 @@ class Graph(Values):
             o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
         }
         self._alias: dict[int, int] = {}
+        self._calls: dict[int, Call] = {}
+        self._norms = Finder(self._calls.get, self.resolve, self.shape)
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
+        self._parent: dict[int, int] = {}
+        self.look()
+
+    def look(self) -> None:
+        """See who reads and writes each value; what is computed with a norm before it reads nothing of its own."""
         self.readers: dict[int, list[Node]] = {}
         self.writer: dict[int, Node] = {}
+        parts = {part.index for node in self.nodes for part in node.parts}
         for node in self.nodes:
             if node.action == "identity":
                 continue
-            for value in dict.fromkeys(node.reads):
+            for value in dict.fromkeys(node.reads) if node.index not in parts else ():
                 self.readers.setdefault(value, []).append(node)
             for value in node.writes:
                 self.writer[value] = node
-        self._parent: dict[int, int] = {}
 
     def places(self, node: Node) -> tuple[str, ...]:
         """Paths of the module that calls a node: where this call is made, and all of them where it holds parameters."""
@@ -130,6 +146,9 @@ class Graph(Values):
         leaf = call.owner in self.leaves
         key = self.repeats.key(call.frame)
         action, reason, bounds = classify(call, reads, self)
+        written = self._norms.find(call)
+        if written is not None and written.source in self.on_codes:
+            action, reason, reads = "normalize", BY_ROW, (written.source,)
         if action == "lookup":
             reads = ()  # of integers that are no codes
         elif action == "movement":
@@ -141,7 +160,13 @@ class Graph(Values):
         place = self.repeats.place(call.frame)
         name = site_name(call, key, place, leaf)
         place = call.owner if place is None else place
-        return Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
+        node = Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
+        if action == "normalize" and written is not None:
+            node.norm_rule, node.operand, node.written = written.rule, written.operand, written
+        elif action == "normalize":
+            node.norm_rule = norm_rule(call, self.shape(reads[0]))  # type: ignore[assignment]
+        self._calls.update(dict.fromkeys(call.outputs, call))
+        return node
 
     # -- values that share one grid ------------------------------------------------------------------------------------
     def grid(self, value: int) -> int:
@@ -194,6 +219,8 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
             return "table", "a table of codes", none
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
+        case Role.NORMALIZE:
+            return (*_normalize(call, reads, graph), none)
         case Role.CONCAT:
             if any(leaf.elements for leaf in _constants(call)):
                 return "float", "joins a tensor that is no activation", none
@@ -260,6 +287,15 @@ def _scalar(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, s
     if reads[0] not in graph.on_codes:
         return "float", "its input is left in float"
     return "table", "a table of codes"
+
+
+def _normalize(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str]:
+    rule = norm_rule(call, graph.shape(reads[0]))
+    if isinstance(rule, str):
+        return "float", rule
+    if reads[0] not in graph.on_codes:
+        return "float", "its input is left in float"
+    return "normalize", BY_ROW
 
 
 _BY_SHAPE = ("expand", "view")

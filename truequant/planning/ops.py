@@ -32,6 +32,7 @@ class Role(Enum):
     TABLE = "table"  # a function of one code
     LOOKUP = "lookup"  # rows of a table of codes
     AVERAGE = "average"
+    NORMALIZE = "normalize"  # rows over their own deviation
     CONCAT = "concat"
     MOVEMENT = "movement"  # keeps scale and zero point
     IDENTITY = "identity"  # does nothing in evaluation
@@ -103,6 +104,11 @@ OPS: tuple[Op, ...] = (
     Op("avg_pool1d", Role.AVERAGE, (F.avg_pool1d,)),
     Op("avg_pool2d", Role.AVERAGE, (F.avg_pool2d,)),
     Op("avg_pool3d", Role.AVERAGE, (F.avg_pool3d,)),
+    Op("layer_norm", Role.NORMALIZE, (F.layer_norm, torch.layer_norm)),
+    Op("rms_norm", Role.NORMALIZE, (F.rms_norm, torch.rms_norm)),
+    Op("group_norm", Role.NORMALIZE, (F.group_norm, torch.group_norm)),
+    Op("instance_norm", Role.NORMALIZE, (F.instance_norm, torch.instance_norm)),
+    Op("normalize", Role.NORMALIZE, (F.normalize,)),
     Op("cat", Role.CONCAT, (torch.cat, torch.concat, torch.concatenate)),
     Op("stack", Role.CONCAT, (torch.stack,)),
     Op("max_pool1d", Role.MOVEMENT, (F.max_pool1d, torch.max_pool1d)),

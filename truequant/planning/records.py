@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from truequant.numerics import NormRule
 from truequant.planning.actions import Action
 from truequant.planning.formulas import Affine
 from truequant.schemes import QuantScheme
@@ -48,6 +49,7 @@ class Site:
     dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
     carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
     affine: the map of channels that is computed with a layer, or that an op alone is.
+    norm_rule: of a norm that is computed on codes, what it computes.
     operand: of an op that is such a map or a part of one, which positional argument is the activation.
     refused, without_onnx: of a float site, torch's names of the ops that no program can hold, so that `convert` refuses, and of
     those that no ONNX file can.
@@ -82,6 +84,7 @@ class Site:
     train_rank: int | None = None
     affine: Affine | None = None
     operand: int | None = None
+    norm_rule: NormRule | None = None
     refused: tuple[str, ...] = ()
     without_onnx: tuple[str, ...] = ()
 

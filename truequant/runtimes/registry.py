@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from truequant.errors import ArgumentError
-from truequant.integer import Int8Model, IntegerProgram
+from truequant.integer import Int8Model, IntegerProgram, float_sums
 from truequant.runtimes import onnxruntime, openvino, torch
 from truequant.runtimes.onnx.dialect import Form
 from truequant.runtimes.programs import program_of
@@ -31,6 +31,8 @@ class Runtime:
     package: the optional package that it needs, None where it comes with torch.
     exceptions(program, target): sentences, where its codes might be others than the program's; None for a runtime that
         promises nothing.
+    floats(program): the names whose codes it computes in float, in an order or with a rounding of its own, although the program
+        does not: verification counts them among the islands.
     forms: the forms of ONNX file that are written for it, by name, each as a function of the program.
     """
 
@@ -40,6 +42,7 @@ class Runtime:
     exact: bool = True
     package: str | None = None
     exceptions: Callable[[IntegerProgram, Target], Iterator[str]] | None = None
+    floats: Callable[[IntegerProgram], tuple[str, ...]] = float_sums
     forms: Mapping[str, Callable[[IntegerProgram], Form]] = field(default_factory=dict)
 
 
@@ -50,7 +53,7 @@ RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
     ),
     Runtime(
         "openvino", openvino.OpenvinoModel, openvino.OpenvinoEdges, package="openvino", exceptions=openvino.exceptions,
-        forms=openvino.FORMS,
+        floats=openvino.computed_in_float, forms=openvino.FORMS,
     ),
     Runtime("torch.export", torch.ExportedModel, torch.ExportedEdges, exact=False),
 )}  # fmt: skip

@@ -57,6 +57,7 @@ class Target:
 
 _ROUNDED_FIRST = "half to even, then the zero point is added"
 _ROUNDED_LAST = "the zero point is added, then half to even"
+_ANY_BITS = "u8, s8, u16, s16"
 _ONNXRUNTIME_RULES = (
     OpRule("quantize", "float32 to u8, s8", "clamp(rint(x / s) + z)", _ROUNDED_FIRST),
     OpRule("conv, linear", "u8 x s8 or u8, s8 x s8", "clamp(rint(float32(acc) * float32(float32(sx * sw) / sy)) + zy)",
@@ -72,6 +73,10 @@ _ONNXRUNTIME_RULES = (
     OpRule("add, sub, mul", "u16, s16", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
     OpRule("conv, linear, matmul, averages", "u16, s16", "dequantize, float32 sums in its own order, quantize: never EXACT",
            _ROUNDED_FIRST),
+    OpRule("layer norm", _ANY_BITS, "R = sqrt(float32(n * S2 - S1 * S1 + t)); clamp(rint((c - m) * (n / R) * G + B) + zy)",
+           _ROUNDED_FIRST),
+    OpRule("group, instance norm", _ANY_BITS, "a = n / R * G, b = B - m * a; clamp(rint(c * a + b) + zy)", _ROUNDED_FIRST),
+    OpRule("RMS, L2 norm", _ANY_BITS, "clamp(rint(c * gamma / (R * float32(sy / sqrt(n)))) + zy)", _ROUNDED_FIRST),
 )  # fmt: skip
 
 _PORTABLE_RULES = (
@@ -79,6 +84,7 @@ _PORTABLE_RULES = (
     OpRule("add, sub, mul", "any", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
     *_ONNXRUNTIME_RULES[6:7],
     *_ONNXRUNTIME_RULES[8:10],
+    *_ONNXRUNTIME_RULES[12:],
 )
 RULES: dict[ArithmeticRule, tuple[OpRule, ...]] = {"onnxruntime": _ONNXRUNTIME_RULES, "portable": _PORTABLE_RULES}
 """What each named rule means, op by op."""

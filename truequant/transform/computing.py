@@ -13,7 +13,7 @@ from torch.fx import Node as GraphNode
 from torch.utils import _pytree as pytree
 
 from truequant.errors import ConversionError
-from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, table_of
+from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, norm_parameters, table_of
 from truequant.integer import nodes as program_nodes
 from truequant.integer.storage import storage
 from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
@@ -252,6 +252,30 @@ def _pool(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     return output
 
 
+def _normalize(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    """A norm; its gain and bias are those that evaluation read."""
+    place = 0 if site.plan.operand is None else node.all_input_nodes.index(node.args[site.plan.operand])  # type: ignore[arg-type]
+    source, rule = low.input_codes(node, site, place), site.plan.norm_rule
+    assert rule is not None
+    output, lowest, highest = low.result(site)
+
+    def stored(parameter: Any) -> Tensor | None:
+        if isinstance(parameter, GraphNode):
+            parameter = low.values.get(parameter)
+        if parameter is None:
+            return None
+        if not isinstance(parameter, Tensor):
+            raise ConversionError(f"'{site.plan.name}': its gain or bias is computed in the forward")
+        return parameter.detach().float().clone().contiguous()
+
+    with torch.no_grad():
+        _, gain, bias = norm_parameters(site, node.args, dict(node.kwargs))
+        parameters = stored(gain), stored(bias)
+    fields = rule.kind, rule.axes, rule.groups, rule.eps, rule.outside, rule.correction
+    low.emit(program_nodes.Normalize(source.name, output.name, *fields, *parameters, lowest, highest))
+    return output
+
+
 def _clamp(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     source = low.values[node.all_input_nodes[0]]
     if site.plan.fused_into is not None:
@@ -269,5 +293,5 @@ ACTIONS: dict[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]] = {
     "affine": _affine, "product": _product, "add": _elementwise, "sub": _elementwise, "mul": _elementwise,
     "lookup": _lookup,
     "table": _table, "average": _average, "pool": _pool, "resize": resize,
-    "clamp": _clamp,
+    "normalize": _normalize, "clamp": _clamp,
 }  # fmt: skip

@@ -15,7 +15,7 @@ from truequant.errors import CalibrationError, ConversionError, StateError
 from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.binding import WIDENED
-from truequant.planning import Plan, TensorSpec, arguments_in, call_in, renamed, tensors_of
+from truequant.planning import Plan, TensorSpec, arguments_in, call_in, names_in, renamed, tensors_of
 from truequant.planning.actions import GRIDLESS
 from truequant.transform.computing import ACTIONS
 from truequant.transform.islands import cast, constant, island, narrowed
@@ -175,8 +175,9 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
             kinds = [spec.kind for spec in signature.output_specs]
             leaves = [leaf for leaf, kind in zip(node.args[0], kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
             outputs = _outputs(lowering, leaves, found.returned, inputs)  # and not the buffers and inputs that were overwritten
+    nodes, edges = lowering.read_by(names_in(outputs))
     call = renamed(call_in(plan), {str(i): f"{spec.name}.float" for i, spec in enumerate(plan.inputs)})
-    return IntegerProgram(tuple(inputs), tuple(lowering.nodes), lowering.edges, outputs, plan.target.name, call)
+    return IntegerProgram(tuple(inputs), nodes, edges, outputs, plan.target.name, call)
 
 
 def _shape(spec: TensorSpec, traced: Sequence[Any]) -> tuple[int | None, ...]:

@@ -8,7 +8,7 @@ own grid does nothing.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
@@ -115,6 +115,15 @@ class Lowering:
     def emit(self, node: Node) -> None:
         self.nodes.append(node)
 
+    def read_by(self, outputs: Iterable[str]) -> tuple[tuple[Node, ...], dict[str, Edge]]:
+        """The nodes and edges of which these outputs are made: not the steps of a function that one node computes."""
+        wanted, kept = set(outputs), list[Node]()
+        for node in reversed(self.nodes):
+            if node.output in wanted:
+                kept.append(node)
+                wanted |= set(node.reads)
+        return tuple(reversed(kept)), {name: edge for name, edge in self.edges.items() if name in wanted}
+
     def unique(self, name: str) -> str:
         taken = {n.output for n in self.nodes}
         return next(found for found in chain([name], (f"{name}_{i}" for i in count(2))) if found not in taken)
@@ -199,6 +208,8 @@ class Lowering:
             return self.tables.actions[site.plan.action](self, node, site)
         if site is not None and site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
             return self.values.get(node.all_input_nodes[self.activation(node)])
+        if site is not None and site.plan.action == "within" and site.exact():
+            return None  # a step that the norm behind it computes
         if node.target in self.tables.passing:
             return first
         if isinstance(first, Several) and node.target is operator.getitem:

@@ -250,10 +250,9 @@ class _Preparation:
             if runtime.plan.norm is not None:
                 norm = self.sites[runtime.plan.norm]
                 runtime.norm, norm.layer = norm.owner, runtime
+            if runtime.plan.action == "norm" and runtime.plan.fused_into is not None:
+                runtime.layer = self.sites[runtime.plan.fused_into]
             if runtime.plan.affine is not None:
-                for folded in (self.sites[name] for name in runtime.plan.fused):
-                    if folded.plan.action == "norm":
-                        folded.layer = runtime
                 runtime.tensors = {name: self._place(name) for name in runtime.plan.affine.names()}
             if runtime.plan.carries is not None:
                 runtime.carries = self.sites[runtime.plan.carries]

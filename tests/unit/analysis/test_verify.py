@@ -185,7 +185,8 @@ class Normed(nn.Module):
 def test_islands_are_counted_apart(monkeypatch: pytest.MonkeyPatch, wrong_integers: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 8)
-    qat = tq.prepare(Normed(), x, "w8a8")
+    config = dataclasses.replace(tq.QConfig.preset("w8a8"), rules=(tq.Rule(nn.LayerNorm, None),))
+    qat = tq.prepare(Normed(), x, config)
     tq.calibrate(qat, [x])
     program = tq.convert(qat).program
     (fed,), _ = island_fed(program)

@@ -41,7 +41,7 @@ def test_sites_stand_below_their_module_and_long_names_are_short() -> None:
         "first_projection linear int7 channel 0 …0.add_0 uint8 symmetric integer layer, weight narrowed",
         "relu_0 relu_0 in first_projection computed with first_projection",
         "second_projection linear int7 channel 0 relu_0 uint8 integer layer, weight narrowed",
-        "norm layer_norm second_projection.output float, then uint8 no integer form known",
+        "norm layer_norm second_projection.output uint8 integer sums of a row, then float32 step by step",
         "add_0 …0.add_0, norm.output uint8 integer add",
     ]
     assert " ".join(lines[2].split()) == "input_0 input int64 model input"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Net(nn.Module):
 def trained(preset: str = "w8a8") -> tuple[nn.Module, Tensor, tq.History]:
     torch.manual_seed(0)
     x = torch.randn(16, 1, 8, 8)
-    qat = tq.prepare(Net(), x, preset)
+    config = dataclasses.replace(tq.QConfig.preset(preset), rules=(tq.Rule(nn.LayerNorm, None),))  # an island to be shown
+    qat = tq.prepare(Net(), x, config)
     history, monitor = tq.History(qat), tq.GradientMonitor(qat)
     optimizer = torch.optim.SGD(qat.parameters(), 0.01)
     for step in range(5):

@@ -12,8 +12,8 @@ import truequant as tq
 from tests.parity.test_saturation import add
 from tests.programs import S8, U8, edge, program, random_conv, residual_net, values_of
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import AveragePool, Conv, Edge, Linear, MatMul, Node
-from truequant.runtimes import machine, promises
+from truequant.integer.nodes import AveragePool, Conv, Edge, Linear, MatMul, Node, Normalize
+from truequant.runtimes import RUNTIMES, machine, promises
 from truequant.runtimes.openvino.promises import sums_beyond_float32
 from truequant.runtimes.openvino.saturation import openvino_saturating, saturates_in_openvino
 from truequant.runtimes.saturation import saturates, saturating_layers
@@ -42,10 +42,23 @@ def test_a_line_a_runtime() -> None:
 def test_between_float_islands() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 8)
-    qat = tq.prepare(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)), x, "w7a8")
+    config = dataclasses.replace(tq.QConfig.preset("w7a8"), rules=(tq.Rule(nn.LayerNorm, None),))
+    qat = tq.prepare(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)), x, config)
     tq.calibrate(qat, [x])
     found = tq.verify(qat, tq.convert(qat.eval()), [x], runtimes=BOTH)
     assert found.promise == tuple(f"{name}, promised between float islands: {EVERYWHERE}" for name in BOTH)
+
+
+def test_norms_are_promised_by_onnxruntime_alone() -> None:
+    norm = Normalize("x", "y", "layer", (-1,), 0, 1e-5, False, 0, torch.ones(9), None, 0, 255)
+    p = one(norm, "x")
+    p = dataclasses.replace(p, inputs=(dataclasses.replace(p.inputs[0], shape=(None, 2, 9, 9)),))
+    assert promises(p, BOTH) == (
+        f"onnxruntime, promised: {EVERYWHERE}",
+        "openvino, promised: the same codes on every x86 CPU but",
+        "openvino, any machine: the steps of norms are joined, and those in float64 taken in float32, in 'y'",
+    )
+    assert {name: RUNTIMES[name].floats(p) for name in BOTH} == {"onnxruntime": (), "openvino": ("y",)}
 
 
 def test_exceptions_stand_with_their_runtime() -> None:

@@ -14,6 +14,7 @@ from truequant.runtimes.onnx.integer_layers import conv, linear, reshape_to
 from truequant.runtimes.onnx.islands.ops import write_island
 from truequant.runtimes.onnx.kernels import kernels_of
 from truequant.runtimes.onnx.lookups import look_up_flat, write_lookup, write_table
+from truequant.runtimes.onnx.norms import normalize
 from truequant.runtimes.onnx.writer import Writer
 
 
@@ -103,7 +104,7 @@ WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: conv, Linear: linear,
     program_nodes.MatMul: binary, program_nodes.Add: binary, program_nodes.Sub: binary, program_nodes.Mul: binary,
     program_nodes.Table: _table, program_nodes.Lookup: write_lookup, program_nodes.GlobalAverage: _average,
-    program_nodes.AveragePool: _average_pool, program_nodes.Island: write_island,
+    program_nodes.AveragePool: _average_pool, program_nodes.Normalize: normalize, program_nodes.Island: write_island,
     program_nodes.WeightOnlyLinear: float_linears.weight_only, program_nodes.DynamicLinear: float_linears.dynamic, **MOVEMENTS,
 }  # fmt: skip
 """The form of a node that every runtime which fuses QDQ reads. A dialect has others for some kinds."""

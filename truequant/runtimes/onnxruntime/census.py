@@ -65,7 +65,8 @@ def require_integer_kernels(
     pooled: set[str] = set()
     for node in program.nodes:
         kernels = kernels_of(node).exact
-        if not kernels or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
+        rounds = node.output in program.edges or kernels_of(node).sums
+        if not kernels or not rounds or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
             continue
         if isinstance(node, Conv) and (pool := pooling_of(program, node)) is not None and _in_float(node, graph):
             pooled |= {node.output, pool.output}

@@ -14,6 +14,7 @@ from truequant.runtimes.onnx.graph import whole
 from truequant.runtimes.onnxruntime.census import require_integer_kernels
 from truequant.runtimes.onnxruntime.hidden_edges import show
 from truequant.runtimes.onnxruntime.nodes import WRITERS
+from truequant.runtimes.onnxruntime.norm_proofs import require_exact_norms
 from truequant.runtimes.onnxruntime.table_proofs import require_exact_tables
 from truequant.runtimes.targets import runs_here
 
@@ -21,6 +22,7 @@ from truequant.runtimes.targets import runs_here
 def _prove(program: IntegerProgram, data: bytes, form: Form, folder: str | None) -> None:
     require_integer_kernels(program, data, folder=folder)
     require_exact_tables(program, lambda tables: whole(tables, form, show_edges=True))
+    require_exact_norms(program, lambda norms: whole(norms, form, show_edges=True))
 
 
 ONNXRUNTIME = Dialect(

@@ -2,6 +2,6 @@
 
 from truequant.runtimes.openvino.dialect import FORMS
 from truequant.runtimes.openvino.model import OpenvinoEdges, OpenvinoModel
-from truequant.runtimes.openvino.promises import exceptions
+from truequant.runtimes.openvino.promises import computed_in_float, exceptions
 
-__all__ = ["FORMS", "OpenvinoEdges", "OpenvinoModel", "exceptions"]
+__all__ = ["FORMS", "OpenvinoEdges", "OpenvinoModel", "computed_in_float", "exceptions"]

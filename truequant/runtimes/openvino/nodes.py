@@ -23,6 +23,7 @@ from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes.onnx.layer_constants import scales
 from truequant.runtimes.onnx.lookups import table_constant, write_pairs, write_table
+from truequant.runtimes.onnx.norms import write_norm
 from truequant.runtimes.onnx.writer import Writer, numpy_of
 from truequant.runtimes.openvino.saturation import saturates_in_openvino
 
@@ -180,6 +181,20 @@ def _average(writer: Writer, node: program_nodes.GlobalAverage) -> None:
     _requantized(writer, acc, factor, node.output, node.low, node.high)
 
 
+def _normalize(writer: Writer, node: program_nodes.Normalize) -> None:
+    """The steps that every runtime is given; OpenVINO joins some of them, and computes float64 in float32."""
+
+    def finish(writer: Writer, value: str, output: str, node: program_nodes.Normalize) -> None:
+        edge, name = writer.edge(node.output), node.output
+        value = _step(writer, name, "Round", [value], "rounded")
+        value = _step(writer, name, "Add", [value, _number(writer, name, "zero", edge.zero_point)], "moved")
+        bounds = [_number(writer, name, part, end) for part, end in (("lowest", node.low), ("highest", node.high))]
+        value = _step(writer, name, "Clip", [value, *bounds], "clamped")
+        writer.node("Cast", [value], output, name=f"{name}.codes", to=3 if edge.signed else 2)
+
+    write_norm(writer, node, finish, scale_a_row=False)
+
+
 def _looked_up(writer: Writer, node: Any, entries: Any, index: str) -> None:
     name, table = node.output, table_constant(writer, node, entries)
     writer.node("Gather", [table, index], name, name=name)
@@ -196,5 +211,5 @@ def _table(writer: Writer, node: program_nodes.Table) -> None:
 WRITTEN_OUT: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, Conv: _conv, Linear: _linear, program_nodes.MatMul: _matmul,
     program_nodes.GlobalAverage: _average, program_nodes.Add: _pairs, program_nodes.Sub: _pairs, program_nodes.Mul: _pairs,
-    program_nodes.Table: _table,
+    program_nodes.Table: _table, program_nodes.Normalize: _normalize,
 }  # fmt: skip

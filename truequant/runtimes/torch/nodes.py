@@ -12,6 +12,7 @@ from torch import Tensor
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
 from truequant.integer.nodes.movement import padded
+from truequant.numerics.norms import beside
 
 _POOLS: dict[str, tuple[Callable[..., Tensor], ...]] = {
     "max": (F.max_pool1d, F.max_pool2d, F.max_pool3d), "average": (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
@@ -56,6 +57,27 @@ def _upsample(node: program_nodes.Upsample, x: Tensor) -> Tensor:
     return node.moved(x)
 
 
+def _normalize(node: program_nodes.Normalize, x: Tensor) -> Tensor:
+    """torch's own op where it has one, else its formula."""
+    gain, bias = node.gain, node.bias
+    if node.kind == "group":
+        return F.group_norm(x, node.groups, gain, bias, node.eps)
+    if node.kind == "l2":
+        length: Tensor = torch.linalg.vector_norm(x, 2, node.axes, True)
+        return x / length.clamp_min(node.eps)
+    sizes = [x.shape[axis] for axis in node.axes]
+    if list(node.axes) == list(range(-len(node.axes), 0)) and not (node.outside or node.correction):
+        return F.layer_norm(x, sizes, gain, bias, node.eps) if node.kind == "layer" else F.rms_norm(x, sizes, gain, node.eps)
+    if node.kind == "layer":
+        variance = x.var(node.axes, correction=node.correction, keepdim=True)
+        x = x - x.mean(node.axes, keepdim=True)
+    else:
+        variance = x.square().mean(node.axes, keepdim=True)
+    x = x / (variance.sqrt() + node.eps if node.outside else (variance + node.eps).sqrt())
+    x = x if gain is None else x * beside(gain, node.axes)
+    return x if bias is None else x + beside(bias, node.axes)
+
+
 VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.MatMul: lambda node, a, b: a @ b,
     program_nodes.Add: lambda node, a, b: a + b,
@@ -64,6 +86,7 @@ VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.GlobalAverage: lambda node, x: x.mean(node.axes, node.keepdim),
     program_nodes.AveragePool: _average_pool,
     program_nodes.MaxPool: _max_pool,
+    program_nodes.Normalize: _normalize,
     program_nodes.Clamp: lambda node, x: x,  # by what quantizes its result
     program_nodes.Reshape: _reshape,
     program_nodes.Transpose: lambda node, x: x.permute(node.permutation),
