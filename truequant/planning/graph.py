@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from truequant.planning.actions import COMPUTES, MOVES, Action
+from truequant.planning.actions import COMPUTES, MOVES, OF_SCORES, Action
 from truequant.planning.affine import of_channels
+from truequant.planning.attention import Part, attention_arguments, attention_of, attentions
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
 from truequant.planning.ops import Role, clamp_bounds
@@ -42,6 +43,10 @@ class Node:
     affine: Affine | None = None
     """Of a layer, or an op that stands alone: the map of its channels that is computed with it, or is it."""
     fused_into: Node | None = None
+    part: Part | None = None
+    """Of a call between a product and its softmax, the softmax or a product behind it."""
+    factor: float = 1.0
+    """Of a product of scores: by what they are multiplied before their quantizer."""
 
     @property
     def integer(self) -> bool:
@@ -91,10 +96,12 @@ class Graph(Values):
     """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
 
     def __init__(
-        self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None, *, any_size: bool = False
-    ) -> None:
-        """any_size: whether axes behind the batch are of any size."""
+        self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None, *, any_size: bool = False,
+        without: Collection[int] = (),
+    ) -> None:  # fmt: skip
+        """any_size: whether axes behind the batch are of any size. without: calls of attention that stay float."""
         super().__init__(trace)
+        self.parts, self.without = attentions(trace, without), frozenset(without)
         self.modules, self.any_size = modules, any_size
         self.repeats = Repeats(trace, trained or trace, modules)
         calls_of: dict[tuple[str, Frame], int] = {}
@@ -129,19 +136,28 @@ class Graph(Values):
         reads = tuple(self.resolve(v) for v in call.inputs)
         leaf = call.owner in self.leaves
         key = self.repeats.key(call.frame)
-        action, reason, bounds = classify(call, reads, self)
-        if action == "lookup":
+        part = self.parts.get(index)
+        action, reason, bounds = attention_of(index, call, part, self) or classify(call, reads, self)
+        if action in ("softmax", "weights", *OF_SCORES):
+            reads = (self.resolve(call.args[part.operand].value if part and part.operand else call.inputs[0]),)
+        elif action == "attend":
+            reads = (part.scores if part else reads[0], reads[1])
+        elif action == "attention":
+            given = attention_arguments(call.args, call.kwargs)
+            reads = tuple(self.resolve(given[name].value) for name in ("query", "key", "value"))
+        elif action == "lookup":
             reads = ()  # of integers that are no codes
         elif action == "movement":
             reads = reads[:1]  # of another tensor the shape alone: `expand_as`
-        if action in COMPUTES or (action in (*MOVES, "norm", "identity") and any(v in self.on_codes for v in reads)):
+        moves = action in (*MOVES, *OF_SCORES, "norm", "identity")
+        if action in COMPUTES or (moves and any(v in self.on_codes for v in reads)):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]
         place = self.repeats.place(call.frame)
         name = site_name(call, key, place, leaf)
         place = call.owner if place is None else place
-        return Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
+        return Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds, part=part)
 
     # -- values that share one grid ------------------------------------------------------------------------------------
     def grid(self, value: int) -> int:
@@ -194,6 +210,10 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
             return "table", "a table of codes", none
         case Role.AVERAGE:
             return (*_average(call, graph, reads[0]), none)
+        case Role.SOFTMAX if reads[0] in graph.on_codes:
+            return "float", "an axis, mask or neighbour of it is left in float", none
+        case Role.SOFTMAX:
+            return "float", "its input is left in float", none
         case Role.CONCAT:
             if any(leaf.elements for leaf in _constants(call)):
                 return "float", "joins a tensor that is no activation", none
