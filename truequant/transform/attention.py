@@ -94,7 +94,7 @@ def weights(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     name = site.plan.name
     if not all(_attended(low, user) for user in node.users):
         table = byte_table(source.grid).to(torch.int32)
-        low.emit(program_nodes.Softmax(source.name, source.masks, source.shown, False, name, table, 0, 0))
+        low.emit(program_nodes.Softmax(source.name, source.masks, source.shown, False, name, table, source.factor or 1.0, 0, 0))
     return Floats(name)
 
 
@@ -125,7 +125,18 @@ def _attend(low: Lowering, site: RuntimeSite, scores: Codes, values: Codes, *, c
     output, lowest, highest = low.result(site)
     table = byte_table(scores.grid)
     low.emit(
-        program_nodes.Attend(scores.name, scores.masks, scores.shown, causal, output.name, table, values.name, lowest, highest)
+        program_nodes.Attend(
+            scores.name,
+            scores.masks,
+            scores.shown,
+            causal,
+            output.name,
+            table,
+            scores.factor or 1.0,
+            values.name,
+            lowest,
+            highest,
+        )
     )
     return output
 
@@ -140,14 +151,18 @@ def softmax(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     table = wide_table(source.grid, site.plan.bits)
     output, lowest, highest = low.result(site)
     if axis == rank - 1:
-        low.emit(program_nodes.Softmax(source.name, source.masks, source.shown, False, output.name, table, lowest, highest))
+        low.emit(
+            program_nodes.Softmax(
+                source.name, source.masks, source.shown, False, output.name, table, source.factor or 1.0, lowest, highest
+            )
+        )
         return output
     there = (*(a for a in range(rank) if a != axis), axis)
     back = tuple(there.index(a) for a in range(rank))
     moved = low.moved(low.unique(f"{output.name}@rows"), source)
     low.emit(program_nodes.Transpose(source.name, moved.name, there))
     rows = low.moved(low.unique(f"{output.name}@softmax"), output)
-    low.emit(program_nodes.Softmax(moved.name, (), None, False, rows.name, table, lowest, highest))
+    low.emit(program_nodes.Softmax(moved.name, (), None, False, rows.name, table, source.factor or 1.0, lowest, highest))
     low.emit(program_nodes.Transpose(rows.name, output.name, back))
     return output
 

@@ -28,7 +28,7 @@ class _OfScores(Node):
     """What reads scores on unsigned codes of at most 8 bits, and looks up an exponential for each.
 
     shown: a stored mask, uint8. causal: row i sees the places 0 … i alone. table: `(levels,)`, the exponential of each distance
-    from the row's largest code.
+    from the row's largest code. factor: by what the values of the scores are multiplied in its exponents.
     """
 
     scores: str
@@ -37,6 +37,7 @@ class _OfScores(Node):
     causal: bool
     output: str
     table: Tensor
+    factor: float
     sums = True
 
     @property
@@ -49,6 +50,8 @@ class _OfScores(Node):
                 raise ConversionError(
                     f"{self.label}: scores and masks are unsigned codes of at most 8 bits", got=edges[name].codes
                 )
+        if not 2.0**-64 <= self.factor <= 2.0**64:
+            raise ConversionError(f"{self.label}: a factor that cannot be", got=self.factor, expected="2^-64 … 2^64")
         if self.shown is not None:
             check_tensor(self, "shown", self.shown, torch.uint8, None)
         check_tensor(self, "table", self.table, dtype, ((edges[self.scores].qmax + 1,),))

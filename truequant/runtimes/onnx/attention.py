@@ -19,8 +19,8 @@ from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 FLOAT, UINT8, INT32, DOUBLE = 1, 2, 6, 11
 """ONNX's numbers of dtypes."""
-Divide = Callable[[Writer, "Softmax | Attend", str, str, str], None]
-"""`divide(writer, node, dividend, divisors, like)` writes the node's edge: each row of a float tensor over its own number."""
+Divide = Callable[[Writer, Softmax | Attend, str, str], None]
+"""`divide(writer, node, dividend, divisors)` writes the node's edge: each row of a float tensor over its own number."""
 
 
 def step(writer: Writer, of: str, op: str, inputs: list[str], part: str, **attributes: Any) -> str:
@@ -38,7 +38,7 @@ def softmax(writer: Writer, node: Softmax, divide: Divide | None = None) -> None
         return
     scale = writer.constant(f"{name}.scale", np.float32(writer.edge(name).scale))
     divisors = step(writer, name, "Mul", [sums, scale], "divisors")
-    (divide or by_rows)(writer, node, raised, divisors, raised)
+    (divide or by_rows)(writer, node, raised, divisors)
 
 
 def attend(
@@ -50,7 +50,7 @@ def attend(
     values, output = (np.float32(writer.edge(n).scale) for n in (node.values, name))
     divisors = step(writer, name, "Mul", [sums, writer.constant(f"{name}.ratio", np.float32(output / values))], "divisors")
     acc = (multiply or _multiplied)(writer, node, raised)
-    (divide or by_rows)(writer, node, acc, divisors, acc)
+    (divide or by_rows)(writer, node, acc, divisors)
 
 
 def _multiplied(writer: Writer, node: Attend, raised: str) -> str:
@@ -137,7 +137,7 @@ def _shaped(writer: Writer, source: str, name: str, like: str) -> str:
     return output
 
 
-def by_rows(writer: Writer, node: Softmax | Attend, dividend: str, divisors: str, like: str) -> None:
+def by_rows(writer: Writer, node: Softmax | Attend, dividend: str, divisors: str) -> None:
     """Rows divided by the quantizer that has a scale for each."""
     name, edge = node.output, writer.edge(node.output)
     shape = writer.shapes[name]
