@@ -32,6 +32,10 @@ class FakeQuantizeScores(FakeQuantize):
         hidden = torch.isneginf(x)
         return torch.where(hidden, -math.inf, super().quantize(torch.where(hidden, 0.0, x)))
 
+    def observed(self, x: Tensor) -> Tensor:
+        """The scores that are seen."""
+        return x[~torch.isneginf(x)]
+
     def _observe(self, x: Tensor) -> None:
         if x.numel() and self.observer.minmax_only:
             rows = x.amax(-1).float()
