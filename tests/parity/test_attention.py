@@ -19,6 +19,7 @@ from tests.emulation import WITHOUT_VNNI, differences, needs_qemu
 from tests.programs import edge, random_codes, values_of
 from truequant import numerics
 from truequant.errors import ConversionError
+from truequant.fake import FakeQuantize
 from truequant.integer import IntegerProgram, ProgramInput
 from truequant.integer.nodes import Attend, Dequantize, Edge, Node, Quantize, Softmax
 from truequant.runtimes import EdgeReader
@@ -403,7 +404,8 @@ def test_a_rule_leaves_attention_an_island(out: str) -> None:
 def test_scores_keep_their_largest() -> None:
     qat = tq.calibrate(tq.prepare(Heads(by_hand), tokens()), [tokens(), tokens() * 3, tokens()])
     scores = qat.quantizers["div_0"]
-    with tq.quantizers_off(qat):
+    assert isinstance(scores, FakeQuantize)
+    with tq.quantizers_off(qat), torch.no_grad():
         q, k = (f(tokens() * 3).unflatten(-1, (4, 8)).transpose(1, 2) for f in (qat.query, qat.key))
         exact_scores = q @ k.mT / math.sqrt(8)
     high = (255 - scores.zero_point) * scores.scale

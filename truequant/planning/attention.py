@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,19 +16,20 @@ import torch
 from truequant.planning.actions import Action
 from truequant.planning.capture import FAR, Call, Constant, Ref, Trace
 from truequant.planning.ops import Role
-from truequant.planning.products import contraction, is_product
+from truequant.planning.products import contraction, is_product, product
 from truequant.planning.values import Values
 
 HIDES = -FAR
 """What is added to scores to hide a place is this, or less."""
-PART = Literal["softmax", "weights", "attend", "scaled", "masked"]
+PART = Literal["product", "softmax", "weights", "attend", "scaled", "masked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A call that belongs to the softmax of the call `softmax`.
 
-    operand: which positional argument is the scores. factor: of "scaled". scores: of "attend", what the softmax reads.
+    operand: which positional argument is the scores. factor: of "scaled". scores: of "attend", what the softmax reads; of
+    "product", whose result the softmax reads, the values that its weights multiply.
     """
 
     kind: PART
@@ -101,6 +102,9 @@ Decision = tuple[Action, str, tuple[None, None]]
 
 def attention_of(index: int, call: Call, part: Part | None, values: Values) -> Decision | None:
     """What a call is in an attention, and why: action, reason, no bounds. None where it is in none, or reads no codes."""
+    if part is not None and part.kind == "product":
+        reads = tuple(values.resolve(v) for v in call.inputs)
+        return (*product(call, reads, values, floats=part.scores in values.on_codes), (None, None))
     if part is not None:
         scores = part.scores if part.kind == "attend" else call.args[part.operand].value if part.operand else call.inputs[0]
         return _decision(part.kind) if values.resolve(scores) in values.on_codes else None
@@ -158,7 +162,11 @@ def _parts(index: int, softmax: Call, flow: _Flow) -> dict[int, Part]:
     products = [i for i in readers if last and _multiplies_values(flow.trace.calls[i], weights, flow)]
     found = {i: Part("attend", index, scores=scores) for i in products}
     found[index] = Part("weights" if products else "softmax", index)
-    return found | _between(index, scores, flow, masked=last)
+    found |= _between(index, scores, flow, masked=last)
+    if products:
+        values = flow.resolve(flow.trace.calls[products[0]].inputs[1])
+        found |= {at: replace(part, scores=values) for at, part in found.items() if part.kind == "product"}
+    return found
 
 
 def _multiplies_values(call: Call, weights: int, flow: _Flow) -> bool:
@@ -198,7 +206,7 @@ def _between(softmax: int, scores: int, flow: _Flow, masked: bool) -> dict[int, 
         value = flow.resolve(operand.value)
     head = flow.trace.calls[flow.writer[value]] if value in flow.writer else None
     if head is not None and is_product(head):
-        return found
+        return found | {flow.writer[value]: Part("product", softmax, scores=-1)}
     kept: dict[int, Part] = {}  # a factor of what is no product is a table of its own
     for at, part in found.items():
         if part.kind == "scaled":

@@ -164,6 +164,8 @@ def _why_alone(norm: Node, graph: Graph) -> str:
 
 
 def _follow(node: Node, graph: Graph) -> None:
+    if node.action == "attention":
+        return  # libraries repeat heads and reshape otherwise where they are traced: sites behind count other calls then
     value = node.end
     while value not in graph.outputs:
         readers = graph.readers.get(value, [])
