@@ -67,7 +67,7 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "softmax": Facts(computes=True, needs_arguments=True),
     "attention": Facts(computes=True),
     "attend": Facts(computes=True),
-    "weights": Facts(in_float=True, needs_arguments=True),
+    "weights": Facts(in_float=True),
     "scaled": Facts(of_scores=True, plain=True),
     "masked": Facts(of_scores=True),
 })  # fmt: skip
