@@ -47,6 +47,15 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             return rule(*arrays, params[node.left], params[node.right], y, node.low, node.high, node.rule)
         case nodes.Sub():
             return oracle.sub(*arrays, params[node.left], params[node.right], y, node.low, node.high)
+        case nodes.Softmax() | nodes.Attend():
+            stored = [] if node.shown is None else [node.shown.numpy()]
+            if isinstance(node, nodes.Attend):
+                scores, values, *masks = arrays
+                grids = params[node.values], y, node.low, node.high
+                return oracle.attend(scores, values, [*masks, *stored], node.causal, node.table.tolist(), *grids)
+            scores, *masks = arrays
+            given = scores, [*masks, *stored], node.causal, node.table.tolist()
+            return oracle.weights(*given) if y is None else oracle.softmax(*given, y, node.low, node.high)
         case nodes.Lookup():
             return node.entries.numpy().astype(np.int64)[arrays[0]]
         case nodes.Table():

@@ -6,6 +6,7 @@ of products are exact integers. Windows are enumerated one by one, axis by axis,
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -383,3 +384,59 @@ def norm_codes(values: Values, y: Qparams, low: int, high: int) -> Codes:
     for at in np.ndindex(*values.shape):
         result[at] = clamp(rint(float(values[at])) + y.zero_point, low, high)
     return result
+
+
+def exponentials(scale: float, levels: int, largest: int) -> list[int]:
+    """`rint(largest * exp(-d * sx))` for d = 0 … levels - 1, with 60 digits."""
+    with decimal.localcontext(decimal.Context(prec=60)):
+        exact = [largest * (-d * decimal.Decimal(scale)).exp() for d in range(levels)]
+        return [int(value.to_integral_value(decimal.ROUND_HALF_EVEN)) for value in exact]
+
+
+def raised(codes: Codes, masks: Sequence[Codes], causal: bool, table: Sequence[int]) -> list[list[int]]:
+    """The exponential of each code of each row, rows in one list; masks are broadcast to the codes."""
+    rows, places = math.prod(codes.shape[:-1]), codes.shape[-1]
+    shown = [np.broadcast_to(mask, codes.shape).reshape(rows, places).tolist() for mask in masks]
+    found = []
+    for number, row in enumerate(codes.reshape(rows, places).tolist()):
+        seen = [all(mask[number][place] == 255 for mask in shown) for place in range(places)]
+        if causal:
+            seen = [s and place <= number % codes.shape[-2] for place, s in enumerate(seen)]
+        largest = max((code for code, s in zip(row, seen, strict=True) if s), default=0)
+        found.append([table[largest - code] if s else 0 for code, s in zip(row, seen, strict=True)])
+    return found
+
+
+def softmax(codes: Codes, masks: Sequence[Codes], causal: bool, table: Sequence[int], y: Qparams, low: int, high: int) -> Codes:
+    """`clamp(rint(e / float32(float32(S) * sy)) + zy)` of each row."""
+    found = []
+    for row in raised(codes, masks, causal, table):
+        divisor = times(float32(Fraction(max(1, sum(row)))), y.scale)
+        found.append([clamp(rint(divide(float(e), divisor)) + y.zero_point, low, high) for e in row])
+    return np.array(found, np.int64).reshape(codes.shape)
+
+
+def weights(codes: Codes, masks: Sequence[Codes], causal: bool, table: Sequence[int]) -> Values:
+    """`float32(e / float32(S))`."""
+    found = []
+    for row in raised(codes, masks, causal, table):
+        total = float32(Fraction(max(1, sum(row))))
+        found.append([divide(float(e), total) for e in row])
+    return np.array(found, np.float32).reshape(codes.shape)
+
+
+def attend(
+    codes: Codes, values: Codes, masks: Sequence[Codes], causal: bool, table: Sequence[int], v: Qparams, y: Qparams, low: int,
+    high: int,
+) -> Codes:  # fmt: skip
+    """`clamp(rint(float32(acc) / w) + zo)`, `w = float32(S) * float32(so / sv)`."""
+    ratio, features = divide(y.scale, v.scale), values.shape[-1]
+    columns = (values - v.zero_point).reshape(-1, *values.shape[-2:])
+    found = []
+    for number, row in enumerate(raised(codes, masks, causal, table)):
+        centred = columns[number // codes.shape[-2]].T.tolist()
+        divisor = times(float32(Fraction(max(1, sum(row)))), ratio)
+        for feature in range(features):
+            acc = sum(e * c for e, c in zip(row, centred[feature], strict=True))
+            found.append(clamp(rint(divide(float32(Fraction(acc)), divisor)) + y.zero_point, low, high))
+    return np.array(found, np.int64).reshape((*codes.shape[:-1], features))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from truequant.errors import CalibrationError
 from truequant.fake import FakeQuantize
@@ -30,7 +30,7 @@ class NotFinite:
 
     def look(self, quantizer: FakeQuantize, args: tuple[Any, ...]) -> None:
         """What a quantizer is called with."""
-        x: Tensor = args[0]
+        x = quantizer.observed(args[0])
         wrong = x.numel() - int(torch.isfinite(x).sum())
         if wrong and self.batch not in self.found:
             self.found[self.batch] = quantizer.name, wrong, x.numel()

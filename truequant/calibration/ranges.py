@@ -12,7 +12,7 @@ from truequant.calibration.finite import NotFinite
 from truequant.calibration.method import Inputs
 from truequant.calibration.progress import Bars
 from truequant.calibration.running import evaluating
-from truequant.fake import FakeQuantize, QATModuleWrapper, quantizers
+from truequant.fake import FakeQuantize, FakeQuantizeScores, QATModuleWrapper, quantizers
 from truequant.observers import ActivationObserver
 from truequant.schemes import MinMax, MovingAverage, Observation
 
@@ -27,7 +27,8 @@ def set_ranges(
     count: of the batches, for the bar.
     """
     activations = [q for _, q in quantizers(model) if isinstance(q, FakeQuantize)]
-    others = {} if strategy is None else {q: _observer(q, strategy) for q in activations if q.scheme.observer != strategy}
+    free = [q for q in activations if not isinstance(q, FakeQuantizeScores)]  # those keep their largest value, always
+    others = {} if strategy is None else {q: _observer(q, strategy) for q in free if q.scheme.observer != strategy}
     clock = model.binding.clock
     not_finite = NotFinite()
     handles = [q.register_forward_pre_hook(_watch(observer)) for q, observer in others.items()] + not_finite.hooks(model)

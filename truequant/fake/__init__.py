@@ -1,10 +1,11 @@
 """The trained voice of the arithmetic: fake quantization in training, integer codes in evaluation."""
 
 from truequant.fake.anomaly import detect_anomaly
+from truequant.fake.attention import attention_scale, byte_table, shown_by, wide_table
 from truequant.fake.call_sites import Ranked
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
-from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of
+from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of, written_scale
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
@@ -14,6 +15,7 @@ from truequant.fake.parts import Parts
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
+from truequant.fake.scores import FakeQuantizeScores
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import QuantizerStatistics, Statistics, quantized_weights, statistics, watching
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
@@ -28,6 +30,7 @@ __all__ = [
     "Clock",
     "FakeQuantize",
     "FakeQuantizeLayer",
+    "FakeQuantizeScores",
     "InputQuantizer",
     "Limits",
     "Parts",
@@ -40,7 +43,9 @@ __all__ = [
     "WeightQuantizer",
     "affine_integers",
     "as_layer",
+    "attention_scale",
     "base_class",
+    "byte_table",
     "codes",
     "detect_anomaly",
     "evaluated",
@@ -63,6 +68,7 @@ __all__ = [
     "ready",
     "set_bits",
     "set_delta",
+    "shown_by",
     "site_bounds",
     "statistics",
     "swap",
@@ -70,4 +76,6 @@ __all__ = [
     "unfreeze",
     "unswap",
     "watching",
+    "wide_table",
+    "written_scale",
 ]  # fmt: skip

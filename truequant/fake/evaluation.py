@@ -29,7 +29,7 @@ Compute = Callable[[PlannedSite, Callable[..., Any], Sequence[Any], dict[str, An
 
 
 @contextlib.contextmanager
-def _exact_sums(device: str) -> Iterator[None]:
+def exact_sums(device: str) -> Iterator[None]:
     """No autocast, and none of the kernels that are not plain sums of products."""
     if torch.compiler.is_compiling():
         with torch.autocast(device, enabled=False):
@@ -43,21 +43,29 @@ def _exact_sums(device: str) -> Iterator[None]:
             yield
 
 
-def _params(quantizer: FakeQuantize) -> Qparams:
+def params(quantizer: FakeQuantize) -> Qparams:
+    """Scale and zero point in force."""
     return quantizer.effective_scale(), quantizer.zero_point
 
 
 def site_bounds(site: PlannedSite, emits: FakeQuantize) -> tuple[Tensor, Tensor]:
     """The codes between which the result is clamped: those of the grid, moved by a fused clamp."""
-    scale, zero_point = _params(emits)
+    scale, zero_point = params(emits)
     return numerics.clamp_codes(site.plan.minimum, site.plan.maximum, scale, zero_point, emits.scheme.qmin, emits.scheme.qmax)
 
 
-def _result(site: PlannedSite, codes: Tensor) -> Tensor:
+def result(site: PlannedSite, codes: Tensor) -> Tensor:
+    """The values of the codes that a site writes."""
     assert site.emits is not None
     if local.recorder is not None:
         local.recorder(site.plan.name, codes)
-    return numerics.dequantize(codes, *_params(site.emits))
+    return numerics.dequantize(codes, written_scale(site.emits, site.plan.factor), site.emits.zero_point)
+
+
+def written_scale(emits: FakeQuantize, factor: float | None) -> Tensor:
+    """The scale of codes that are multiplied by a factor before their quantizer: their values are less by it."""
+    scale = emits.effective_scale()
+    return scale if factor is None else (scale.double() / factor).float()
 
 
 def integers(site: PlannedSite, weight: Tensor, bias: Tensor | None) -> numerics.IntegerWeights:
@@ -118,7 +126,7 @@ def layer(
         if y is not None:
             return y
     carrier = _carrier(weights, reads)
-    with _exact_sums(x.device.type):
+    with exact_sums(x.device.type):
         whole = numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point)
         acc = torch.round(linear(whole.to(carrier), weights.weight.to(carrier), None)).double()
         acc = acc.contiguous()  # as the program's: the order of a float island's sums may depend on what it reads
@@ -130,7 +138,7 @@ def layer(
         factor = numerics.channel_axis(
             numerics.multiplier(reads.effective_scale(), weights.scale, site.emits.effective_scale()), acc.dim(), axis
         )
-        return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
+        return result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
 
 
 ONES = QuantScheme(int8, PerChannel(0))
@@ -158,7 +166,7 @@ def _affine(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any]
     acc = codes * numerics.along_axis(weights.weight[:, 0].double(), 1, rank) + numerics.along_axis(weights.bias, 1, rank)
     factor = numerics.multiplier(reads.effective_scale(), weights.scale, emits.effective_scale())
     bounds = site_bounds(site, emits)
-    return _result(site, numerics.requantize(acc, numerics.channel_axis(factor, rank, 1), emits.zero_point, *bounds))
+    return result(site, numerics.requantize(acc, numerics.channel_axis(factor, rank, 1), emits.zero_point, *bounds))
 
 
 def _codes(site: PlannedSite, position: int, x: Tensor) -> Tensor:
@@ -173,17 +181,17 @@ def _elementwise(site: PlannedSite, function: Callable[..., Any], args: Sequence
     assert site.emits is not None
     assert site.reads[0] is not None
     assert site.reads[1] is not None
-    params = _params(site.reads[0]), _params(site.reads[1]), _params(site.emits)
+    grids = params(site.reads[0]), params(site.reads[1]), params(site.emits)
     bounds = site_bounds(site, site.emits)
     if site.plan.action == "add" and site.arithmetic == "onnxruntime":
-        y = by_kernel.added(site, left, right, params, bounds)
+        y = by_kernel.added(site, left, right, grids, bounds)
         if y is not None:
             return y
     codes = _codes(site, 0, left), _codes(site, 1, right)
     if site.plan.action == "sub":
-        return _result(site, numerics.sub(*codes, *params, *bounds))
+        return result(site, numerics.sub(*codes, *grids, *bounds))
     rule = numerics.add if site.plan.action == "add" else numerics.mul
-    return _result(site, rule(*codes, *params, *bounds, site.arithmetic))
+    return result(site, rule(*codes, *grids, *bounds, site.arithmetic))
 
 
 def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -196,17 +204,18 @@ def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     for i, grid in zip(places, (left, right), strict=True):
         leaves[i] = numerics.recover(leaves[i].detach(), grid.effective_scale(), grid.zero_point).double()
-    with _exact_sums(site.emits.scale.device.type):
+    with exact_sums(site.emits.scale.device.type):
         acc = torch.round(function(*pytree.tree_unflatten(leaves, structure)))
-    factor = numerics.multiplier(left.effective_scale(), right.effective_scale(), site.emits.effective_scale())
-    return _result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
+    written = written_scale(site.emits, site.plan.factor)
+    factor = numerics.multiplier(left.effective_scale(), right.effective_scale(), written)
+    return result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))
 
 
 def _lookup(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Rows of a table: their codes are those of the table's own values."""
     assert site.emits is not None
     low, high = site_bounds(site, site.emits)
-    return _result(site, torch.clamp(site.emits.codes(function(*args, **kwargs)), low, high))
+    return result(site, torch.clamp(site.emits.codes(function(*args, **kwargs)), low, high))
 
 
 def table_of(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -222,7 +231,7 @@ def table_of(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
         result: Tensor = function(x, *numbers, **rest)
         return result
 
-    return numerics.table(values, _params(reads), (reads.scheme.qmin, reads.scheme.qmax), _params(emits), low.cpu(), high.cpu())
+    return numerics.table(values, params(reads), (reads.scheme.qmin, reads.scheme.qmax), params(emits), low.cpu(), high.cpu())
 
 
 def _number(argument: Any) -> Any:
@@ -235,7 +244,7 @@ def _table(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any],
     entries = table_of(site, function, args, kwargs).to(x.device)
     reads = site.reads[0]
     assert reads is not None
-    return _result(site, entries[(_codes(site, 0, x) - reads.scheme.qmin).long()])
+    return result(site, entries[(_codes(site, 0, x) - reads.scheme.qmin).long()])
 
 
 def _average(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -252,7 +261,7 @@ def _average(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
     for axis in axes:
         count *= x.shape[axis]
     factor = numerics.global_average_factor(reads.effective_scale(), emits.effective_scale(), count)
-    return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+    return result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
 def _pool(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -271,7 +280,7 @@ def _pool(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], 
     acc = torch.round(pool(codes, found["kernel"], found["stride"], found["padding"]) * math.prod(found["kernel"]))
     weight_scale = torch.tensor(1.0 / count, dtype=torch.float32, device=x.device)
     factor = numerics.multiplier(reads.effective_scale(), weight_scale, emits.effective_scale())
-    return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+    return result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
 def _resize(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -282,11 +291,11 @@ def _resize(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any]
     assert emits is not None
     factors = linear_factors(args, kwargs, x.shape)
     assert factors is not None
-    with _exact_sums(x.device.type):
+    with exact_sums(x.device.type):
         acc = interpolated_sums(numerics.recover(x.detach(), reads.effective_scale(), reads.zero_point), factors)
     weight_scale = torch.tensor(interpolation_weights(factors, 1)[1], dtype=torch.float32, device=x.device)
     factor = numerics.multiplier(reads.effective_scale(), weight_scale, emits.effective_scale())
-    return _result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
+    return result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 
 def _windows(site: PlannedSite, x: Tensor, found: dict[str, Any]) -> Tensor:
@@ -300,7 +309,7 @@ def _windows(site: PlannedSite, x: Tensor, found: dict[str, Any]) -> Tensor:
         padding = (0,) * len(padding)
     windows = found["kernel"], found["stride"], padding, found["ceil_mode"]
     bounds = site_bounds(site, emits)
-    return _result(site, numerics.window_average(codes, _params(reads), _params(emits), *windows, *bounds, site.arithmetic))
+    return result(site, numerics.window_average(codes, params(reads), params(emits), *windows, *bounds, site.arithmetic))
 
 
 def norm_parameters(site: PlannedSite, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -325,18 +334,18 @@ def _normalize(site: PlannedSite, function: Callable[..., Any], args: Sequence[A
     sy = torch.ones_like(sx) if emits is None else emits.effective_scale()
     gain, bias = (None if t is None else t.detach() for t in (gain, bias))
     y = numerics.normalized(c, rule, gain, bias, sx, sy, reach)
-    return y if emits is None else _result(site, numerics.norm_codes(y, emits.zero_point, *site_bounds(site, emits)))
+    return y if emits is None else result(site, numerics.norm_codes(y, emits.zero_point, *site_bounds(site, emits)))
 
 
 def _clamp(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """A clamp that is computed with nothing before it: on codes, keeping scale and zero point."""
     x = args[0] if args else kwargs["input"]
     if site.plan.fused_into is not None:
-        result: Tensor = function(*args, **kwargs)
-        return result
+        clamped: Tensor = function(*args, **kwargs)
+        return clamped
     assert site.emits is not None
     low, high = site_bounds(site, site.emits)
-    return _result(site, torch.clamp(_codes(site, 0, x), low, high))
+    return result(site, torch.clamp(_codes(site, 0, x), low, high))
 
 
 COMPUTES: dict[str, Compute] = {

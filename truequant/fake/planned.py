@@ -14,6 +14,7 @@ from truequant.fake.clock import Clock, local
 from truequant.fake.folded import Folded
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
+from truequant.fake.scores import FakeQuantizeScores
 from truequant.fake.transposed import layer_weight
 from truequant.fake.weights import WeightQuantizer
 from truequant.planning import Affine, Site
@@ -43,6 +44,10 @@ class PlannedSite:
     tensors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     """Where the parameters and buffers are that `plan.affine` names: a module and an attribute of it."""
     folded: Folded = field(default_factory=Folded)
+    scores: FakeQuantizeScores | None = None
+    """Of attention in one call: the quantizer of its scores."""
+    masked: bool = False
+    """Of a softmax: whether places of its scores may be hidden."""
     called_with: tuple[Tensor, Tensor | None] | None = None
     """Of a layer that is a call of a function, with a BatchNorm behind it: weight and bias of its last call in training."""
 

@@ -248,6 +248,10 @@ class FakeQuantize(Grid):
         kernel = kernels.compiled()
         return kernel is not None and kernel.observe(x, self.observer._buffers) is True
 
+    def observed(self, x: Tensor) -> Tensor:
+        """Of a tensor that is quantized here, what its range is made of."""
+        return x
+
     def reset(self) -> None:
         """As constructed: nothing observed, no range."""
         super().reset()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truequant.fake import evaluation, passes
+from truequant.fake import attention, evaluation, passes
 from truequant.fake.clock import local
 from truequant.fake.layouts import on_contiguous
 from truequant.fake.marks import mark
@@ -22,6 +22,7 @@ from truequant.planning import LINEAR_OPS
 from truequant.planning.actions import BARE, HAND_ON
 
 Function = Callable[..., Any]
+_COMPUTES = evaluation.COMPUTES | {"attend": attention.COMPUTES["attend"]}
 
 
 @dataclass(eq=False)
@@ -48,10 +49,12 @@ class RuntimeSite(PlannedSite):
             y = self._in_one_pass(args, kwargs)
             if y is not None:
                 return y
+        if action in ("attention", "softmax", "weights", "masked"):
+            return self.finish(self._attends(function, args, kwargs))
         if action == "norm":
             folded = self.layer is not None and self.layer.exact()
             y = self._normalizes(args, kwargs) if folded else function(*args, **kwargs)
-        elif self.exact() and (compute := evaluation.COMPUTES.get(action)) is not None and self._computes():
+        elif self.exact() and (compute := _COMPUTES.get(action)) is not None and self._computes():
             with torch.no_grad():
                 y = compute(self, function, args, kwargs)
             if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
@@ -68,6 +71,20 @@ class RuntimeSite(PlannedSite):
     def _computes(self) -> bool:
         """Whether its result has a grid, or needs none."""
         return self.emits is not None or (self.plan.action in BARE and bool(self.reads) and self.reads[0] is not None)
+
+    def _attends(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """Softmax, or attention in one call."""
+        if self.plan.action == "masked":
+            return attention.masked(self, args, kwargs)
+        if not self.exact():
+            if self.plan.action == "attention":
+                return attention.attention_in_training(self, args, kwargs)
+            return attention.softmax_in_training(self, function, args, kwargs)
+        with torch.no_grad():
+            y = attention.COMPUTES[self.plan.action](self, function, args, kwargs)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
+            return _straight_through(y, function(*args, **kwargs))
+        return y
 
     def _normalizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Of a map of channels: what it reads."""

@@ -9,6 +9,7 @@ from truequant.numerics.affine import (
     quantize,
     recover,
 )
+from truequant.numerics.attention import BYTE, attended, causal, exponentials, raised, row_sums, softmax
 from truequant.numerics.bounds import (
     FLOAT32_EXACT,
     FLOAT64_EXACT,
@@ -36,10 +37,11 @@ from truequant.numerics.requantize import channel_axis, clamp_codes, global_aver
 from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
 __all__ = [
-    "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights", "NormConstants",
-    "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "along_axis", "binarize", "bounded",
-    "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand", "fma", "fold", "folded_bias", "folds_free",
-    "global_average_factor", "mul", "multiplier", "norm_codes", "norm_constants", "normalized", "pair_bound", "parameter_shape",
-    "pooled_length", "power_of_two", "products_in_int16", "quantize", "range_of", "recover", "requantize",
-    "scale_and_zero_point", "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights",
+    "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "along_axis",
+    "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
+    "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
+    "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",
+    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "sub",
+    "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
 ]  # fmt: skip

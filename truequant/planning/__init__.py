@@ -2,6 +2,7 @@
 
 from truequant.planning.actions import FLOAT
 from truequant.planning.algorithms import check_dynamic
+from truequant.planning.attention import HIDES, attention_arguments
 from truequant.planning.batches import Takes, arguments_of, inputs_of, items_of, takes_of
 from truequant.planning.calls import arguments_in, as_arguments, as_example, call_in, call_of, positional_in
 from truequant.planning.codec import config_from_json, config_to_json, scheme_from_json, scheme_to_json
@@ -37,13 +38,13 @@ from truequant.planning.structures import build, is_tree, mapped, names_in, rena
 from truequant.planning.table import where_to
 
 __all__ = [
-    "FAST_PATHS", "FLOAT", "LINEAR_OPS", "NORM_OPS", "Affine", "Constants", "Op", "OwnerPlan", "Plan", "QuantizerPlan",
-    "RegisteredOp", "Role", "Site", "Takes", "TensorSpec", "arguments_in", "arguments_of", "as_arguments", "as_example",
-    "average_axes", "build", "call_in", "call_of", "check_dynamic", "check_modules", "check_plain", "check_plan",
-    "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as", "decode_call", "decomposed",
-    "encode_call", "has_op", "inputs_of", "is_loss", "is_tree", "items_of", "linear_factors", "mapped", "names_in",
-    "norm_arguments", "norm_operands", "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json",
-    "plan_to_json", "pool_arguments", "positional_in", "register_op", "registered_op", "renamed", "renumbered",
-    "scheme_from_json", "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of", "uneven", "where_to", "whole",
-    "writes_in_place",
+    "FAST_PATHS", "FLOAT", "HIDES", "LINEAR_OPS", "NORM_OPS", "Affine", "Constants", "Op", "OwnerPlan", "Plan",
+    "QuantizerPlan", "RegisteredOp", "Role", "Site", "Takes", "TensorSpec", "arguments_in", "arguments_of", "as_arguments",
+    "as_example", "attention_arguments", "average_axes", "build", "call_in", "call_of", "check_dynamic", "check_modules",
+    "check_plain", "check_plan", "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as",
+    "decode_call", "decomposed", "encode_call", "has_op", "inputs_of", "is_loss", "is_tree", "items_of", "linear_factors",
+    "mapped", "names_in", "norm_arguments", "norm_operands", "op_named", "op_of", "out_of_place", "phase_weights", "plain",
+    "plan", "plan_from_json", "plan_to_json", "pool_arguments", "positional_in", "register_op", "registered_op", "renamed",
+    "renumbered", "scheme_from_json", "scheme_to_json", "takes_of", "tensors_in", "tensors_of", "tree_of", "uneven",
+    "where_to", "whole", "writes_in_place",
 ]  # fmt: skip

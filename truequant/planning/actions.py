@@ -13,6 +13,7 @@ from typing import Literal, get_args
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
     "movement", "resize", "normalize", "within", "identity", "float", "weighted", "weight_only", "dynamic",
+    "softmax", "attention", "attend", "weights", "scaled", "masked",
 ]  # fmt: skip
 
 
@@ -38,6 +39,8 @@ class Facts:
     """Whether nothing negative comes of what is not negative, whatever the op."""
     bare: bool = False
     """Whether it computes on codes too where its result leaves as values."""
+    of_scores: bool = False
+    """Whether it lies between a product of scores and its softmax, and is computed with the product."""
     named_rule: bool = False
     """Whether runtimes round it by rules of their own (`ArithmeticRule`)."""
 
@@ -65,6 +68,12 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "weighted": Facts(),
     "weight_only": Facts(in_float=True, gridless=True),
     "dynamic": Facts(in_float=True, gridless=True),
+    "softmax": Facts(computes=True, needs_arguments=True),
+    "attention": Facts(computes=True),
+    "attend": Facts(computes=True),
+    "weights": Facts(in_float=True),
+    "scaled": Facts(of_scores=True, plain=True),
+    "masked": Facts(of_scores=True),
 })  # fmt: skip
 assert set(ACTIONS) == set(get_args(Action))
 
@@ -76,8 +85,9 @@ def _where(fact: str) -> frozenset[str]:
 
 COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("in_float"), _where("gridless")
 NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
+OF_SCORES = _where("of_scores")
 KEEP_SIGN, NAMED_RULE, BARE = _where("keeps_sign"), _where("named_rule"), _where("bare")
-ACT = COMPUTES | GRIDLESS
+ACT = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
 """Actions at which something else than in the float model happens, with or without a quantizer behind."""
 HAND_ON = MOVES | {"identity"}
 """Actions that are nothing but the op, in training and in evaluation, where no quantizer is behind it."""

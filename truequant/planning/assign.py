@@ -13,6 +13,7 @@ from truequant.planning.ops import LINEAR_OPS, Role
 from truequant.planning.products import is_product
 from truequant.planning.recurrent import OPS as RECURRENT
 from truequant.planning.recurrent import weights_of
+from truequant.planning.scores import scores_grids, scores_scheme
 from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule, is_dynamic
 
 
@@ -145,7 +146,7 @@ def activation_schemes(
 ) -> dict[int, QuantScheme | None]:
     """The scheme of each grid that an integer op writes or reads; None where the config leaves it in float."""
     inputs = {graph.grid(graph.resolve(v)) for v in graph.trace.inputs}
-    outputs = {graph.grid(v) for v in graph.outputs}
+    outputs, scores = {graph.grid(v) for v in graph.outputs}, scores_grids(graph)
     result: dict[int, QuantScheme | None] = {}
     for node in graph.nodes:
         if node.integer:
@@ -161,13 +162,16 @@ def activation_schemes(
             base = config.input
         elif grid in outputs:
             base = config.output
+        elif grid in scores:
+            base = scores_scheme(config.activation, config.target)
         elif config.ends is not None and any(n.index in last for n in consumers):
             base = config.ends.activation
         for node in writers:
             said = [overrides[link.index].output for link in (node, *node.fused)]
             for scheme in said:
                 base = base if isinstance(scheme, Inherit) else scheme
-        wanted = [(n, base if isinstance(s := overrides[n.index].input, Inherit) else s) for n in consumers]
+        asked = [n for n in consumers if n.action != "attend" or grid not in scores]
+        wanted = [(n, base if isinstance(s := overrides[n.index].input, Inherit) else s) for n in asked]
         result[grid] = _agreed(wanted, base)
         scheme = result[grid]
         if scheme is not None and is_dynamic(scheme):
@@ -268,7 +272,7 @@ def _writes_nonnegative(graph: Graph, node: Node, seen: set[int]) -> bool:
         return True
     if node.action in KEEP_SIGN:
         return all(_nonnegative(graph, graph.grid(v), seen) for v in node.reads)
-    return node.action == "table" and node.call.op.name in _POSITIVE_TABLES
+    return node.action == "softmax" or (node.action == "table" and node.call.op.name in _POSITIVE_TABLES)
 
 
 Naming = Callable[[Node], str]

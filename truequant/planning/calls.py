@@ -13,11 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from truequant.errors import ArgumentTypeError
+from truequant.errors import ArgumentError, ArgumentTypeError
 from truequant.planning.plan import Plan
 from truequant.planning.structures import build, tree_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Dynamic = Mapping[int | str, Sequence[int]]
+"""Axes of any size beside the batch, by position or keyword of the input."""
 
 
 def as_arguments(example_inputs: Any) -> Arguments:
@@ -42,6 +44,21 @@ def as_example(model: nn.Module, example_inputs: Any) -> Any:
     if _binds(model, (), example_inputs) or not _binds(model, (example_inputs,), {}):
         return example_inputs
     return (example_inputs,)
+
+
+def checked_axes(dynamic: Dynamic | None, example_inputs: Any) -> Dynamic:
+    """`ArgumentError` for an input or an axis that is not there."""
+    args, kwargs = as_arguments(example_inputs)
+    there: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    for where, axes in (dynamic or {}).items():
+        tensor = there.get(where)
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"dynamic: input {where!r} is no tensor", expected=f"one of {list(there)}")
+        if not all(0 <= axis < tensor.dim() for axis in axes):
+            raise ArgumentError(
+                f"dynamic: input {where!r} has no such axis", got=tuple(axes), expected=f"0 … {tensor.dim() - 1}"
+            )
+    return dynamic or {}
 
 
 def _binds(model: nn.Module, args: Sequence[Any], kwargs: Mapping[Any, Any]) -> bool:

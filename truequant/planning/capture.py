@@ -51,6 +51,10 @@ class Constant:
     dtype: torch.dtype = torch.float32
     formula: Formula | None = None
     """How it is computed from parameters and buffers, where that is known."""
+    hides: bool = False
+    """Whether it is a mask to be added: each number is 0, or hides a place."""
+    number: float | None = None
+    """The one number of a tensor that the forward made, from no parameter or buffer."""
 
     @property
     def elements(self) -> int:
@@ -66,6 +70,8 @@ class Value:
     dtype: torch.dtype
     far: bool = False
     """Whether it holds values, infinities of a mask among them, that no activation has."""
+    hides: bool = False
+    """Whether each of its numbers is 0, or hides a place as a mask does: -1e4 or less."""
 
     @property
     def is_float(self) -> bool:
@@ -146,7 +152,7 @@ class _Recorder(TorchFunctionMode):
 
     def _value(self, tensor: Tensor) -> int:
         index = len(self.trace.values)
-        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype, _far(tensor)))
+        self.trace.values.append(Value(index, tuple(tensor.shape), tensor.dtype, _far(tensor), _hides(tensor)))
         return index
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -222,7 +228,9 @@ class _Recorder(TorchFunctionMode):
         index = self.held.known(leaf)
         if index is not None:
             return Ref(index)
-        return Constant(self.names.get(id(leaf)), tuple(leaf.shape), leaf.dtype, self.formulas.of(leaf))
+        name, formula = self.names.get(id(leaf)), self.formulas.of(leaf)
+        made = name is None and formula is None and leaf.numel() == 1 and leaf.is_floating_point() and not leaf.is_meta
+        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, _hides(leaf), float(leaf) if made else None)
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""
@@ -258,6 +266,16 @@ def _far(tensor: Tensor) -> bool:
         return False
     low, high = torch.aminmax(tensor.detach())
     return bool(low <= -FAR) or bool(high >= FAR)
+
+
+def _hides(tensor: Tensor) -> bool:
+    """Whether every number is 0, or so far below that it hides a place."""
+    if not tensor.is_floating_point() or tensor.device.type == "meta" or not tensor.numel():
+        return False
+    held = tensor.detach()
+    if not bool((held.reshape(-1)[:1] == 0) | (held.reshape(-1)[:1] <= -FAR)):
+        return False  # most tensors are none, and say so at once
+    return bool(((held == 0) | (held <= -FAR)).all())
 
 
 def _location() -> str:

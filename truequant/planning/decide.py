@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from truequant.errors import ArgumentError, PlanError, SchemeError, StateError
-from truequant.planning.actions import FLOAT, GRIDLESS, MOVES
+from truequant.errors import PlanError, SchemeError, StateError
+from truequant.planning.actions import FLOAT, GRIDLESS, MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
 from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
-from truequant.planning.calls import as_arguments, as_example, call_of
+from truequant.planning.calls import Dynamic, as_arguments, as_example, call_of, checked_axes
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fitting import check_plain
 from truequant.planning.fusion import fuse
-from truequant.planning.graph import Graph, Node, is_leaf
+from truequant.planning.graph import Graph, Node
 from truequant.planning.held import Held, held
+from truequant.planning.leaves import is_leaf
 from truequant.planning.linears import check_uses
 from truequant.planning.norm_parts import norms_of_grids, release_parts, take_parts
-from truequant.planning.ops import LINEAR_OPS, Role, is_loss
+from truequant.planning.notes import notes
+from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
 from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
-from truequant.planning.saturation import narrowed, narrowed_note
+from truequant.planning.saturation import narrowed
+from truequant.planning.scores import broken_attentions, scores_grids, scores_scheme, table_bits
 from truequant.planning.selectors import Selectable, matching
 from truequant.planning.without_grid import without_grid
 from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic
-
-Dynamic = Mapping[int | str, Sequence[int]]
-"""Axes of any size beside the batch, by position or keyword of the input."""
 
 
 def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = None, *, dynamic: Dynamic | None = None) -> Plan:
@@ -53,9 +53,21 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
         raise StateError("the model is prepared already", fix="plan the float model, or tq.restore_float(model) first")
     evaluated, trained = (trace(model, example_inputs, training=t, unroll=config.unroll_recurrent) for t in (False, True))
     any_size = any(axis > 0 for axes in (dynamic or {}).values() for axis in axes)
-    graph = Graph(evaluated, modules, trained, any_size=any_size)
-    take_parts(graph)
-    norms_of_grids(graph)
+    without: frozenset[int] = frozenset()
+    while True:  # what cannot be computed whole on codes stays float as a whole: the plan is then that of a model without it
+        graph = Graph(evaluated, modules, trained, any_size=any_size, without=without)
+        take_parts(graph)
+        norms_of_grids(graph)
+        builder = _decided(graph, trained, config, example_inputs, dynamic)
+        broken = broken_attentions(graph, builder.schemes)
+        if not broken - without:
+            return builder.plan()
+        without |= broken
+
+
+def _decided(graph: Graph, trained: Trace, config: QConfig, example_inputs: Any, dynamic: Dynamic | None) -> _Builder:
+    """Actions and schemes of every node."""
+    modules = graph.modules
     active = [n for n in graph.nodes if n.action != "identity"]
     selectable = [Selectable(n.name, graph.places(n), modules[n.call.owner], n.call.op.name) for n in active]
     rules = matching(config.rules, selectable)
@@ -65,22 +77,7 @@ def plan(model: nn.Module, example_inputs: Any, config: QConfig | str | None = N
     leave_in_float(graph, overrides, config)
     release_parts(graph)
     fuse(graph)
-    return _Builder(graph, trained, overrides, config, example_inputs, _checked(dynamic, example_inputs)).plan()
-
-
-def _checked(dynamic: Dynamic | None, example_inputs: Any) -> Dynamic:
-    """`ArgumentError` for an input or an axis that is not there."""
-    args, kwargs = as_arguments(example_inputs)
-    there: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-    for where, axes in (dynamic or {}).items():
-        tensor = there.get(where)
-        if not isinstance(tensor, Tensor):
-            raise ArgumentError(f"dynamic: input {where!r} is no tensor", expected=f"one of {list(there)}")
-        if not all(0 <= axis < tensor.dim() for axis in axes):
-            raise ArgumentError(
-                f"dynamic: input {where!r} has no such axis", got=tuple(axes), expected=f"0 … {tensor.dim() - 1}"
-            )
-    return dynamic or {}
+    return _Builder(graph, trained, overrides, config, example_inputs, checked_axes(dynamic, example_inputs))
 
 
 class _Builder:
@@ -130,7 +127,7 @@ class _Builder:
     def _place(self) -> tuple[dict[int, str], dict[int, str]]:
         """Quantizers at the producers of each grid: by index of the node, and by position of the model's input."""
         graph, at_node, at_input = self.graph, {}, {}
-        outputs = {graph.grid(v) for v in graph.outputs}
+        outputs, scores = {graph.grid(v) for v in graph.outputs}, scores_grids(graph)
         for position, value in enumerate(graph.trace.inputs):
             grid = graph.grid(graph.resolve(value))
             if self.schemes.get(grid) is not None and graph.is_float(value):
@@ -150,9 +147,8 @@ class _Builder:
                     )
                 if len(last.writes) > 1:
                     self.parts[last.index] = last.writes.index(value)
-                at_node[last.index] = self._of_grid(
-                    grid, last.call.owner, self._slot(last), "output" if grid in outputs else "activation"
-                )
+                kind: Kind = "scores" if grid in scores else "output" if grid in outputs else "activation"
+                at_node[last.index] = self._of_grid(grid, last.call.owner, self._slot(last), kind)
         return at_node, at_input
 
     def _of_grid(self, grid: int, owner: str, slot: str, kind: Kind) -> str:
@@ -220,7 +216,15 @@ class _Builder:
             self._inputs(at_input),
             self._owners(),
             self._uncalled(),
-            self._notes(),
+            notes(
+                self.graph,
+                self.trained,
+                self.overrides,
+                self.config,
+                tuple(self.quantizers.values()),
+                self._uncalled(),
+                len(self.narrow),
+            ),
             call=call_of(self.graph.modules[""], self.example_inputs),
         )
 
@@ -262,8 +266,17 @@ class _Builder:
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
-            refused=there.refused, without_onnx=there.without_onnx,
+            refused=there.refused, without_onnx=there.without_onnx, factor=node.factor if node.factor != 1.0 else None,
+            scores=self._scores(node), bits=table_bits(node, graph),
         )  # fmt: skip
+
+    def _scores(self, node: Node) -> str | None:
+        """The quantizer of the scores inside attention that is one call."""
+        if node.action != "attention":
+            return None
+        scheme = scores_scheme(self.config.activation, self.config.target)
+        assert scheme is not None  # broken_attentions has seen to it
+        return self._quantizer(node.call.owner, f"{self._slot(node)}_scores", "scores", scheme)
 
     def _inputs(self, at_input: dict[int, str]) -> tuple[TensorSpec, ...]:
         args, kwargs = as_arguments(self.example_inputs)
@@ -322,42 +335,12 @@ class _Builder:
         leaves = [(n, m) for n, m in self.graph.modules.items() if n not in called and is_leaf(m)]
         return tuple(n for n, m in leaves if any(True for _ in m.parameters(recurse=False)) is with_parameters)
 
-    def _notes(self) -> tuple[str, ...]:
-        evaluated, trained = self.graph.trace.module_calls, self.trained.module_calls
-        notes = [f"'{name}' stays float: no example input calls it; a call of it raises PlanError" for name in self._uncalled()]
-        for name, module in self.graph.modules.items():
-            if (
-                name in trained
-                and name not in evaluated
-                and is_leaf(module)
-                and any(True for _ in module.parameters(recurse=False))
-            ):
-                notes.append(f"'{name}' stays float: it is called in training only")
-        notes += [
-            f"the converted model returns None where the model returns a {kind}: a program holds tensors, numbers and text"
-            for kind in self.graph.trace.strangers
-        ]
-        losses = dict.fromkeys(n.name for n in self.graph.nodes if is_loss(n.call.op.name))
-        notes += [
-            f"'{name}' is a loss, which no program computes: prepare with example inputs without labels" for name in losses
-        ]
-        notes += [
-            f"{said.rule}: no weight of '{node.name}' is quantized by it: rows of a table have the codes of output="
-            for node in self.graph.nodes
-            if node.call.op.role is Role.LOOKUP and isinstance((said := self.overrides[node.index]).weight, QuantScheme)
-        ]
-        if self.narrow:
-            notes.append(narrowed_note(len(self.narrow)))
-        target = self.config.target
-        for q in self.quantizers.values():
-            if q.scheme.dtype.bits > target.integer_bits:
-                notes.append(f"'{q.name}' has {q.scheme.dtype.bits} bits: {target} sums such codes in float32, never EXACT")
-        return tuple(notes)
-
 
 def _operand(node: Node, graph: Graph) -> int | None:
     if node.action == "normalize":
         return node.operand
+    if node.part is not None and node.action in OF_SCORES:
+        return node.part.operand
     found = of_channels(node.call, graph.shape(node.reads[0])) if node.action in ("norm", "affine") else None
     return found.operand if found is not None else None
 

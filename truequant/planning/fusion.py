@@ -12,7 +12,7 @@ from math import inf
 
 import torch
 
-from truequant.planning.actions import MOVES
+from truequant.planning.actions import MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
 from truequant.planning.formulas import Affine
 from truequant.planning.graph import Graph, Node
@@ -34,6 +34,10 @@ def fuse(graph: Graph) -> None:
     for node in graph.nodes:
         if node.integer:
             _follow(node, graph)
+    for node in graph.nodes:
+        if node.action == "weights" and node.writes[0] not in graph.outputs and not graph.readers.get(node.writes[0]):
+            behind = (n for n in graph.nodes if n.action == "attend" and n.part is not None and n.part.softmax == node.index)
+            node.fused_into = next(behind, None)  # nothing but products reads it, and they read its scores
     for node in graph.nodes:
         if node.action in MOVES and node.fused_into is None:
             graph.join([*node.reads, *node.writes])
@@ -182,6 +186,8 @@ def _why_alone(norm: Node, graph: Graph) -> str:
 
 
 def _follow(node: Node, graph: Graph) -> None:
+    if node.action == "attention":
+        return  # libraries repeat heads and reshape otherwise where they are traced: sites behind count other calls then
     value = node.end
     while value not in graph.outputs:
         readers = graph.readers.get(value, [])
@@ -190,6 +196,8 @@ def _follow(node: Node, graph: Graph) -> None:
         (reader,) = readers
         if reader.action == "clamp":
             node.bounds = _intersect(node.bounds, reader.bounds)
+        elif reader.action in OF_SCORES:
+            node.factor *= reader.part.factor if reader.part is not None else 1.0
         elif not (reader.action == "movement" and len(reader.writes) == 1):
             return
         node.fused.append(reader)

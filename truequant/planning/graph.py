@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from truequant.numerics import NormRule
-from truequant.planning.actions import COMPUTES, MOVES, Action
+from truequant.planning.actions import COMPUTES, MOVES, OF_SCORES, Action
 from truequant.planning.affine import of_channels
+from truequant.planning.attention import Part, attention_arguments, attention_of, attentions
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
+from truequant.planning.leaves import is_leaf, site_name
 from truequant.planning.normalizing import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
@@ -51,6 +53,10 @@ class Node:
     written: Written | None = None
     parts: list[Node] = field(default_factory=list)
     """Of such a norm: the calls that lead to it and are computed with it."""
+    part: Part | None = None
+    """Of a call between a product and its softmax, the softmax or a product behind it."""
+    factor: float = 1.0
+    """Of a product of scores: by what they are multiplied before their quantizer."""
 
     @property
     def integer(self) -> bool:
@@ -63,47 +69,16 @@ class Node:
         return (self.fused[-1] if self.fused else self).writes[0]
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """A module without children whose forward, and all that it calls and reads, is torch's own: it makes one call, so that its
-    name names the call.
-
-    A subclass of torch's class that overrides none of that (`class Norm(nn.BatchNorm2d): pass`) is one too.
-    """
-    kind = type(module)
-    if any(True for _ in module.children()):
-        return False
-    if getattr(module, "parametrizations", None) is not None:
-        kind = kind.__mro__[1]
-    own = next(k for k in kind.__mro__ if k.__module__.startswith("torch.nn.modules"))
-    if own is nn.Module:
-        return False
-    return all(getattr(kind, name, None) is getattr(own, name, None) for name in _CALLED)
-
-
-_CALLED = ("__call__", "__getattr__", "_call_impl", "forward", "_conv_forward", "_check_input_dim", "weight", "bias")
-"""Of a class of torch's: what its one call comes from, and where a subclass could hide another."""
-
-
-def site_name(call: Call, key: Key, place: str | None, leaf: bool) -> str:
-    """`conv1`, `relu#1` for the second call of a module, `block.add_0` for a function call.
-
-    A module that several others hold goes by each of its names: `block2.act`, where `block1.act` is the same module.
-    """
-    owner = f"{call.owner}#{'.'.join(map(str, key))}" if place is None else place
-    if leaf:
-        return owner
-    op = f"{call.op.name}_{call.ordinal}"
-    return f"{owner}.{op}" if owner else op
-
-
 class Graph(Values):
     """Nodes in order, with readers and grids. `alias` maps a value to the value that it is in evaluation."""
 
     def __init__(
-        self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None, *, any_size: bool = False
-    ) -> None:
-        """any_size: whether axes behind the batch are of any size."""
+        self, trace: Trace, modules: dict[str, nn.Module], trained: Trace | None = None, *, any_size: bool = False,
+        without: Collection[int] = (),
+    ) -> None:  # fmt: skip
+        """any_size: whether axes behind the batch are of any size. without: calls of attention that stay float."""
         super().__init__(trace)
+        self.parts, self.without = attentions(trace, without), frozenset(without)
         self.modules, self.any_size = modules, any_size
         self.repeats = Repeats(trace, trained or trace, modules)
         calls_of: dict[tuple[str, Frame], int] = {}
@@ -145,22 +120,31 @@ class Graph(Values):
         reads = tuple(self.resolve(v) for v in call.inputs)
         leaf = call.owner in self.leaves
         key = self.repeats.key(call.frame)
-        action, reason, bounds = classify(call, reads, self)
+        part = self.parts.get(index)
+        action, reason, bounds = attention_of(index, call, part, self) or classify(call, reads, self)
         written = self._norms.find(call)
         if written is not None and written.source in self.on_codes:
             action, reason, reads = "normalize", BY_ROW, (written.source,)
-        if action == "lookup":
+        if action in ("softmax", "weights", *OF_SCORES):
+            reads = (self.resolve(call.args[part.operand].value if part and part.operand else call.inputs[0]),)
+        elif action == "attend":
+            reads = (part.scores if part else reads[0], reads[1])
+        elif action == "attention":
+            given = attention_arguments(call.args, call.kwargs)
+            reads = tuple(self.resolve(given[name].value) for name in ("query", "key", "value"))
+        elif action == "lookup":
             reads = ()  # of integers that are no codes
         elif action == "movement":
             reads = reads[:1]  # of another tensor the shape alone: `expand_as`
-        if action in COMPUTES or (action in (*MOVES, "norm", "identity") and any(v in self.on_codes for v in reads)):
+        moves = action in (*MOVES, *OF_SCORES, "norm", "identity")
+        if action in COMPUTES or (moves and any(v in self.on_codes for v in reads)):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]
         place = self.repeats.place(call.frame)
         name = site_name(call, key, place, leaf)
         place = call.owner if place is None else place
-        node = Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds)
+        node = Node(index, call, name, place, key, leaf, action, reason, reads, call.outputs, bounds, part=part)
         if action == "normalize" and written is not None:
             node.norm_rule, node.operand, node.written = written.rule, written.operand, written
         elif action == "normalize":
@@ -221,6 +205,10 @@ def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, 
             return (*_average(call, graph, reads[0]), none)
         case Role.NORMALIZE:
             return (*_normalize(call, reads, graph), none)
+        case Role.SOFTMAX if reads[0] in graph.on_codes:
+            return "float", "an axis, mask or neighbour of it is left in float", none
+        case Role.SOFTMAX:
+            return "float", "its input is left in float", none
         case Role.CONCAT:
             if any(leaf.elements for leaf in _constants(call)):
                 return "float", "joins a tensor that is no activation", none

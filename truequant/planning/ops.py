@@ -28,6 +28,8 @@ class Role(Enum):
     ADD = "add"
     SUB = "sub"
     MUL = "mul"
+    SOFTMAX = "softmax"
+    ATTENTION = "attention"  # product, softmax and product in one call
     SCALAR = "scalar"  # a function of one code where its input is codes already: `-x`, `x / 8`
     TABLE = "table"  # a function of one code
     LOOKUP = "lookup"  # rows of a table of codes
@@ -97,6 +99,8 @@ OPS: tuple[Op, ...] = (
     Op("selu", Role.TABLE, (F.selu, F.selu_, torch.selu)),
     Op("celu", Role.TABLE, (F.celu, F.celu_, torch.celu)),
     Op("logsigmoid", Role.TABLE, (F.logsigmoid,)),
+    Op("softmax", Role.SOFTMAX, (F.softmax, torch.softmax, T.softmax)),
+    Op("scaled_dot_product_attention", Role.ATTENTION, (F.scaled_dot_product_attention,)),
     Op("mean", Role.AVERAGE, (torch.mean, T.mean)),
     Op("adaptive_avg_pool1d", Role.AVERAGE, (F.adaptive_avg_pool1d,)),
     Op("adaptive_avg_pool2d", Role.AVERAGE, (F.adaptive_avg_pool2d,)),

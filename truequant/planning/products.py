@@ -63,8 +63,8 @@ def contraction(equation: Any, rank: Sequence[int] | None = None) -> Contraction
     return Contraction(left, right, output, batch, rows, columns, summed)
 
 
-def product(call: Call, reads: tuple[int, ...], values: Values) -> tuple[Action, str]:
-    """What quantization makes of a product."""
+def product(call: Call, reads: tuple[int, ...], values: Values, *, floats: bool = False) -> tuple[Action, str]:
+    """What quantization makes of a product. floats: of two operands that no integer op computes too."""
     operands = call.args[1:] if call.op.name == "einsum" else call.args
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
@@ -75,7 +75,7 @@ def product(call: Call, reads: tuple[int, ...], values: Values) -> tuple[Action,
         return "float", "no product of two batches of matrices"
     if min(ranks) < 2:
         return "float", "one operand is a vector"
-    if not any(v in values.on_codes for v in reads) and not all(v in values.input_values for v in reads):
+    if not floats and not any(v in values.on_codes for v in reads) and not all(v in values.input_values for v in reads):
         return "float", "neither operand is computed in integer"
     if any(values.is_far(v) for v in reads):
         return "float", "one operand holds values that leave an 8-bit grid nothing else"

@@ -10,7 +10,7 @@ from truequant.planning.actions import Action
 from truequant.planning.formulas import Affine
 from truequant.schemes import QuantScheme
 
-Kind = Literal["input", "activation", "output", "weight"]
+Kind = Literal["input", "activation", "output", "weight", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,9 @@ class Site:
     operand: of an op that is such a map or a part of one, which positional argument is the activation.
     refused, without_onnx: of a float site, torch's names of the ops that no program can hold, so that `convert` refuses, and of
     those that no ONNX file can.
+    factor: of a product of scores, by what they are multiplied before their quantizer (1 / sqrt(d)).
+    scores: of attention in one call, the quantizer of its scores.
+    bits: of a softmax whose result is an edge, how many bits its table of exponentials has.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -87,6 +90,9 @@ class Site:
     norm_rule: NormRule | None = None
     refused: tuple[str, ...] = ()
     without_onnx: tuple[str, ...] = ()
+    factor: float | None = None
+    scores: str | None = None
+    bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

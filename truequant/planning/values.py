@@ -15,6 +15,12 @@ class Values:
         self.trace = trace
         self.input_values = set(trace.inputs)
         self.on_codes: set[int] = set()
+        self.without: frozenset[int] = frozenset()
+        """Calls of attention, by index, that stay float."""
+
+    def resolve(self, value: int) -> int:
+        """The value that one is, seen through what does nothing in evaluation."""
+        return value
 
     def is_float(self, value: int) -> bool:
         return self.trace.values[value].is_float

@@ -32,13 +32,13 @@ def contract(low: Lowering, node: GraphNode, operands: tuple[Codes, Codes], outp
     right = steps.arranged(operands[1], form.right, (form.batch, form.summed, form.columns))
     made = form.batch + form.rows + form.columns
     plain = len(form.rows) == len(form.columns) == 1 and made == form.output
-    product = output if plain else low.codes(low.unique(f"{output.name}@product"), output.grid)
+    product = output if plain else low.codes(low.unique(f"{output.name}@product"), output.grid, output.factor)
     low.emit(program_nodes.MatMul(left.name, right.name, product.name, *bounds))
     if plain:
         return
     if len(form.rows) != 1 or len(form.columns) != 1:
         last = made == form.output
-        target = output if last else low.codes(low.unique(f"{output.name}@apart"), output.grid)
+        target = output if last else low.codes(low.unique(f"{output.name}@apart"), output.grid, output.factor)
         sizes = [0] * len(form.batch) + [steps.size(c) for c in form.rows + form.columns]
         low.emit(program_nodes.Reshape(product.name, target.name, tuple(sizes)))
         product = target
@@ -65,11 +65,11 @@ class _Steps:
         batch, *matrix = parts
         wanted = "".join(parts)
         if wanted != letters:
-            moved = self.low.codes(self.low.unique(f"{self.name}@transposed"), source.grid)
+            moved = self.low.codes(self.low.unique(f"{self.name}@transposed"), source.grid, source.factor)
             self.low.emit(program_nodes.Transpose(source.name, moved.name, tuple(letters.index(c) for c in wanted)))
             source = moved
         if any(len(part) != 1 for part in matrix):
-            shaped = self.low.codes(self.low.unique(f"{self.name}@matrix"), source.grid)
+            shaped = self.low.codes(self.low.unique(f"{self.name}@matrix"), source.grid, source.factor)
             sizes = (*(0 for _ in batch), *(self.joined(part) for part in matrix))
             self.low.emit(program_nodes.Reshape(source.name, shaped.name, sizes))
             source = shaped

@@ -17,6 +17,7 @@ from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.binding import WIDENED
 from truequant.planning import Plan, TensorSpec, arguments_in, call_in, names_in, renamed, tensors_of
 from truequant.planning.actions import GRIDLESS
+from truequant.transform import attention
 from truequant.transform.computing import ACTIONS
 from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
@@ -149,7 +150,7 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
     lowering = Lowering(
-        Tables(ACTIONS, {**MOVEMENTS, CALL: movement}, ON_CODES, PASSING, island, cast),
+        Tables({**ACTIONS, **attention.ACTIONS}, {**MOVEMENTS, CALL: movement}, ON_CODES, PASSING, island, cast),
         sites,
         {q.name: q.quantizer for q in model.binding.inputs},
         constants,

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.errors import ConversionError
-from truequant.fake import FakeQuantize, RuntimeSite, local, site_bounds
+from truequant.fake import FakeQuantize, RuntimeSite, local, site_bounds, written_scale
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
 from truequant.integer.storage import table_dtype
@@ -40,10 +40,15 @@ class Unmovable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """An edge of the program."""
+    """An edge of the program. factor: by what its values are multiplied before their quantizer. masks, shown: edges that
+    hide places of it, and a stored mask.
+    """
 
     name: str
     grid: FakeQuantize
+    factor: float | None = None
+    masks: tuple[str, ...] = ()
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +105,20 @@ class Lowering:
         self.nodes: list[Node] = []
         self.edges: dict[str, Edge] = {}
         self.values: dict[GraphNode, Lowered] = {}
+        self.weights: dict[GraphNode, Codes] = {}
+        """Of a softmax that products with values read: its scores."""
+        self.masks: dict[tuple[GraphNode, bool], str] = {}
+        """Edges of masks, by what they are made of and whether it hides places."""
 
-    def codes(self, name: str, grid: FakeQuantize) -> Codes:
+    def codes(self, name: str, grid: FakeQuantize, factor: float | None = None) -> Codes:
         """A new edge on `grid`."""
-        self.edges[name] = Edge(
-            float(grid.effective_scale().detach()), int(grid.zero_point), grid.scheme.qmin, grid.scheme.qmax
-        )
-        return Codes(name, grid)
+        scale = float(written_scale(grid, factor).detach())
+        self.edges[name] = Edge(scale, int(grid.zero_point), grid.scheme.qmin, grid.scheme.qmax)
+        return Codes(name, grid, factor)
 
     def moved(self, name: str, source: Codes | Floats) -> Codes | Floats:
         """A new name for what `source` holds, moved."""
-        return self.codes(name, source.grid) if isinstance(source, Codes) else Floats(name)
+        return self.codes(name, source.grid, source.factor) if isinstance(source, Codes) else Floats(name)
 
     def emit(self, node: Node) -> None:
         self.nodes.append(node)
@@ -133,16 +141,16 @@ class Lowering:
         if node.target is torch.ops.truequant.mark.default:
             self.values[node] = self._mark(node)
             return
-        site = self._site_of(node)
+        site = self.site_of(node)
         self.values[node] = self._op(node, site)
 
-    def _site_of(self, node: GraphNode) -> RuntimeSite | None:
+    def site_of(self, node: GraphNode) -> RuntimeSite | None:
         """The site whose mark reads this node."""
         for user in node.users:
             if user.target is torch.ops.truequant.mark.default and not str(user.args[1]).endswith(QUANTIZER):
                 marked = self.sites[str(user.args[1])]
                 return None if self._shifted(marked) else marked
-            if user.target in CASTS and (site := self._site_of(user)) is not None:
+            if user.target in CASTS and (site := self.site_of(user)) is not None:
                 return site
         return None
 
@@ -320,7 +328,7 @@ class Lowering:
         if site.emits is None:
             return Floats(site.plan.name), 0, 0
         low, high = site_bounds(site, site.emits)
-        return self.codes(site.plan.name, site.emits), int(low), int(high)
+        return self.codes(site.plan.name, site.emits, site.plan.factor), int(low), int(high)
 
 
 def _node(argument: Any) -> GraphNode:

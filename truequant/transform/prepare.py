@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from truequant.fake import (
     Binding,
     Clock,
     FakeQuantize,
+    FakeQuantizeScores,
     InputQuantizer,
     Limits,
     Parts,
@@ -212,7 +213,7 @@ class _Preparation:
             if q.kind == "weight":
                 quantizer = WeightQuantizer(q.scheme, q.channels, tied=q.tied)
             else:
-                quantizer = FakeQuantize(q.scheme, q.channels)
+                quantizer = FakeQuantizeScores(q.scheme) if q.kind == "scores" else FakeQuantize(q.scheme, q.channels)
                 quantizer.owns_clock = False
             quantizer.name, quantizer.clock = q.name, self.clock
             keep_delta(quantizer)
@@ -246,7 +247,9 @@ class _Preparation:
                 self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.arithmetic(site),
                 weights={name: self._weight(q) for name, q in site.weights},
             )  # fmt: skip
+        hidden = {s.emits for s in self.plan.sites if any(self.sites[name].plan.action == "masked" for name in s.fused)}
         for runtime in self.sites.values():
+            self._of_scores(runtime, hidden)
             if runtime.plan.norm is not None:
                 norm = self.sites[runtime.plan.norm]
                 runtime.norm, norm.layer = norm.owner, runtime
@@ -256,6 +259,18 @@ class _Preparation:
                 runtime.tensors = {name: self._place(name) for name in runtime.plan.affine.names()}
             if runtime.plan.carries is not None:
                 runtime.carries = self.sites[runtime.plan.carries]
+
+    def _of_scores(self, site: RuntimeSite, hidden: Set[str | None]) -> None:
+        """Tell a softmax, and the quantizer of its scores, whether a mask may hide some of them."""
+        plan = site.plan
+        if plan.action in ("softmax", "weights"):
+            site.masked = plan.reads[0] in hidden
+            if isinstance(site.reads[0], FakeQuantizeScores):
+                site.reads[0].masked = site.masked
+        elif plan.scores is not None:
+            scores = self._activation(plan.scores)
+            assert isinstance(scores, FakeQuantizeScores)
+            site.scores = scores
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """The module that holds a parameter or buffer, and its name there."""

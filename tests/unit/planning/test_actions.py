@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from truequant.fake.attention import COMPUTES as ATTENDED
 from truequant.fake.evaluation import COMPUTES as EVALUATED
-from truequant.planning.actions import ACTIONS, COMPUTES, GRIDLESS
+from truequant.planning.actions import ACTIONS, COMPUTES, GRIDLESS, OF_SCORES
+from truequant.transform.attention import ACTIONS as ATTENTION
 from truequant.transform.computing import ACTIONS as LOWERED
 
 
 def test_what_computes_codes_is_evaluated_on_codes_and_lowered() -> None:
-    assert set(EVALUATED) == COMPUTES - {"layer"} | {"clamp"}  # a layer is evaluated by its site
-    assert set(LOWERED) == COMPUTES | GRIDLESS | {"clamp"}
+    assert {*EVALUATED, *ATTENDED} == COMPUTES - {"layer"} | {"clamp", "weights"}  # a layer is evaluated by its site
+    assert not {*EVALUATED} & {*ATTENDED}
+    assert {*LOWERED, *ATTENTION} == COMPUTES | GRIDLESS | OF_SCORES | {"clamp", "weights"}
 
 
 def test_facts_do_not_contradict_each_other() -> None:

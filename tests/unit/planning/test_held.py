@@ -40,11 +40,11 @@ WITHOUT_ONNX: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "median": (lambda y: y.median(-1).values, "median.dim"),
 }
 HELD: dict[str, Callable[[Tensor], Any]] = {
-    "softmax": lambda y: y.softmax(-1),
+    "log softmax": lambda y: y.log_softmax(-1),
     "cumulated": lambda y: y.cumsum(-1),
     "threshold": lambda y: F.threshold(y, 0.1, 0.0),
     "sorted": lambda y: y.sort(-1).values,
-    "attention": lambda y: F.scaled_dot_product_attention(y, y, y),
+    "biased attention": lambda y: F.scaled_dot_product_attention(y, y, y, y @ y.mT),
     "written into": lambda y: y.sort(-1).values.mul_(2).clamp_(-1, 1),
     "of its dtype": lambda y: y.new_zeros(8).cumsum(0) + y.softmax(-1),
 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from truequant.integer.nodes import (
     Add,
+    Attend,
     AveragePool,
     Clamp,
     Concat,
@@ -27,6 +28,7 @@ from truequant.integer.nodes import (
     Quantize,
     Reshape,
     Slice,
+    Softmax,
     Sub,
     Table,
     Take,
@@ -102,6 +104,8 @@ KERNELS: dict[type[Node], Kernels] = {
     Island: Kernels(),
     WeightOnlyLinear: Kernels("MatMul", floats=("MatMulNBits",)),
     DynamicLinear: Kernels(sums="MatMulInteger"),
+    Softmax: Kernels(table="GatherElements"),
+    Attend: Kernels(sums="MatMulInteger", table="GatherElements"),
 }
 INTEGER = frozenset(
     name for row in KERNELS.values() if row.integer or row.sums for name in (row.integer, row.sums, *row.others) if name

@@ -8,7 +8,7 @@ from typing import Any
 from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
-from truequant.runtimes.onnx import float_linears
+from truequant.runtimes.onnx import attention, float_linears
 from truequant.runtimes.onnx.code_movement import MOVEMENTS
 from truequant.runtimes.onnx.integer_layers import conv, linear, reshape_to
 from truequant.runtimes.onnx.islands.ops import write_island
@@ -105,6 +105,7 @@ WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.MatMul: binary, program_nodes.Add: binary, program_nodes.Sub: binary, program_nodes.Mul: binary,
     program_nodes.Table: _table, program_nodes.Lookup: write_lookup, program_nodes.GlobalAverage: _average,
     program_nodes.AveragePool: _average_pool, program_nodes.Normalize: normalize, program_nodes.Island: write_island,
-    program_nodes.WeightOnlyLinear: float_linears.weight_only, program_nodes.DynamicLinear: float_linears.dynamic, **MOVEMENTS,
+    program_nodes.WeightOnlyLinear: float_linears.weight_only, program_nodes.DynamicLinear: float_linears.dynamic,
+    program_nodes.Softmax: attention.softmax, program_nodes.Attend: attention.attend, **MOVEMENTS,
 }  # fmt: skip
 """The form of a node that every runtime which fuses QDQ reads. A dialect has others for some kinds."""

@@ -11,6 +11,7 @@ from truequant.integer import IntegerProgram
 from truequant.runtimes.onnx.dialect import PLAIN, Dialect, Form
 from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.graph import whole
+from truequant.runtimes.onnxruntime.attention_proofs import require_exact_attention
 from truequant.runtimes.onnxruntime.census import require_integer_kernels
 from truequant.runtimes.onnxruntime.hidden_edges import show
 from truequant.runtimes.onnxruntime.nodes import WRITERS
@@ -23,6 +24,7 @@ def _prove(program: IntegerProgram, data: bytes, form: Form, folder: str | None)
     require_integer_kernels(program, data, folder=folder)
     require_exact_tables(program, lambda tables: whole(tables, form, show_edges=True))
     require_exact_norms(program, lambda norms: whole(norms, form, show_edges=True))
+    require_exact_attention(program, lambda attention: whole(attention, form, show_edges=True))
 
 
 ONNXRUNTIME = Dialect(

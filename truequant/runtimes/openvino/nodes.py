@@ -21,6 +21,7 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
+from truequant.runtimes.onnx import attention
 from truequant.runtimes.onnx.layer_constants import scales
 from truequant.runtimes.onnx.lookups import table_constant, write_pairs, write_table
 from truequant.runtimes.onnx.norms import write_norm
@@ -208,8 +209,42 @@ def _table(writer: Writer, node: program_nodes.Table) -> None:
     write_table(writer, node, _looked_up)
 
 
+def _divided(writer: Writer, node: program_nodes.Softmax | program_nodes.Attend, dividend: str, divisors: str) -> None:
+    """Rows over their own numbers. As scales of a quantizer OpenVINO would read them with an empty batch."""
+    value = _step(writer, node.output, "Div", [dividend, divisors], "divided")
+    _codes(writer, _step(writer, node.output, "Round", [value], "rounded"), node.output, node.low, node.high)
+
+
+def _nibbles(writer: Writer, node: program_nodes.Attend, raised: str) -> str:
+    """`float32(sum(e * (v - zv)))` by two products in float32, of the upper and the lower half of the bits of e.
+
+    The partial sums of both stay below 2^24, so that what they add up to is rounded once.
+    """
+    name, values = node.output, _step(writer, node.output, "Cast", [node.values], "values_as_float", to=1)
+    values = _step(
+        writer, name, "Sub", [values, _number(writer, name, "values_zero", writer.edge(node.values).zero_point)], "v"
+    )
+    e = _step(writer, name, "Cast", [raised], "exponentials_as_float", to=1)
+    upper = _step(
+        writer, name, "Floor", [_step(writer, name, "Mul", [e, _number(writer, name, "nibble", 1 / 16)], "e16")], "up"
+    )
+    sixteen = _number(writer, name, "sixteen", 16)
+    lower = _step(writer, name, "Sub", [e, _step(writer, name, "Mul", [upper, sixteen], "up16")], "low")
+    above, below = (_step(writer, name, "MatMul", [part, values], f"sum_{n}") for n, part in enumerate((upper, lower)))
+    return _step(writer, name, "Add", [_step(writer, name, "Mul", [above, sixteen], "sum_16"), below], "sum")
+
+
+def _softmax(writer: Writer, node: program_nodes.Softmax) -> None:
+    attention.softmax(writer, node, divide=_divided)
+
+
+def _attend(writer: Writer, node: program_nodes.Attend) -> None:
+    attention.attend(writer, node, multiply=_nibbles, divide=_divided)
+
+
 WRITTEN_OUT: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, Conv: _conv, Linear: _linear, program_nodes.MatMul: _matmul,
     program_nodes.GlobalAverage: _average, program_nodes.Add: _pairs, program_nodes.Sub: _pairs, program_nodes.Mul: _pairs,
-    program_nodes.Table: _table, program_nodes.Normalize: _normalize,
+    program_nodes.Table: _table, program_nodes.Normalize: _normalize, program_nodes.Softmax: _softmax,
+    program_nodes.Attend: _attend,
 }  # fmt: skip

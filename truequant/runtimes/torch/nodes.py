@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +79,18 @@ def _normalize(node: program_nodes.Normalize, x: Tensor) -> Tensor:
     return x if bias is None else x + beside(bias, node.axes)
 
 
+def _weights(node: program_nodes.Softmax | program_nodes.Attend, scores: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """Softmax in float; a row that sees nothing gives zeros."""
+    scores = scores * node.factor
+    shown = [mask > 0.5 for mask in masks] + ([] if node.shown is None else [node.shown > 0])
+    if node.causal:
+        shown.append(torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril())
+    if not shown:
+        return torch.softmax(scores, -1)
+    seen = functools.reduce(torch.logical_and, shown)
+    return torch.softmax(torch.where(seen, scores, -1e9), -1) * seen
+
+
 VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.MatMul: lambda node, a, b: a @ b,
     program_nodes.Add: lambda node, a, b: a + b,
@@ -97,6 +110,8 @@ VALUES: dict[type[Node], Callable[..., Tensor]] = {
     program_nodes.Pad: lambda node, x: padded(node.padding, x),
     program_nodes.PadRepeated: lambda node, x: node.moved(x),
     program_nodes.Concat: lambda node, *parts: torch.cat(parts, node.axis),
+    program_nodes.Softmax: lambda node, x, *masks: _weights(node, x, masks),
+    program_nodes.Attend: lambda node, x, v, *masks: _weights(node, x, masks) @ v,
     program_nodes.Island: lambda node, *inputs: node.run({}, inputs),
 }
 """`value(node, *values)`. Layers with weights, tables and rows by number are `torch_program`'s."""

@@ -1,0 +1,436 @@
+"""Softmax and attention: the oracle, evaluation, the program and onnxruntime compute the same codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import truequant as tq
+from tests import oracle
+from tests.agreement import agree
+from tests.emulation import WITHOUT_VNNI, differences, needs_qemu
+from tests.programs import edge, random_codes, values_of
+from truequant import numerics
+from truequant.errors import ConversionError
+from truequant.fake import FakeQuantize
+from truequant.integer import IntegerProgram, ProgramInput
+from truequant.integer.nodes import Attend, Dequantize, Edge, Node, Quantize, Softmax
+from truequant.runtimes import EdgeReader
+from truequant.runtimes.onnx.forms import Layout
+from truequant.runtimes.onnxruntime.session import Level
+
+FORMS: tuple[Layout, ...] = ("qdq", "qoperator")
+LEVELS: tuple[Level, ...] = ("none", "basic", "extended", "all")
+MASK = Edge(edge(1 / 255).scale, 0, 0, 255)
+
+
+def table(scale: float, *, bits: int | None = None) -> Tensor:
+    found = numerics.exponentials(torch.tensor(scale), 256, 255 if bits is None else 2**bits)
+    return found.to(torch.uint8 if bits is None else torch.int32)
+
+
+def of_scores(node: Node, grids: dict[str, Edge], codes: dict[str, Tensor]) -> tuple[IntegerProgram, dict[str, Tensor]]:
+    """One node between the quantizers of what it reads, and what it is fed with."""
+    inputs = tuple(ProgramInput(f"{name}.value", "float32", tuple(c.shape)) for name, c in codes.items())
+    before = tuple(Quantize(f"{name}.value", name) for name in codes)
+    last = (Dequantize("y", "y.value"),) if "y" in grids else ()
+    whole = IntegerProgram(inputs, (*before, node, *last), grids, "y.value" if last else "y", "onnxruntime")
+    return whole, {f"{name}.value": values_of(c, grids[name]) for name, c in codes.items()}
+
+
+def everywhere(program: IntegerProgram, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The program's codes, equal in both forms at four optimization levels, with one thread and with two."""
+    found = tq.Int8Model(program).codes(*feeds.values())
+    for form in FORMS:
+        for level in LEVELS:
+            for threads in (1, 2) if level == "all" else (1,):
+                reader = EdgeReader(program, form=form, level=level, threads=threads)
+                shipped = reader.codes(*feeds.values())
+                for name in found:
+                    assert torch.equal(found[name].int(), shipped[name].int()), (form, level, threads, name)
+    return found
+
+
+def rows_of(length: int, generator: torch.Generator, *leading: int) -> Tensor:
+    """Rows of codes of several widths below the largest, of one code, and of one place above the rest."""
+    codes = random_codes((*leading, 9, length), edge(), generator)
+    spread = torch.tensor([1, 5, 30, 120, 255])[torch.arange(9) % 5].reshape(9, 1)
+    codes = 255 - codes * spread // 255
+    codes[..., 6, :], codes[..., 7, :] = 255, 0
+    codes[..., 8, :] = 0
+    codes[..., 8, length // 2] = 255
+    return codes
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scale", [1e-4, 0.0137, 0.05, 0.31, 2**-5, 3.0])
+@pytest.mark.parametrize("largest", [255, 2**8, 2**12, 2**16])
+def test_exponentials(scale: float, largest: int) -> None:
+    step = torch.tensor(scale)
+    assert numerics.exponentials(step, 256, largest).long().tolist() == oracle.exponentials(float(step), 256, largest)
+
+
+@pytest.mark.parametrize("scale", [0.0137, 0.6])
+def test_all_pairs_of_a_largest_code_and_a_code(scale: float) -> None:
+    """A row for each pair: the largest code, a code below it, and a third one."""
+    largest, below = (grid.reshape(-1) for grid in torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij"))
+    kept = below <= largest
+    codes = torch.stack([largest, below, largest // 2], 1)[kept]
+    node = Softmax("x", (), None, False, "y", table(scale, bits=16), 1.0, 0, 255)
+    program, feeds = of_scores(node, {"x": edge(scale, 7), "y": edge(1 / 256)}, {"x": codes})
+    everywhere(program, feeds)
+    agree_on(node, {"x": edge(scale, 7), "y": edge(1 / 256)}, {"x": codes[::97]})
+
+
+def agree_on(node: Node, grids: dict[str, Edge], codes: dict[str, Tensor]) -> None:
+    """The program and the oracle."""
+    program, feeds = of_scores(node, grids, codes)
+    agree(program, **feeds)
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("length", [1, 2, 33, 197, 512, 4096])
+def test_softmax_of_every_length(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    bits = max(8, min(16, 24 - (length - 1).bit_length()))
+    codes = rows_of(length, generator, 1)
+    for scale, written in ((0.02, edge(1 / 256)), (0.15, edge(2**-7, 3))):
+        node = Softmax("x", (), None, False, "y", table(scale, bits=bits), 1.0, 0, 250)
+        grids = {"x": edge(scale, 100), "y": written}
+        everywhere(*of_scores(node, grids, {"x": codes}))
+        agree_on(node, grids, {"x": codes[:, ::3] if length > 512 else codes})
+
+
+@pytest.mark.parametrize("length", [1, 2, 33, 197, 512])
+@pytest.mark.parametrize("masked", ["", "edge", "stored", "causal", "all"])
+def test_weights_times_values(length: int, masked: str) -> None:
+    generator = torch.Generator().manual_seed(length)
+    rows, values = rows_of(length, generator, 2, 2), random_codes((2, 2, length, 3), edge(), generator)
+    values[..., 0], values[0, 0, :, 1] = 255, 0
+    shown = torch.rand(1 if masked == "all" else 9, length, generator=generator) < 0.6
+    shown[-1] = False  # a row that sees nothing
+    edges = ("m",) if masked in ("edge", "all") else ()
+    stored = (torch.rand(2, 1, 9, length, generator=generator) < 0.8).to(torch.uint8) * 255
+    grids = {"x": edge(0.07, 31), "v": edge(0.03, 113), "y": edge(0.02, 128), "m": MASK}
+    codes = {"x": rows, "v": values} | ({"m": shown.int() * 255} if edges else {})
+    node = Attend(
+        "x", edges, stored if masked in ("stored", "all") else None, masked in ("causal", "all"), "y", table(0.07), 1.0, "v", 0,
+        255,
+    )  # fmt: skip
+    grids = {name: grid for name, grid in grids.items() if name in codes or name == "y"}
+    found = everywhere(*of_scores(node, grids, codes))
+    if length <= 197:
+        agree_on(node, grids, codes)
+    if masked in ("edge", "all"):
+        assert bool((found["y"][:, :, -1] == 128).all()), "zeros, where nothing is seen"
+
+
+def test_weights_as_values() -> None:
+    codes = rows_of(33, torch.Generator().manual_seed(0), 2)
+    node = Softmax("x", (), None, True, "y", table(0.07).int(), 1.0, 0, 0)
+    program, feeds = of_scores(node, {"x": edge(0.07)}, {"x": codes})
+    agree(program, **feeds)
+    expected = tq.Int8Model(program)(*feeds.values())
+    for form in FORMS:
+        assert torch.equal(tq.compile(program, "onnxruntime", form=form)(*feeds.values()), expected)
+
+
+def test_sums_beyond_2_to_the_24_are_rounded_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = {"x": random_codes((1, 2, 3001), edge(), generator), "v": random_codes((1, 3001, 5), edge(), generator)}
+    codes["x"][0, 0], codes["v"][0, :, 0] = 255, 255
+    grids = {"x": edge(0.001, 31), "v": edge(0.03, 0), "y": edge(0.0301, 0)}
+    node = Attend("x", (), None, False, "y", table(0.001), 1.0, "v", 0, 255)
+    everywhere(*of_scores(node, grids, codes))
+    agree_on(node, grids, codes)
+
+
+def test_sums_beyond_int32_are_refused() -> None:
+    node = Attend("x", (), None, False, "y", table(0.01), 1.0, "v", 0, 255)
+    codes = {"x": torch.zeros(1, 1, 34_000, dtype=torch.int64), "v": torch.zeros(1, 34_000, 1, dtype=torch.int64)}
+    program, feeds = of_scores(node, {"x": edge(), "v": edge(), "y": edge()}, codes)
+    with pytest.raises(ConversionError, match="an accumulator may leave int32"):
+        tq.Int8Model(program)(*feeds.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"table": torch.zeros(256, dtype=torch.uint8)}, "its table is none of exponentials"),
+     ({"table": torch.arange(256).to(torch.uint8)}, "its table is none of exponentials"),
+     ({"table": torch.full((255,), 3, dtype=torch.uint8)}, "table of a wrong shape"),
+     ({"table": torch.full((256,), 3, dtype=torch.int32)}, "table has a wrong dtype"),
+     ({"factor": math.inf}, "a factor that cannot be"), ({"factor": 0.0}, "a factor that cannot be"),
+     ({"shown": torch.ones(4)}, "shown has a wrong dtype"), ({"low": -1}, "clamped to codes that its edge lacks"),
+     ({"y": edge(1e30)}, "scales too far apart"), ({"v": edge(1.0, 0, (-128, 127))}, "values are unsigned codes"),
+     ({"x": edge(1.0, 0, (-128, 127))}, "scores and masks are unsigned codes")],
+)  # fmt: skip
+def test_what_a_file_may_not_say(changes: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {
+        "scores": "x", "masks": (), "shown": None, "causal": False, "output": "y", "table": table(0.1), "factor": 1.0,
+        "values": "v", "low": 0, "high": 255,
+    }  # fmt: skip
+    grids = {"x": edge(), "v": edge(1e-10), "y": edge()} | {k: v for k, v in changes.items() if isinstance(v, Edge)}
+    node = Attend(**{**fields, **{k: v for k, v in changes.items() if not isinstance(v, Edge)}})
+    with pytest.raises(ConversionError, match=message):
+        node.check(grids)
+
+
+def test_shapes_that_do_not_fit() -> None:
+    node = Attend("x", ("m",), None, False, "y", table(0.1), 1.0, "v", 0, 255)
+    assert node.output_shape([(2, 3, 4), (2, 4, 5), (1, 4)]) == (2, 3, 5)
+    with pytest.raises(ConversionError, match="cannot multiply its inputs"):
+        node.output_shape([(2, 3, 4), (4, 5), (1, 4)])
+    with pytest.raises(ConversionError, match="a mask of scores"):
+        node.output_shape([(2, 3, 4), (2, 4, 5), (6, 2, 3, 4)])
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+class Heads(nn.Module):
+    """Four heads, whose attention is `form(self, q, k, v, *masks)`."""
+
+    def __init__(self, form: Callable[..., Any]) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.form, self.drop, self.softmax = form, nn.Dropout(0.2), nn.Softmax(-1)
+        self.register_buffer("past", torch.ones(13, 13, dtype=torch.bool).tril())
+
+    def forward(self, x: Tensor, *masks: Tensor) -> Any:
+        q, k, v = (f(x).unflatten(-1, (4, 8)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        y = self.form(self, q, k, v, *masks)
+        first, *rest = y if isinstance(y, tuple) else (y,)
+        out = self.out(first.transpose(1, 2).flatten(2))
+        return (out, *rest) if rest else out
+
+
+def by_hand(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return self.drop((q @ k.mT / math.sqrt(8)).softmax(-1)) @ v
+
+
+def causal_by_hand(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return self.softmax((0.3 * (q @ k.mT)).masked_fill(~self.past, -math.inf)) @ v
+
+
+def added(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    far = (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+    return self.drop((q @ k.mT / math.sqrt(8) + far).softmax(-1)) @ v
+
+
+def chosen(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[:, None, None, :] > 0, q @ k.mT, -1e9).softmax(-1) @ v
+
+
+def bmm(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    joined = (t.reshape(-1, *t.shape[2:]) for t in (q, k, v))
+    a, b, c = joined
+    return torch.bmm(torch.bmm(a, b.transpose(1, 2)).softmax(-1), c).view(v.shape)
+
+
+def einsum(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bhid,bhjd->bhij", q, k) * 0.35
+    return torch.einsum("bhij,bhjd->bhid", scores.softmax(-1), v)
+
+
+def shown_too(self: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    weights = (q @ k.mT / math.sqrt(8)).softmax(-1)
+    return weights @ v, weights
+
+
+def in_one_call(**options: Any) -> Callable[..., Tensor]:
+    return lambda self, q, k, v: F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def grouped(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], is_causal=True, enable_gqa=True)
+
+
+def crossed(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q[:, :, :5], k, v, is_causal=True, scale=0.4)
+
+
+def yes_and_no(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask[:, None, None, :] > 0)
+
+
+def far_below(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, torch.zeros(13).masked_fill(mask[:, None, None, :] == 0, -math.inf))
+
+
+class Library(nn.Module):
+    """`nn.MultiheadAttention`, which returns its weights or not."""
+
+    def __init__(self, *, shows: bool) -> None:
+        super().__init__()
+        self.before, self.after, self.shows = nn.Linear(32, 32), nn.Linear(32, 32), shows
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True, dropout=0.1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        x = self.before(x)
+        y, weights = self.attention(x, x, x, key_padding_mask=mask == 0, need_weights=self.shows)
+        return (self.after(y), weights) if self.shows else self.after(y)
+
+
+def tokens() -> Tensor:
+    return torch.randn(4, 13, 32, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def padding() -> Tensor:
+    """Right and left padding, none, and a row that sees one place."""
+    mask = torch.ones(4, 13, dtype=torch.long)
+    mask[0, 6:], mask[1, :5], mask[3, 1:] = 0, 0, 0
+    return mask
+
+
+UNMASKED = {
+    "by hand": by_hand, "causal by hand": causal_by_hand, "bmm": bmm, "einsum": einsum, "shown too": shown_too,
+    "one call": in_one_call(), "causal": in_one_call(is_causal=True), "grouped": grouped, "crossed": crossed,
+}  # fmt: skip
+MASKED = {"added": added, "chosen": chosen, "yes and no": yes_and_no, "far below": far_below}
+
+
+def trained(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Calibrated, with one training step behind it, in evaluation."""
+    torch.manual_seed(0)
+    qat = tq.calibrate(tq.prepare(model, inputs), [inputs]).train()
+    found = qat(*inputs)
+    (found[0] if isinstance(found, tuple) else found).square().mean().backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in qat.parameters())
+    assert all(bool(p.grad.abs().any()) for n, p in qat.named_parameters() if n.endswith("weight") and p.grad is not None)
+    torch.optim.SGD(qat.parameters(), 0.01).step()
+    return qat.eval()
+
+
+def exact(model: nn.Module, inputs: tuple[Tensor, ...], *, islands: bool = False) -> nn.Module:
+    """Evaluation, the program, and onnxruntime in both forms: 0 codes differ."""
+    qat = trained(model, inputs)
+    int8 = tq.convert(qat)
+    assert int8.ops()["Attend"] >= 1
+    expected = tq.codes(qat, inputs)
+    for form in FORMS:
+        for level in LEVELS:
+            shipped = EdgeReader(int8.program, form=form, level=level, threads=2).codes(*inputs)
+            assert all(torch.equal(expected[n].int(), shipped[n].int()) for n in expected if n in shipped), (form, level)
+    report = tq.verify(qat, int8, [inputs], runtimes=("reference", "onnxruntime"))
+    grades = ("EXACT", "EXACT BETWEEN ISLANDS") if islands else ("EXACT",)
+    assert all(result.grade in grades for result in report.runtimes.values()), str(report)
+    return qat
+
+
+@pytest.mark.parametrize("name", UNMASKED)
+def test_unmasked_forms(name: str) -> None:
+    exact(Heads(UNMASKED[name]), (tokens(),))
+    plan = tq.plan(Heads(UNMASKED[name]), tokens())
+    assert not [s.name for s in plan.sites if s.action == "float"]
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_forms(name: str) -> None:
+    qat = exact(Heads(MASKED[name]), (tokens(), padding()))
+    found = qat(tokens(), padding())
+    moved = tokens()
+    moved[0, 6:] = 7.0  # what is hidden
+    assert torch.equal(found[0, :6], qat(moved, padding())[0, :6])
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_that_hides_nothing_in_the_example_hides_later(name: str) -> None:
+    everything = torch.ones(4, 13, dtype=torch.long)
+    qat = trained(Heads(MASKED[name]), (tokens(), everything))
+    int8 = tq.convert(qat)
+    assert torch.equal(int8(tokens(), padding()), qat(tokens(), padding()))
+    assert not torch.equal(int8(tokens(), padding()), int8(tokens(), everything))
+
+
+@pytest.mark.parametrize("shows", [False, True])
+def test_multihead_attention(shows: bool) -> None:
+    qat = exact(Library(shows=shows), (tokens(), padding()))
+    if shows:
+        weights = qat(tokens(), padding())[1].detach()
+        assert float((weights.sum(-1) - 1).abs().max()) < 1e-6
+        assert float(weights[0, :, 6:].abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_softmax_that_is_an_edge(axis: int) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.softmax(self.linear(x), axis)
+
+    qat = trained(Model(), (tokens(),))
+    int8 = tq.convert(qat)
+    assert int8.ops()["Softmax"] == 1
+    report = tq.verify(qat, int8, [tokens()], runtimes=("reference", "onnxruntime"))
+    assert all(result.grade == "EXACT" for result in report.runtimes.values()), str(report)
+
+
+def test_lengths_that_change() -> None:
+    for form in (by_hand, in_one_call(is_causal=True), in_one_call()):
+        qat = tq.calibrate(tq.prepare(Heads(form), (tokens(),), dynamic={0: (1,)}), [(tokens(),)]).eval()
+        int8 = tq.convert(qat)
+        for length in (1, 7, 13, 40):
+            x = torch.randn(2, length, 32)
+            report = tq.verify(qat, int8, [x], runtimes=("reference", "onnxruntime"))
+            assert all(result.grade == "EXACT" for result in report.runtimes.values()), str(report)
+
+
+def test_a_biased_mask_stays_an_island_and_the_plan_says_so() -> None:
+    bias = in_one_call(attn_mask=torch.linspace(-1.0, 1.0, 13).expand(13, 13))
+    sites = {s.name: s for s in tq.plan(Heads(bias), tokens()).sites}
+    assert (sites["scaled_dot_product_attention_0"].action, sites["scaled_dot_product_attention_0"].reason) == (
+        "float", "it adds a bias to its scores",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["softmax_0", "matmul_0", "matmul_1"])
+def test_a_rule_leaves_attention_an_island(out: str) -> None:
+    """As it was before there was an exact form: the softmax is float, products that no rule names are not."""
+    config = tq.QConfig().with_rules(tq.Rule(out, None))
+    actions = {s.name: s.action for s in tq.plan(Heads(by_hand), tokens(), config).sites}
+    assert actions["softmax_0"] == "float"
+    assert {n for n, a in actions.items() if a in ("attend", "weights", "scaled", "masked")} == set()
+    assert [n for n in ("matmul_0", "matmul_1") if actions[n] == "product"] == [n for n in ("matmul_0", "matmul_1") if n != out]
+
+
+def test_scores_keep_their_largest() -> None:
+    qat = tq.calibrate(tq.prepare(Heads(by_hand), tokens()), [tokens(), tokens() * 3, tokens()])
+    scores = qat.quantizers["div_0"]
+    assert isinstance(scores, FakeQuantize)
+    with tq.quantizers_off(qat), torch.no_grad():
+        q, k = (f(tokens() * 3).unflatten(-1, (4, 8)).transpose(1, 2) for f in (qat.query, qat.key))
+        exact_scores = q @ k.mT / math.sqrt(8)
+    high = (255 - scores.zero_point) * scores.scale
+    low = -scores.zero_point * scores.scale
+    assert abs(float(high) - float(exact_scores.max())) < 2 * float(scores.scale)
+    lowest = max(float(exact_scores.min()), float(exact_scores.amax(-1).min()) - 10)
+    assert abs(float(low) - lowest) < 2 * float(scores.scale)
+
+
+@pytest.mark.emulated
+@needs_qemu
+def test_on_a_cpu_without_vnni(tmp_path: Path) -> None:
+    """Bytes times bytes, at their ends: no pair of products saturates."""
+    generator = torch.Generator().manual_seed(0)
+    grids = {"x": edge(0.004, 31), "v": edge(0.03, 128), "y": edge(0.02, 128)}
+    codes = {"x": rows_of(197, generator, 2), "v": random_codes((2, 197, 24), edge(), generator)}
+    codes["x"][0], codes["v"][0, :, :8], codes["v"][0, :, 8:16] = 255, 255, 0
+    cases = {}
+    for name, node in (
+        ("attend", Attend("x", (), None, True, "y", table(0.004), 1.0, "v", 0, 255)),
+        ("softmax", Softmax("x", (), None, False, "y", table(0.004, bits=16), 1.0, 0, 255)),
+    ):
+        used = {n: c for n, c in codes.items() if n in node.reads}
+        program, feeds = of_scores(node, {n: g for n, g in grids.items() if n in (*used, "y")}, used)
+        cases[name] = program, tuple(feeds.values())
+    assert {name: different for name, (_, different) in differences(WITHOUT_VNNI, cases, tmp_path).items()} == {
+        "attend": {}, "softmax": {},
+    }  # fmt: skip
