@@ -343,8 +343,9 @@ def _norm_of_row(
     row: Codes, rule: Norm, gain: Values | None, bias: Values | None, sx: float, sy: np.float32
 ) -> Values:  # fmt: skip
     """float32 numpy rounds each step once; what is exact or rounded in float64 is Python's."""
-    n, total = row.size, sum(map(int, row.reshape(-1)))
-    squares, e = sum(int(q) * int(q) for q in row.reshape(-1)), float(np.float32(rule.eps / (sx * sx)))
+    numbers = row.reshape(-1).tolist()
+    n, total, squares = len(numbers), sum(numbers), sum(q * q for q in numbers)
+    e = float(np.float32(rule.eps / (sx * sx)))
     c, one = row.astype(np.float32), np.float32(1)
     if rule.kind == "l2":
         least = max(np.float32(rule.eps / sx), np.float32(2.0**-30))
@@ -380,10 +381,9 @@ def _root(square: float) -> np.float32:
 
 
 def norm_codes(values: Values, y: Qparams, low: int, high: int) -> Codes:
-    result = np.empty(values.shape, np.int64)
-    for at in np.ndindex(*values.shape):
-        result[at] = clamp(rint(float(values[at])) + y.zero_point, low, high)
-    return result
+    """`round` of a float is exact, half to even."""
+    codes = [clamp(round(v) + y.zero_point, low, high) for v in values.reshape(-1).tolist()]
+    return np.array(codes, np.int64).reshape(values.shape)
 
 
 def exponentials(scale: float, levels: int, largest: int) -> list[int]:

@@ -90,6 +90,8 @@ def test_both_forms_at_every_level(name: str) -> None:
         for level in LEVELS:
             found = run(session(data, level=level, threads=1 + (level == "all")), {"x.value": x})
             assert torch.equal(found["y.value" if "y" in p.edges else "y"], wanted), (layout, level)
+        (nothing,) = run(session(data), {"x.value": x[:0]}).values()
+        assert nothing.shape == wanted[:0].shape
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -109,7 +111,7 @@ def _computing(graph: object) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", ["layer", "rms", "l2", "group", "layer of two axes", "rms of channels"])
-def test_an_empty_batch_and_sizes_of_any_length(name: str) -> None:
+def test_sizes_of_any_length(name: str) -> None:
     p, x = CASES[name]
     (given,) = p.inputs
     kind = p.nodes[1]

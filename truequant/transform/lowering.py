@@ -163,7 +163,7 @@ class Lowering:
         plan = site.plan
         if plan.leaf or (plan.owner, plan.op) not in local.shifted:
             return plan.action == "identity"
-        if plan.quantizer is None and plan.action in ("movement", "identity", "float", "concat", "norm"):
+        if plan.quantizer is None and plan.action in ("movement", "identity", "float", "concat", "norm", "within"):
             return True
         raise ConversionError(
             f"'{plan.name}': '{plan.owner or 'the model'}' calls '{plan.op}' another number of times when it is traced",

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.agreement import one
+from tests import agreement, oracle
 from tests.programs import edge
-from truequant.integer.nodes import Normalize
+from truequant.integer.nodes import Edge, Normalize
 from truequant.numerics import NormRule, norm_constants, too_long
 from truequant.numerics.norms import root
 
@@ -38,6 +38,21 @@ def norm(
     bias = None if plain or kind in ("l2", "rms") else torch.randn(width, generator=generator)
     axes, groups = ((), 1) if kind == "group" else ((-1,), 0)
     return Normalize("x", "v" if value else "y", kind, axes, groups, eps, outside, correction, gain, bias, *ends)  # type: ignore[arg-type]
+
+
+def one(node: Normalize, edges: dict[str, Edge], x: Tensor) -> Tensor:
+    """What the node makes of these codes, after the oracle agreed on every bit."""
+    node.check(edges)
+    found = node.run(edges, [x])
+    grids = {name: oracle.Qparams(e.scale, e.zero_point, e.qmin, e.qmax) for name, e in edges.items()}
+    rule = oracle.Norm(node.kind, node.axes, node.groups, node.eps, node.outside, node.correction)
+    gain, bias = (None if t is None else t.numpy() for t in (node.gain, node.bias))
+    values = oracle.norm(x.numpy(), rule, gain, bias, grids["x"], grids.get("y"))
+    if "y" in edges:
+        assert np.array_equal(found.numpy(), oracle.norm_codes(values, grids["y"], node.low, node.high))
+    else:
+        assert np.array_equal(found.numpy().view(np.int32), values.view(np.int32))
+    return found
 
 
 @pytest.mark.parametrize("zero_point", [0, 117, 128, 255])
@@ -157,3 +172,11 @@ def test_constants_divide_by_tensors() -> None:
     for scale in torch.rand(500, generator=torch.Generator().manual_seed(9)) * 0.1 + 1e-3:
         found = norm_constants(NormRule("rms", (-1,), 0, 1e-6), 64, None, None, scale, torch.tensor(1.0)).term
         assert float(found) == float(np.float32(1e-6 / float(scale) ** 2)) * 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_is_interpreted_in_the_oracles_words(kind: str) -> None:
+    generator = torch.Generator().manual_seed(10)
+    edges = {"x": edge(0.0123, 131), "y": edge(0.05, 128)}
+    agreement.one(norm(kind, 7, generator), edges, x=awkward_rows(7, 131, generator))
+    agreement.one(norm(kind, 7, generator, value=True), {"x": edges["x"]}, x=awkward_rows(7, 131, generator))

@@ -24,6 +24,7 @@ from truequant.integer.nodes import (
     MaxPool,
     Mul,
     Node,
+    Normalize,
     Quantize,
     Sub,
     Table,
@@ -221,7 +222,7 @@ def _clamp(setting: _Setting, node: Node) -> Iterator[Miss]:
         return
     if isinstance(node, Quantize):
         low, high = edge.qmin, edge.qmax
-    elif isinstance(node, (*COMPUTING, Clamp)) and not setting.paired(node):
+    elif isinstance(node, (*COMPUTING, Normalize, Clamp)) and not setting.paired(node):
         clamped: Any = node
         low, high = clamped.low, clamped.high
     else:
