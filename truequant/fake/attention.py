@@ -60,23 +60,23 @@ def rounded(site: PlannedSite, weights: Tensor) -> Tensor:
     """Weights in bytes relative to the largest of their row, over the sum of those, straight through."""
     if site.clock.calibrating or not site.clock.enabled:
         return weights
-    with torch.no_grad():
-        raised = _bytes(weights)
-        error = (raised / raised.sum(-1, keepdim=True).clamp(min=1)).to(weights.dtype) - weights
-    return weights + error
+    with torch.no_grad():  # in place: these tensors are the largest of a training step
+        error = _bytes(weights)
+        error = error.div_(error.sum(-1, keepdim=True).clamp_(min=1)).sub_(weights)
+    return weights + error.to(weights.dtype)
 
 
 def _bytes(weights: Tensor) -> Tensor:
     """The exponentials, relative to the largest of the row, that weights were divided from."""
-    largest = weights.amax(-1, keepdim=True)
-    return torch.round(weights.float() / torch.where(largest > 0, largest, 1.0).float() * BYTE)
+    largest = weights.amax(-1, keepdim=True).float()
+    return (weights.float() / torch.where(largest > 0, largest, 1.0)).mul_(BYTE).round_()
 
 
 def attention_in_training(site: PlannedSite, args: Sequence[Any], kwargs: Arguments) -> Tensor:
     """Attention in one call, written out, with its scores quantized."""
     given = attention_arguments(args, kwargs)
     q, k, v = _heads(given)
-    scores = (q @ k.transpose(-2, -1)) * attention_scale(given)
+    scores = (q * attention_scale(given)) @ k.transpose(-2, -1)
     shown = _seen(given, scores)
     quantizer = site.scores
     assert quantizer is not None
@@ -89,8 +89,8 @@ def attention_in_training(site: PlannedSite, args: Sequence[Any], kwargs: Argume
         weights = torch.where(blind, 0.0, torch.softmax(torch.where(blind, 0.0, scores), -1))
     else:
         weights = torch.softmax(scores, -1)
-    weights = rounded(site, weights)
-    return F.dropout(weights, given["dropout_p"] or 0.0) @ v
+    weights, dropout = rounded(site, weights), given["dropout_p"]
+    return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
 def _heads(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
