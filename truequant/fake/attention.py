@@ -45,25 +45,48 @@ def shown_by(mask: Tensor) -> Tensor:
 # -- training ----------------------------------------------------------------------------------------------------------
 def softmax_in_training(site: PlannedSite, function: Callable[..., Tensor], args: Sequence[Any], kwargs: Arguments) -> Tensor:
     """Softmax of scores; a row that sees nothing gives zeros. Weights are rounded as `numerics.attention` has them."""
-    if site.masked:
-        scores, rest = args[0] if args else kwargs["input"], args[1:]
-        axis = -1  # masks are hidden places of rows: planning has none along another axis
-        blind = torch.isneginf(scores.amax(axis, keepdim=True))
-        kwargs = {k: v for k, v in kwargs.items() if k != "input"}
-        weights = torch.where(blind, 0.0, function(torch.where(blind, 0.0, scores), *rest, **kwargs))
-    else:
-        weights = function(*args, **kwargs)
-    return rounded(site, weights) if site.plan.action != "softmax" else weights
+    if site.plan.action == "weights":
+        return _trained_weights(site, args[0] if args else kwargs["input"], masked=site.masked)
+    if not site.masked:
+        return function(*args, **kwargs)
+    scores, rest = args[0] if args else kwargs["input"], {k: v for k, v in kwargs.items() if k != "input"}
+    return _seeing(scores, lambda seen: function(seen, *args[1:], **rest))
 
 
-def rounded(site: PlannedSite, weights: Tensor) -> Tensor:
-    """Weights in bytes relative to the largest of their row, over the sum of those, straight through."""
-    if site.clock.calibrating or not site.clock.enabled:
-        return weights
-    with torch.no_grad():  # in place: these tensors are the largest of a training step
-        error = _bytes(weights)
-        error = error.div_(error.sum(-1, keepdim=True).clamp_(min=1)).sub_(weights)
-    return weights + error.to(weights.dtype)
+def _seeing(scores: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """Weights of rows, zeros where a row sees nothing."""
+    blind = torch.isneginf(scores.amax(-1, keepdim=True))
+    return torch.where(blind, 0.0, weigh(torch.where(blind, 0.0, scores)))
+
+
+def _trained_weights(site: PlannedSite, scores: Tensor, *, masked: bool) -> Tensor:
+    """Softmax over the last axis as evaluation rounds it, straight through; while calibrating as it is."""
+
+    def weigh(seen: Tensor) -> Tensor:
+        return torch.softmax(seen, -1) if site.clock.calibrating else _RoundedSoftmax.apply(seen)  # type: ignore[no-untyped-call, no-any-return]
+
+    return _seeing(scores, weigh) if masked else weigh(scores)
+
+
+class _RoundedSoftmax(torch.autograd.Function):
+    """Weights in bytes relative to the largest of their row, over the sum of those.
+
+    The gradient is that of a softmax with these weights, so that they alone are kept for it.
+    """
+
+    @staticmethod
+    def forward(scores: Tensor) -> Tensor:
+        weights = _bytes(torch.softmax(scores, -1))
+        return weights.div_(weights.sum(-1, keepdim=True)).to(scores.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weights,), (gradient,) = ctx.saved_tensors, gradients
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
 def _bytes(weights: Tensor) -> Tensor:
@@ -84,12 +107,7 @@ def attention_in_training(site: PlannedSite, args: Sequence[Any], kwargs: Argume
         scores = torch.where(shown, scores, -math.inf)
     quantizer.masked = shown is not None
     scores = quantizer(scores)
-    if shown is not None:
-        blind = torch.isneginf(scores.amax(-1, keepdim=True))
-        weights = torch.where(blind, 0.0, torch.softmax(torch.where(blind, 0.0, scores), -1))
-    else:
-        weights = torch.softmax(scores, -1)
-    weights, dropout = rounded(site, weights), given["dropout_p"]
+    weights, dropout = _trained_weights(site, scores, masked=shown is not None), given["dropout_p"]
     return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
