@@ -63,7 +63,7 @@ def _trained_weights(site: PlannedSite, scores: Tensor, *, masked: bool) -> Tens
     """Softmax over the last axis as evaluation rounds it, straight through; while calibrating as it is."""
 
     def weigh(seen: Tensor) -> Tensor:
-        return torch.softmax(seen, -1) if site.clock.calibrating else _RoundedSoftmax.apply(seen)  # type: ignore[no-untyped-call, no-any-return]
+        return torch.softmax(seen, -1) if site.clock.calibrating else _RoundedSoftmax.apply(seen)  # type: ignore[no-untyped-call]
 
     return _seeing(scores, weigh) if masked else weigh(scores)
 
