@@ -434,3 +434,32 @@ def test_on_a_cpu_without_vnni(tmp_path: Path) -> None:
     assert {name: different for name, (_, different) in differences(WITHOUT_VNNI, cases, tmp_path).items()} == {
         "attend": {}, "softmax": {},
     }  # fmt: skip
+
+
+# -- whole models ------------------------------------------------------------------------------------------------------
+def transformer(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model of transformers with random weights, and padded inputs."""
+    import transformers
+
+    small: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 4, "max_position_embeddings": 32, "attn_implementation": name.partition(" ")[2]}
+    torch.manual_seed(0)
+    if name.startswith("bert"):
+        model: nn.Module = transformers.BertModel(transformers.BertConfig(**small), add_pooling_layer=False)
+    else:
+        grouped_heads = {"num_key_value_heads": 2, "use_cache": False}
+        model = transformers.LlamaModel(transformers.LlamaConfig(**small, **grouped_heads))
+    return model.eval(), {"input_ids": torch.arange(52).reshape(4, 13) % 50, "attention_mask": padding()}
+
+
+@pytest.mark.parametrize("name", ["bert sdpa", "bert eager", "llama sdpa", "llama eager"])
+def test_models_of_transformers(name: str) -> None:
+    model, inputs = transformer(name)
+    qat = tq.calibrate(tq.prepare(model, inputs), [inputs]).eval()
+    int8 = tq.convert(qat)
+    assert int8.ops()["Attend"] == 1
+    floats = {s.op for s in tq.plan(model, inputs).sites if s.action == "float"}
+    assert not floats & {"softmax", "scaled_dot_product_attention", "matmul"}
+    report = tq.verify(qat, int8, [inputs], runtimes=("reference", "onnxruntime"))
+    assert report.runtimes["reference"].grade == "EXACT"
+    assert report.runtimes["onnxruntime"].grade in ("EXACT", "EXACT BETWEEN ISLANDS"), str(report)

@@ -45,38 +45,61 @@ def shown_by(mask: Tensor) -> Tensor:
 # -- training ----------------------------------------------------------------------------------------------------------
 def softmax_in_training(site: PlannedSite, function: Callable[..., Tensor], args: Sequence[Any], kwargs: Arguments) -> Tensor:
     """Softmax of scores; a row that sees nothing gives zeros. Weights are rounded as `numerics.attention` has them."""
-    if site.masked:
-        scores, rest = args[0] if args else kwargs["input"], args[1:]
-        axis = -1  # masks are hidden places of rows: planning has none along another axis
-        blind = torch.isneginf(scores.amax(axis, keepdim=True))
-        kwargs = {k: v for k, v in kwargs.items() if k != "input"}
-        weights = torch.where(blind, 0.0, function(torch.where(blind, 0.0, scores), *rest, **kwargs))
-    else:
-        weights = function(*args, **kwargs)
-    return rounded(site, weights) if site.plan.action != "softmax" else weights
+    if site.plan.action == "weights":
+        return _trained_weights(site, args[0] if args else kwargs["input"], masked=site.masked)
+    if not site.masked:
+        return function(*args, **kwargs)
+    scores, rest = args[0] if args else kwargs["input"], {k: v for k, v in kwargs.items() if k != "input"}
+    return _seeing(scores, lambda seen: function(seen, *args[1:], **rest))
 
 
-def rounded(site: PlannedSite, weights: Tensor) -> Tensor:
-    """Weights in bytes relative to the largest of their row, over the sum of those, straight through."""
-    if site.clock.calibrating or not site.clock.enabled:
-        return weights
-    with torch.no_grad():
-        raised = _bytes(weights)
-        error = (raised / raised.sum(-1, keepdim=True).clamp(min=1)).to(weights.dtype) - weights
-    return weights + error
+def _seeing(scores: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """Weights of rows, zeros where a row sees nothing."""
+    blind = torch.isneginf(scores.amax(-1, keepdim=True))
+    return torch.where(blind, 0.0, weigh(torch.where(blind, 0.0, scores)))
+
+
+def _trained_weights(site: PlannedSite, scores: Tensor, *, masked: bool) -> Tensor:
+    """Softmax over the last axis as evaluation rounds it, straight through; while calibrating as it is."""
+
+    def weigh(seen: Tensor) -> Tensor:
+        return torch.softmax(seen, -1) if site.clock.calibrating else _RoundedSoftmax.apply(seen)  # type: ignore[no-untyped-call]
+
+    return _seeing(scores, weigh) if masked else weigh(scores)
+
+
+class _RoundedSoftmax(torch.autograd.Function):
+    """Weights in bytes relative to the largest of their row, over the sum of those.
+
+    The gradient is that of a softmax with these weights, so that they alone are kept for it.
+    """
+
+    @staticmethod
+    def forward(scores: Tensor) -> Tensor:
+        weights = _bytes(torch.softmax(scores, -1))
+        return weights.div_(weights.sum(-1, keepdim=True)).to(scores.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weights,), (gradient,) = ctx.saved_tensors, gradients
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
 def _bytes(weights: Tensor) -> Tensor:
     """The exponentials, relative to the largest of the row, that weights were divided from."""
-    largest = weights.amax(-1, keepdim=True)
-    return torch.round(weights.float() / torch.where(largest > 0, largest, 1.0).float() * BYTE)
+    largest = weights.amax(-1, keepdim=True).float()
+    return (weights.float() / torch.where(largest > 0, largest, 1.0)).mul_(BYTE).round_()
 
 
 def attention_in_training(site: PlannedSite, args: Sequence[Any], kwargs: Arguments) -> Tensor:
     """Attention in one call, written out, with its scores quantized."""
     given = attention_arguments(args, kwargs)
     q, k, v = _heads(given)
-    scores = (q @ k.transpose(-2, -1)) * attention_scale(given)
+    scores = (q * attention_scale(given)) @ k.transpose(-2, -1)
     shown = _seen(given, scores)
     quantizer = site.scores
     assert quantizer is not None
@@ -84,13 +107,8 @@ def attention_in_training(site: PlannedSite, args: Sequence[Any], kwargs: Argume
         scores = torch.where(shown, scores, -math.inf)
     quantizer.masked = shown is not None
     scores = quantizer(scores)
-    if shown is not None:
-        blind = torch.isneginf(scores.amax(-1, keepdim=True))
-        weights = torch.where(blind, 0.0, torch.softmax(torch.where(blind, 0.0, scores), -1))
-    else:
-        weights = torch.softmax(scores, -1)
-    weights = rounded(site, weights)
-    return F.dropout(weights, given["dropout_p"] or 0.0) @ v
+    weights, dropout = _trained_weights(site, scores, masked=shown is not None), given["dropout_p"]
+    return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
 def _heads(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from truequant import kernels
 from truequant.fake.quantizers import FakeQuantize
 from truequant.schemes import QuantScheme
 
@@ -23,14 +24,26 @@ class FakeQuantizeScores(FakeQuantize):
 
     def __init__(self, scheme: QuantScheme) -> None:
         super().__init__(scheme)
-        self.compiled_scheme, self.searches, self.masked = None, False, True  # no kernel knows this range
+        # Kernels know how to quantize, and not how to find this range.
+        self.kernel_scheme, self.compiled_scheme, self.searches = self.compiled_scheme, None, False
+        self.masked = True
 
     def quantize(self, x: Tensor) -> Tensor:
         """Fake-quantize with the scale in force; what is hidden stays minus infinity."""
-        if not self.masked:
-            return super().quantize(x)
-        hidden = torch.isneginf(x)
-        return torch.where(hidden, -math.inf, super().quantize(torch.where(hidden, 0.0, x)))
+        hidden = torch.isneginf(x) if self.masked else None
+        y = self._by_kernel(x)
+        if y is None:
+            y = super().quantize(x if hidden is None else torch.where(hidden, 0.0, x))
+        return y if hidden is None else torch.where(hidden, -math.inf, y)
+
+    def _by_kernel(self, x: Tensor) -> Tensor | None:
+        """Quantized in training by a compiled kernel; None where there is none for `x`."""
+        if not self.training or not self.is_calibrated or torch.compiler.is_compiling() or self.kernel_scheme is None:
+            return None
+        if (kernel := kernels.compiled()) is None:
+            return None
+        y = kernel.fake_quantize(x, None, self._buffers, None, self.kernel_scheme, False, 0, 0.0, 0.0, False)
+        return None if y is NotImplemented else y
 
     def observed(self, x: Tensor) -> Tensor:
         """The scores that are seen."""

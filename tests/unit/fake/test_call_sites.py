@@ -35,6 +35,7 @@ def calls(op: Op) -> Iterator[tuple[tuple[int, ...], Call, tuple[Any, ...]]]:
         for rest in (*others, *((torch.rand(w),) for w in ((8, 8), *weights, (1,)))):
             yield shape, function, rest
         yield shape, lambda y: function(y, y), ()
+        yield shape, lambda y: function(y, y, y), ()
         yield shape, lambda y: function([y, y]), ()
         yield shape, lambda y, bias, weight: function(bias, y, weight), (torch.zeros(4), torch.rand(8, 4))
         yield shape, lambda y: function("ab,cb->ac", y, y), ()
