@@ -268,6 +268,7 @@ PyMethodDef methods[] = {
     {"linear", fast(linear), METH_FASTCALL, nullptr},
     {"linear_of_codes", fast(linear_of_codes), METH_FASTCALL, nullptr},
     {"convolution_of_codes", fast(convolution_of_codes), METH_FASTCALL, nullptr},
+    {"products_of_codes", fast(products_of_codes), METH_FASTCALL, nullptr},
     {"quantized_values", fast(quantized_values), METH_FASTCALL, nullptr},
     {"sum_of_codes", fast(sum_of_codes), METH_FASTCALL, nullptr},
     {"quantize", fast(quantize), METH_FASTCALL, nullptr},

@@ -74,6 +74,7 @@ PyObject* fake_binarize(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* linear_of_codes(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* convolution_of_codes(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* products_of_codes(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* quantized_values(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* sum_of_codes(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count);

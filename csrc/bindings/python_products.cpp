@@ -1,6 +1,8 @@
 // Evaluation and programs: layers of codes, with bias and requantization, sums of codes, and what is quantized, in one call.
 #include <ATen/ops/empty.h>
 
+#include <atomic>
+
 #include "../kernels/blocks.h"
 #include "../kernels/dispatch.h"
 #include "../kernels/products.h"
@@ -136,6 +138,45 @@ PyObject* convolution_of_codes(PyObject*, PyObject* const* args, Py_ssize_t coun
                   sizes.data() + 2, layer.how, y.mutable_data_ptr<float>());
   }
   return on ? THPVariable_Wrap(std::move(y)) : not_implemented();
+  END_HANDLE_TH_ERRORS
+}
+
+// products_of_codes(a, b)
+//
+// int32 `(…, rows, columns)` of whole numbers a `(…, rows, inputs)` and b `(…, columns, inputs)`, float32 without gaps, at most 255
+// far from 0. NotImplemented where one is none.
+PyObject* products_of_codes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 2, "products_of_codes takes 2 arguments, got ", count);
+  at::Tensor a, b, sums;
+  if (is_watched() || !read_plain(a, args[0], at::kFloat) || !read_plain(b, args[1], at::kFloat) || a.dim() < 2 ||
+      a.dim() != b.dim() || a.numel() == 0 || b.numel() == 0 || a.size(-1) != b.size(-1) || a.size(-1) > kLongestSum ||
+      a.sizes().slice(0, a.dim() - 2) != b.sizes().slice(0, b.dim() - 2)) {
+    return not_implemented();
+  }
+  const int64_t inputs = a.size(-1), rows = a.size(-2), columns = b.size(-2), batch = a.numel() / (rows * inputs);
+  std::vector<int64_t> sizes = a.sizes().vec();
+  sizes.back() = columns;
+  std::atomic<bool> on{true};
+  {
+    const WithoutGil released;
+    const at::AutoDispatchBelowAutograd below;
+    sums = at::empty(sizes, a.options().dtype(at::kInt));
+    const float *left = a.const_data_ptr<float>(), *right = b.const_data_ptr<float>();
+    int32_t* to = sums.mutable_data_ptr<int32_t>();
+    parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+      WholeRows x(rows, inputs), y(columns, inputs);
+      for (int64_t k = first; k < last; ++k) {
+        if (!whole_rows({left + k * rows * inputs, nullptr, nullptr, 1.0f, 0}, x) ||
+            !whole_rows({right + k * columns * inputs, nullptr, nullptr, 1.0f, 0}, y)) {
+          on = false;
+          return;
+        }
+        products_of_rows(x, y, to + k * rows * columns);
+      }
+    });
+  }
+  return on ? THPVariable_Wrap(std::move(sums)) : not_implemented();
   END_HANDLE_TH_ERRORS
 }
 

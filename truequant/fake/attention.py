@@ -15,6 +15,7 @@ from truequant.fake.clock import local
 from truequant.fake.evaluation import Compute, exact_sums, params, result, site_bounds, written_scale
 from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
+from truequant.kernels import products_of_codes
 from truequant.numerics import BYTE
 from truequant.planning import HIDES, attention_arguments
 
@@ -187,6 +188,8 @@ def _attend(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any]
     assert grid is not None
     raised = _bytes(weights.detach())
     centred = numerics.recover(values.detach(), *params(grid))
+    if not equation:
+        return _attended(site, _sums(raised, centred), raised, grid)
     with exact_sums(weights.device.type):
         acc = torch.round(function(*equation, raised.double(), centred.double()))
     return _attended(site, acc, raised, grid)
@@ -210,13 +213,12 @@ def _attention(site: PlannedSite, function: Callable[..., Any], args: Sequence[A
     centred = dict(given)
     for name, grid in zip(names, grids, strict=True):
         assert grid is not None
-        centred[name] = numerics.recover(given[name].detach(), *params(grid)).double()
+        centred[name] = numerics.recover(given[name].detach(), *params(grid))
     q, k, v = _heads(centred)
     assert grids[0] is not None
     assert grids[1] is not None
     assert grids[2] is not None
-    with exact_sums(q.device.type):
-        acc = torch.round(q @ k.transpose(-2, -1))
+    acc = _sums(q, k.transpose(-2, -1))
     unscaled = written_scale(scores, attention_scale(given))
     factor = numerics.multiplier(grids[0].effective_scale(), grids[1].effective_scale(), unscaled)
     codes = numerics.requantize(acc, factor, scores.zero_point, scores.scheme.qmin, scores.scheme.qmax)
@@ -224,9 +226,16 @@ def _attention(site: PlannedSite, function: Callable[..., Any], args: Sequence[A
         local.recorder(f"{site.plan.name}.scores", codes)
     seen = _seen(given, codes)
     raised = numerics.raised(codes.int(), None if seen is None else seen.int() * BYTE, byte_table(scores))
-    with exact_sums(q.device.type):
-        acc = torch.round(raised.double() @ v)
-    return _attended(site, acc, raised, grids[2])
+    return _attended(site, _sums(raised, v), raised, grids[2])
+
+
+def _sums(a: Tensor, b: Tensor) -> Tensor:
+    """Products of codes of a byte less their zero points, summed exactly."""
+    found = products_of_codes(a, b)
+    if found is not None:
+        return found
+    with exact_sums(a.device.type):
+        return torch.round(a.double() @ b.double())
 
 
 COMPUTES: dict[str, Compute] = {"softmax": _softmax, "weights": _weights, "attend": _attend, "attention": _attention}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from truequant import numerics
+from truequant import kernels, numerics
 from truequant.fake import codes as by_kernel
 from truequant.fake.clock import local
 from truequant.fake.planned import PlannedSite
@@ -194,6 +194,14 @@ def _elementwise(site: PlannedSite, function: Callable[..., Any], args: Sequence
     return result(site, rule(*codes, *grids, *bounds, site.arithmetic))
 
 
+_PRODUCTS_OF_TWO = ("matmul", "bmm")
+
+
+def _narrow(site: PlannedSite) -> bool:
+    """Whether all that is read has codes of a byte."""
+    return all(grid is not None and grid.scheme.dtype.bits <= 8 for grid in site.reads)
+
+
 def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """acc = sum((aq - za) * (bq - zb)) of two activations, requantized."""
     left, right = site.reads
@@ -203,9 +211,14 @@ def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
     leaves, structure = pytree.tree_flatten(tuple(args))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     for i, grid in zip(places, (left, right), strict=True):
-        leaves[i] = numerics.recover(leaves[i].detach(), grid.effective_scale(), grid.zero_point).double()
-    with exact_sums(site.emits.scale.device.type):
-        acc = torch.round(function(*pytree.tree_unflatten(leaves, structure)))
+        leaves[i] = numerics.recover(leaves[i].detach(), grid.effective_scale(), grid.zero_point)
+    acc = (
+        kernels.products_of_codes(*leaves) if len(leaves) == 2 and site.plan.op in _PRODUCTS_OF_TWO and _narrow(site) else None
+    )
+    if acc is None:
+        leaves = [leaf.double() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        with exact_sums(site.emits.scale.device.type):
+            acc = torch.round(function(*pytree.tree_unflatten(leaves, structure)))
     written = written_scale(site.emits, site.plan.factor)
     factor = numerics.multiplier(left.effective_scale(), right.effective_scale(), written)
     return result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))

@@ -60,6 +60,18 @@ def layer_of_codes(x: Tensor, grid: float, weight: Tensor, result: Result, windo
     return None if y is NotImplemented else y
 
 
+def products_of_codes(a: Tensor, b: Tensor) -> Tensor | None:
+    """int32 `a @ b` of codes less their zero points, whole numbers carried by any dtype, the axes before the last two alike.
+
+    None where no kernel computes it.
+    """
+    kernel = compiled() if a.is_cpu and b.is_cpu and not torch.compiler.is_compiling() else None
+    if kernel is None or a.dim() != b.dim() or a.shape[:-2] != b.shape[:-2]:
+        return None
+    sums = kernel.products_of_codes(a.float().contiguous(), b.float().transpose(-2, -1).contiguous())
+    return None if sums is NotImplemented else sums
+
+
 def quantized_values(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor | None:
     """`dequantize(quantize(x))` of one scale, without gradients; None where no kernel computes it."""
     kernel = compiled() if x.is_cpu and not torch.compiler.is_compiling() else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import truequant as tq
 from tests.unit.kernels.levels import LEVELS
 from truequant import kernels, numerics
-from truequant.kernels import Result, Windows, layer_of_codes, quantized_values, sum_of_codes
+from truequant.kernels import Result, Windows, layer_of_codes, products_of_codes, quantized_values, sum_of_codes
 
 pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason="they are compiled, and `make setup` found no compiler")
 
@@ -220,3 +220,17 @@ def test_whatever_writes_into_a_model_is_seen() -> None:
         assert not torch.equal(after, before)
         assert torch.equal(after, expected())
         before = after
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shape", [(5, 7, 3), (2, 3, 13, 40, 17), (1, 65, 1, 70)])
+def test_products_of_activations(level: str, shape: tuple[int, ...]) -> None:
+    *batch, rows, inputs, columns = shape
+    a, b = whole(-255, 255, *batch, rows, inputs), whole(-255, 255, *batch, inputs, columns)
+    with kernels.using(level):
+        sums = products_of_codes(a, b)
+        assert products_of_codes(a.float() + 0.5, b) is None
+        assert products_of_codes(a[None], b) is None
+    assert sums is not None
+    assert sums.dtype == torch.int32
+    assert np.array_equal(sums.numpy(), a.numpy() @ b.numpy())

@@ -17,6 +17,7 @@ from truequant.integer.edge import Edge
 from truequant.integer.nodes.base import Node, Shape, broadcast
 from truequant.integer.nodes.checks import check_clamp, check_tensor, float32
 from truequant.integer.storage import scale_of, storage, zero_point_of
+from truequant.kernels import products_of_codes
 from truequant.numerics import FLOAT32_EXACT, INT32_MAX
 
 WIDEST = 2**16
@@ -172,8 +173,10 @@ class Attend(_OfScores):
                 fix="fewer places to look at, or leave it in float",
             )  # fmt: skip
         raised = self._raised(scores, masks)
-        carrier = torch.float32 if bound < FLOAT32_EXACT else torch.float64
-        acc = raised.to(carrier) @ (values.to(carrier) - source.zero_point)
+        acc = products_of_codes(raised, values.float() - source.zero_point)
+        if acc is None:
+            carrier = torch.float32 if bound < FLOAT32_EXACT else torch.float64
+            acc = raised.to(carrier) @ (values.to(carrier) - source.zero_point)
         ratio = scale_of(source, scores), scale_of(target, scores)
         sums = numerics.row_sums(raised, self.largest)
         codes = numerics.attended(acc, sums, *ratio, zero_point_of(target, scores), self.low, self.high)

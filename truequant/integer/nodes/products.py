@@ -17,6 +17,7 @@ from truequant.integer.edge import Edge
 from truequant.integer.nodes.base import Binary, Shape, broadcast
 from truequant.integer.nodes.checks import check_clamp, check_ratio
 from truequant.integer.storage import scale_of, storage, zero_point_of
+from truequant.kernels import products_of_codes
 from truequant.numerics import FLOAT32_EXACT, FLOAT64_EXACT, INT32_MAX, multiplier, requantize
 
 
@@ -57,7 +58,9 @@ class MatMul(Binary):
                 expected=f"at most {limit}",
                 fix="fewer bits for its inputs, or leave it in float",
             )
-        carrier = torch.float32 if bound < FLOAT32_EXACT else torch.float64
-        sums = (left.to(carrier) - a.zero_point) @ (right.to(carrier) - b.zero_point)
+        sums = None if a.wide or b.wide else products_of_codes(left.float() - a.zero_point, right.float() - b.zero_point)
+        if sums is None:
+            carrier = torch.float32 if bound < FLOAT32_EXACT else torch.float64
+            sums = (left.to(carrier) - a.zero_point) @ (right.to(carrier) - b.zero_point)
         factor = multiplier(scale_of(a, left), scale_of(b, left), scale_of(y, left))
         return requantize(sums, factor, zero_point_of(y, left), self.low, self.high).to(storage(y))
