@@ -72,6 +72,9 @@ _ONNXRUNTIME_RULES = (
     OpRule("add, sub, mul", "u16, s16", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
     OpRule("conv, linear, matmul, averages", "u16, s16", "dequantize, float32 sums in its own order, quantize: never EXACT",
            _ROUNDED_FIRST),
+    OpRule("softmax", "u8", "e = T[max - x]; clamp(rint(e / float32(float32(sum(e)) * sy)) + zy)", _ROUNDED_FIRST),
+    OpRule("softmax times values", "u8", "w = float32(sum(e)) * float32(so / sv); clamp(rint(float32(acc) / w) + zo)",
+           _ROUNDED_FIRST),
 )  # fmt: skip
 
 _PORTABLE_RULES = (
