@@ -17,7 +17,7 @@ from tests.programs import edge, program, random_linear, residual_net
 from tests.scripts import script
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram
-from truequant.integer.nodes import Add, Conv, Island, Linear, Normalize, Sub, Table
+from truequant.integer.nodes import Add, Attend, Conv, Island, Linear, Normalize, Softmax, Sub, Table
 from truequant.runtimes import onnx_bytes
 from truequant.runtimes.onnxruntime.census import optimized
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
@@ -99,21 +99,22 @@ def agrees(of: IntegerProgram, form: Any, level: Any) -> tq.runtimes.Lint:
     def nodes(*kinds: Any) -> set[str]:
         return {miss.node for kind in kinds for miss in predicted.of(kind)}
 
+    attending = {n.output for n in of.nodes if isinstance(n, (Softmax, Attend))}  # written out, whatever the level
     assert dict(predicted.fused) == seen.kernels()
     assert nodes("level", "wide") == seen.float_kernels()
-    assert nodes("pairs") == seen.gathered(*(type(n) for n in of.nodes if not isinstance(n, Table)))
+    assert nodes("pairs") == seen.gathered(*(type(n) for n in of.nodes if not isinstance(n, (Table, Softmax, Attend))))
     assert nodes("table") == seen.gathered(Table)
     assert nodes("clamp") == {r for r in seen.where("Clip") if not isinstance(seen.kinds[r], Island)}
-    assert nodes("values") == seen.where("ConvInteger", "MatMulInteger")
+    assert nodes("values") == seen.where("ConvInteger", "MatMulInteger") - attending
     assert nodes("float") >= seen.islands()  # of several results of one op only the first has nodes of its own
     assert bool(nodes("float")) == bool(seen.islands())
     if not nodes("level", "wide"):  # a float kernel has a DequantizeLinear for its weights
-        assert nodes("weights") == seen.unsigned_weights()
+        assert nodes("weights") == seen.unsigned_weights() - attending
     assert nodes("packed") == seen.unpacked()
     quantized = {r for r, n in seen.nodes if n.op_type == "QuantizeLinear" and not seen.put_in_order(n)}
     pooled = {pool.output for n in of.nodes if isinstance(n, Conv) and (pool := pooling_of(of, n, form)) is not None}
     assert (
-        quantized
+        quantized - attending
         == {n.output for n in of.nodes if type(n).__name__ in ("Quantize", "Normalize")} | nodes("level", "wide") | pooled
     )
     return predicted

@@ -77,6 +77,9 @@ _ONNXRUNTIME_RULES = (
            _ROUNDED_FIRST),
     OpRule("group, instance norm", _ANY_BITS, "a = n / R * G, b = B - m * a; clamp(rint(c * a + b) + zy)", _ROUNDED_FIRST),
     OpRule("RMS, L2 norm", _ANY_BITS, "clamp(rint(c * gamma / (R * float32(sy / sqrt(n)))) + zy)", _ROUNDED_FIRST),
+    OpRule("softmax", "u8", "e = T[max - x]; clamp(rint(e / float32(float32(sum(e)) * sy)) + zy)", _ROUNDED_FIRST),
+    OpRule("softmax times values", "u8", "w = float32(sum(e)) * float32(so / sv); clamp(rint(float32(acc) / w) + zo)",
+           _ROUNDED_FIRST),
 )  # fmt: skip
 
 _PORTABLE_RULES = (

@@ -19,6 +19,8 @@ from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 FLOAT, UINT8, INT32, DOUBLE = 1, 2, 6, 11
 """ONNX's numbers of dtypes."""
+Steps = Callable[[Writer, Softmax | Attend, str], tuple[str, Any]]
+"""`steps(writer, node, scores)`: a flat tensor of indices into a table, and the table."""
 Divide = Callable[[Writer, Softmax | Attend, str, str], None]
 """`divide(writer, node, dividend, divisors)` writes the node's edge: each row of a float tensor over its own number."""
 
@@ -29,10 +31,10 @@ def step(writer: Writer, of: str, op: str, inputs: list[str], part: str, **attri
     return writer.node(op, inputs, output, name=output, **attributes)
 
 
-def softmax(writer: Writer, node: Softmax, divide: Divide | None = None) -> None:
+def softmax(writer: Writer, node: Softmax, divide: Divide | None = None, steps: Steps | None = None) -> None:
     """A softmax, as codes or as values."""
     name, coded = node.output, node.output in writer.program.edges
-    raised, sums = _raised(writer, node, np.float32)
+    raised, sums = _raised(writer, node, np.float32, steps)
     if not coded:
         writer.node("Div", [raised, sums], name, name=f"{name}.divided")
         return
@@ -42,11 +44,15 @@ def softmax(writer: Writer, node: Softmax, divide: Divide | None = None) -> None
 
 
 def attend(
-    writer: Writer, node: Attend, multiply: Callable[[Writer, Attend, str], str] | None = None, divide: Divide | None = None
+    writer: Writer,
+    node: Attend,
+    multiply: Callable[[Writer, Attend, str], str] | None = None,
+    divide: Divide | None = None,
+    steps: Steps | None = None,
 ) -> None:
     """Weights times values."""
     name = node.output
-    raised, sums = _raised(writer, node, np.uint8)
+    raised, sums = _raised(writer, node, np.uint8, steps)
     values, output = (np.float32(writer.edge(n).scale) for n in (node.values, name))
     divisors = step(writer, name, "Mul", [sums, writer.constant(f"{name}.ratio", np.float32(output / values))], "divisors")
     acc = (multiply or _multiplied)(writer, node, raised)
@@ -62,18 +68,14 @@ def _multiplied(writer: Writer, node: Attend, raised: str) -> str:
     return step(writer, node.output, "Cast", [acc], "sum_as_float", to=FLOAT)
 
 
-def _raised(writer: Writer, node: Softmax | Attend, dtype: Any) -> tuple[str, str]:
+def _raised(writer: Writer, node: Softmax | Attend, dtype: Any, steps: Steps | None) -> tuple[str, str]:
     """The exponentials in a dtype, and `float32(S)` of each row. Bytes hide by their bits, floats by a product."""
     name, scores = node.output, node.scores
     mask = _mask(writer, node)
     if mask:
         scores = step(writer, name, "BitwiseAnd", [scores, mask], "seen")
-    axes = writer.integers("last_axis", [-1])
-    largest = step(writer, name, "ReduceMax", [scores, axes], "largest", keepdims=1)
-    both = [step(writer, name, "Cast", [part], as_, to=INT32) for part, as_ in ((largest, "top"), (scores, "numbers"))]
-    steps = step(writer, name, "Sub", both, "steps")
-    flat = step(writer, name, "Reshape", [steps, writer.integers("flat", [-1])], "flat_steps")
-    table = writer.constant(f"{name}.table", numpy_of(node.table).astype(dtype))
+    flat, table = (_steps if steps is None else steps)(writer, node, scores)
+    table = writer.constant(f"{name}.table", table.astype(dtype))
     looked = writer.fresh(f"{name}.looked_up")
     found = name if isinstance(node, Softmax) else looked
     writer.node(kernels_of(node).table, [table, flat], looked, name=found)
@@ -84,6 +86,39 @@ def _raised(writer: Writer, node: Softmax | Attend, dtype: Any) -> tuple[str, st
         bit = step(writer, name, "BitwiseAnd", [mask, writer.constant("lowest_bit", np.array(1, np.uint8))], "bit")
         raised = step(writer, name, "Mul", [raised, step(writer, name, "Cast", [bit], "shows", to=FLOAT)], "kept")
     return raised, _sums(writer, node, raised, dtype)
+
+
+def _steps(writer: Writer, node: Softmax | Attend, scores: str) -> tuple[str, Any]:
+    """`x - max` in one pass, as a dequantizer whose zero points are the largest codes of the rows; a table that counts down.
+
+    GatherElements takes indices from the end: -1 is its last entry.
+    """
+    name, length = node.output, writer.shapes[node.scores][-1]
+    rows = step(writer, name, "Reshape", [scores, _row_shape(writer, name, scores, node.scores, length)], "score_rows")
+    largest = step(writer, name, "ReduceMax", [rows, writer.integers("second_axis", [1])], "largest", keepdims=0)
+    one = writer.constant("one_scale", np.array([1], np.float32))
+    units = step(writer, name, "Expand", [one, writer.measured(largest, f"{name}.score_count", 0, 1)], "units")
+    below = step(writer, name, "DequantizeLinear", [rows, units, largest], "below", axis=0)
+    flat = step(writer, name, "Reshape", [below, writer.integers("flat", [-1])], "flat_below")
+    return step(writer, name, "Cast", [flat], "steps", to=INT32), np.roll(numpy_of(node.table)[::-1], 1)
+
+
+def written_out_steps(writer: Writer, node: Softmax | Attend, scores: str) -> tuple[str, Any]:
+    """`max - x` in integers, for runtimes that read no zero points of rows at run time."""
+    name, axes = node.output, writer.integers("last_axis", [-1])
+    largest = step(writer, name, "ReduceMax", [scores, axes], "largest", keepdims=1)
+    both = [step(writer, name, "Cast", [part], as_, to=INT32) for part, as_ in ((largest, "top"), (scores, "numbers"))]
+    found = step(writer, name, "Sub", both, "steps")
+    return step(writer, name, "Reshape", [found, writer.integers("flat", [-1])], "flat_steps"), numpy_of(node.table)
+
+
+def _row_shape(writer: Writer, name: str, tensor: str, like: str, length: int | None) -> str:
+    """The shape of a tensor as rows."""
+    if length is not None:
+        return writer.integers(f"{name}.row", [-1, length])
+    rank = len(writer.shapes[like])
+    last = writer.measured(tensor, f"{name}.last", rank - 1, rank)
+    return writer.joined(f"{name}.row", [writer.integers("any", [-1]), last])
 
 
 def _sums(writer: Writer, node: Softmax | Attend, raised: str, dtype: Any) -> str:
@@ -141,10 +176,7 @@ def by_rows(writer: Writer, node: Softmax | Attend, dividend: str, divisors: str
     """Rows divided by the quantizer that has a scale for each."""
     name, edge = node.output, writer.edge(node.output)
     shape = writer.shapes[name]
-    features = writer.integers(f"{name}.row", [-1, shape[-1]]) if shape[-1] is not None else None
-    if features is None:
-        last = writer.measured(dividend, f"{name}.features", len(shape) - 1, len(shape))
-        features = writer.joined(f"{name}.row", [writer.integers("any", [-1]), last])
+    features = _row_shape(writer, name, dividend, name, shape[-1])
     rows = step(writer, name, "Reshape", [dividend, features], "rows")
     scales = step(writer, name, "Reshape", [divisors, writer.integers("flat", [-1])], "row_scales")
     zero = writer.constant(f"{name}.row_zero", np.array([edge.zero_point], writer.dtype(edge)))

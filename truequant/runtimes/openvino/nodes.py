@@ -235,11 +235,11 @@ def _nibbles(writer: Writer, node: program_nodes.Attend, raised: str) -> str:
 
 
 def _softmax(writer: Writer, node: program_nodes.Softmax) -> None:
-    attention.softmax(writer, node, divide=_divided)
+    attention.softmax(writer, node, divide=_divided, steps=attention.written_out_steps)
 
 
 def _attend(writer: Writer, node: program_nodes.Attend) -> None:
-    attention.attend(writer, node, multiply=_nibbles, divide=_divided)
+    attention.attend(writer, node, multiply=_nibbles, divide=_divided, steps=attention.written_out_steps)
 
 
 WRITTEN_OUT: dict[type[Node], Callable[[Writer, Any], None]] = {
