@@ -186,3 +186,24 @@ class TestWords:
             qat = tq.prepare(net(), X)
             train(qat, torch.optim.SGD(qat.parameters(), 0.1))
             tq.convert(qat.eval())
+
+
+class TestFormatsOfFloats:
+    """They are not here; the error names who has them."""
+
+    @pytest.mark.parametrize("name", ["fp8", "mxfp4", "nvfp4", "float8_e4m3fn", torch.float8_e5m2])
+    def test_as_a_dtype(self, name: object) -> None:
+        with pytest.raises(SchemeError, match="for FP8, MXFP4 and NVFP4 take") as caught:
+            tq.QuantScheme(name)  # type: ignore[arg-type]
+        assert "dtype" in str(caught.value)
+
+    def test_as_a_preset(self) -> None:
+        with pytest.raises(SchemeError, match="no preset 'fp8'") as caught:
+            tq.QConfig.preset("fp8")
+        assert "ModelOpt or torchao" in str(caught.value)
+
+    @pytest.mark.parametrize("given", ["int8", torch.int8])
+    def test_the_type_of_that_name_is_ours(self, given: object) -> None:
+        with pytest.raises(SchemeError) as caught:
+            tq.QuantScheme(given)  # type: ignore[arg-type]
+        assert caught.value.fix == "tq.int8"

@@ -79,3 +79,23 @@ def integer_type(name: str) -> IntegerType:
             got=repr(name)[:200], expected=", ".join(INTEGER_TYPES), fix=did_you_mean(str(name)[:200], INTEGER_TYPES),
         )  # fmt: skip
     return INTEGER_TYPES[name]
+
+
+_FLOATS = ("fp8", "fp6", "fp4", "float8", "float4", "float6", "e4m3", "e5m2", "e2m1", "mxfp", "nvfp", "fp16", "bf16", "float16")
+
+
+def float_format(given: object) -> str | None:
+    """What to take where a format of floats was asked for; None for another name."""
+    name = str(given).removeprefix("torch.").lower()
+    if not any(part in name for part in _FLOATS):
+        return None
+    return (
+        "truequant has integers alone, whose codes can be compared bit for bit: tq.int8, tq.int4 …; for FP8, MXFP4 and NVFP4 "
+        "take NVIDIA's ModelOpt or torchao"
+    )
+
+
+def instead_of(given: object) -> str | None:
+    """What to write where something else was given for a dtype: ours of the same name, or who has formats of floats."""
+    name = str(given).removeprefix("torch.").lower()
+    return f"tq.{name}" if name in INTEGER_TYPES else float_format(given)

@@ -12,7 +12,7 @@ from typing import Any
 
 from truequant.errors import SchemeError, did_you_mean
 from truequant.schemes.defaults import ACTIVATION_8, WEIGHT_8, Ends
-from truequant.schemes.dtypes import int1, int4, int7, int8, integer_type
+from truequant.schemes.dtypes import float_format, int1, int4, int7, int8, integer_type
 from truequant.schemes.granularity import PerChannel, PerGroup, PerTensor
 from truequant.schemes.scales import LSQ, PowerOfTwoScale
 from truequant.schemes.scheme import QuantScheme
@@ -72,5 +72,10 @@ NAMED: dict[str, Fields] = _MODELS | _WHOLE | _LINEARS
 def named(name: str) -> Fields:
     """The fields of the preset of a name."""
     if not isinstance(name, str) or name not in NAMED:
-        raise SchemeError(f"no preset {name!r}", got=repr(name), expected=", ".join(NAMED), fix=did_you_mean(name, NAMED))
+        raise SchemeError(
+            f"no preset {name!r}",
+            got=repr(name),
+            expected=", ".join(NAMED),
+            fix=float_format(name) or did_you_mean(name, NAMED),
+        )
     return NAMED[name]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from truequant.errors import SchemeError
-from truequant.schemes.dtypes import IntegerType
+from truequant.schemes.dtypes import IntegerType, instead_of
 from truequant.schemes.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from truequant.schemes.rounding import Freezing, Nearest, Rounding
 from truequant.schemes.scales import SCALE_RULES, FloatScale, ScaleRule, examples
@@ -53,7 +53,8 @@ class QuantScheme:
             ("oscillation", self.oscillation, (Freezing, type(None))),
         ):
             if not isinstance(value, kind):
-                raise SchemeError(f"QuantScheme: {field} of a wrong kind", got=repr(value), fix=_EXAMPLES[field])
+                fix = instead_of(value) if field == "dtype" else None
+                raise SchemeError(f"QuantScheme: {field} of a wrong kind", got=repr(value), fix=fix or _EXAMPLES[field])
         if self.gradient not in ("clipped", "identity"):
             raise SchemeError("QuantScheme: unknown gradient", got=repr(self.gradient), expected="'clipped' or 'identity'")
         if self.symmetric is False and self.dtype.bits == 1 and self.dtype.signed:
