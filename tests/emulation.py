@@ -23,8 +23,24 @@ QEMU = shutil.which("qemu-x86_64")
 WITHOUT_VNNI = "Haswell-noTSX"
 """AVX2 and FMA, no VNNI."""
 WITHOUT_FMA = "SandyBridge"
+ARM = "cortex-a76"
+"""64-bit Arm with dot products."""
+ARM_FOLDER = Path(__file__).parents[1] / "build" / "arm64"
+needs_arm = pytest.mark.skipif(
+    shutil.which("qemu-aarch64") is None or not (ARM_FOLDER / "ready").is_file(),
+    reason="no emulated Arm here: tests/arm64.sh build/arm64 (Debian's packages and wheels of onnxruntime); .ci/run does it",
+)
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 (Debian's qemu-user) is not installed; .ci/run installs it")
 Case = tuple[IntegerProgram, tuple[Tensor, ...]]
+
+
+def _python(cpu: str) -> list[str]:
+    """The command that starts Python on a CPU: this environment's, or the one of 64-bit Arm."""
+    if cpu != ARM:
+        return [QEMU or "", "-cpu", cpu, sys.executable]
+    root = ARM_FOLDER / "root"
+    packages = f"PYTHONPATH={ARM_FOLDER / 'site'}"
+    return ["qemu-aarch64", "-cpu", cpu, "-L", str(root), "-E", packages, str(root / "usr" / "bin" / "python3.11")]
 
 
 def differences(
@@ -34,7 +50,7 @@ def differences(
     runtime = "openvino" if form == "openvino" else "onnxruntime"
     options = json.dumps(options_of(1) if form == "openvino" else {})
     child = Path(__file__).parent / "parity" / "emulated.py"
-    command = [QEMU or "", "-cpu", cpu, sys.executable, str(child), runtime, options]
+    command = [*_python(cpu), str(child), runtime, options]
     for number, (program, inputs) in enumerate(cases.values()):
         model, arrays = folder / f"{number}.onnx", folder / f"{number}.npz"
         model.write_bytes(onnx_bytes(program, form=form, show_edges=True))

@@ -17,7 +17,7 @@ from tests.programs import S8, edge, f32, program, values_of
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Add, Conv, Edge, Linear
-from truequant.runtimes import adds_that_need_fma, machine, onnx_bytes, promises, saturating_layers
+from truequant.runtimes import adds_that_differ, machine, onnx_bytes, promises, saturating_layers
 from truequant.runtimes.saturation import layer_bound
 
 
@@ -74,7 +74,7 @@ def add(target: str) -> Case:
         zeros = torch.randint(0, 256, (3,), generator=generator).tolist()
         edges: dict[str, Edge] = {n: edge(s, z) for n, s, z in zip("aby", scales, zeros, strict=True)}
         made = program(Add("a", "b", "y", "onnxruntime", 0, 255), edges, "a", "b", rank=1)
-        if adds_that_need_fma(made):
+        if adds_that_differ(made, "x86 without FMA"):
             break
     a, b = (v.flatten() for v in torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij"))
     return case(made, target, values_of(a, edges["a"]), values_of(b, edges["b"]))
@@ -140,7 +140,7 @@ def test_other_machines(cpu: str, tmp_path: Path) -> None:
     (tmp_path / "exact").mkdir()
     assert on(cpu, EXACT_ANYWHERE, tmp_path / "exact") == dict.fromkeys(EXACT_ANYWHERE, 0)
     found = on(cpu, SATURATING | {"add": add("onnxruntime")}, tmp_path)
-    (pairs,) = adds_that_need_fma(add("onnxruntime")[0]).values()
+    (pairs,) = adds_that_differ(add("onnxruntime")[0], "x86 without FMA").values()
     # A code that differs is counted where it is computed and where it is dequantized.
     assert found.pop("add") == (2 * pairs if cpu == WITHOUT_FMA else 0)
     # AVX2's kernels sum pairs in int16; those of SSE do not.

@@ -20,7 +20,7 @@ from truequant.numerics.bounds import (
     products_in_int16,
     taps_of_a_phase,
 )
-from truequant.numerics.elementwise import Qparams, add, fma, mul, sub, table
+from truequant.numerics.elementwise import Qparams, add, add_on_arm, fma, mul, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
 from truequant.numerics.norms import (
     NormConstants,
@@ -38,7 +38,7 @@ from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
 __all__ = [
     "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights",
-    "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "along_axis",
+    "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "add_on_arm", "along_axis",
     "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
     "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
     "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",

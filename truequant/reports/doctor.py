@@ -96,17 +96,21 @@ def promise(target: str, processor: Cpu, machine: str) -> str:
     x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
     if target == "portable":
         return "the portable rule (dequantize, float32, quantize); no runtime is proven to keep it bit for bit"
+    if not x86 and target == "onnxruntime-arm64" and machine.lower() in ("aarch64", "arm64"):
+        return "exact here and on x86 CPUs with FMA, in onnxruntime: proven with its Arm kernels in emulation"
     if not x86:
         return "exact on x86, where it is proven; on this kind of CPU run truequant verify before you rely on it"
     if target == "onnxruntime-vnni" and not has_dot_products(processor):
         return "NOT exact here: this CPU has no VNNI, and int16 sums of 8-bit products may saturate, in OpenVINO too"
     if target == "onnxruntime-vnni":
         return "exact here and on every x86 CPU with VNNI, in onnxruntime and OpenVINO"
-    if not TARGETS[target].without_fma and "fma" not in processor.features:
+    if "x86 without FMA" not in TARGETS[target].other_cpus and "fma" not in processor.features:
         return (
             "NOT exact here in onnxruntime: this CPU has no FMA, which additions need; exact in OpenVINO, where they are tables"
         )
-    kinds = "with FMA or without" if TARGETS[target].without_fma else "with FMA, which is every one since 2013"
+    kinds = (
+        "with FMA or without" if "x86 without FMA" in TARGETS[target].other_cpus else "with FMA, which is every one since 2013"
+    )
     return f"exact here and on every x86 CPU {kinds}; VNNI makes no difference, in onnxruntime or OpenVINO"
 
 

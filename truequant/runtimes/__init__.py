@@ -4,7 +4,7 @@ from truequant.runtimes.export import export_onnx, onnx_bytes
 from truequant.runtimes.machine import Machine, machine, read_cpuinfo
 from truequant.runtimes.onnx.metadata import digest, with_program
 from truequant.runtimes.onnxruntime.census import census, require_integer_kernels
-from truequant.runtimes.onnxruntime.fma import adds_that_need_fma
+from truequant.runtimes.onnxruntime.cpus import adds_that_differ
 from truequant.runtimes.onnxruntime.lint import Lint, Miss, lint
 from truequant.runtimes.onnxruntime.model import CompiledModel, EdgeReader
 from truequant.runtimes.onnxruntime.shipped import ShippedFile
@@ -15,7 +15,7 @@ from truequant.runtimes.torch.program import export_program
 
 __all__ = [
     "FORMS", "RUNTIMES", "CompiledModel", "EdgeReader", "Lint", "Machine", "Miss", "Runtime", "ShippedFile",
-    "adds_that_need_fma", "census", "compile", "digest", "export_onnx", "export_program", "lint", "machine",
+    "adds_that_differ", "census", "compile", "digest", "export_onnx", "export_program", "lint", "machine",
     "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels", "runtime_of", "saturating_layers",
     "with_program",
 ]  # fmt: skip

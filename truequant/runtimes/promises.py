@@ -27,14 +27,15 @@ def promises(
     for runtime in (RUNTIMES[name] for name in runtimes if name in RUNTIMES):
         if runtime.exceptions is None:
             continue
+        also = " and on 64-bit Arm" if "64-bit Arm" in target.other_cpus and runtime.name == "onnxruntime" else ""
         name, exceptions = runtime.name, [*runtime.exceptions(program, target), *_in_float(program)]
         if name in different:
             lines.append(f"{name}: nothing is promised, since it computes other codes from equal ones on this machine")
         elif exceptions:
-            lines.append(f"{name}, promised{between}: the same codes on every x86 CPU but")
+            lines.append(f"{name}, promised{between}: the same codes on every x86 CPU{also} but")
         else:
             lines.append(
-                f"{name}, promised{between}: the same codes on every x86 CPU, with VNNI or without, with FMA or without"
+                f"{name}, promised{between}: the same codes on every x86 CPU, with VNNI or without, with FMA or without{also}"
             )
         lines += [f"{name}, {line}" for line in exceptions]
     return tuple(lines)

@@ -35,6 +35,7 @@ from truequant.schemes.scheme import QuantScheme
 from truequant.schemes.strategies import MSE, Dynamic, Entropy, Histogram, MinMax, MovingAverage, Observation, Percentile
 from truequant.schemes.targets import (
     ONNXRUNTIME,
+    ONNXRUNTIME_ARM,
     ONNXRUNTIME_SSE,
     ONNXRUNTIME_VNNI,
     PORTABLE,
@@ -43,15 +44,17 @@ from truequant.schemes.targets import (
     TENSORRT,
     XNNPACK,
     ArithmeticRule,
+    Cpu,
     OpRule,
     Target,
 )
 from truequant.schemes.text import LARGEST_FILE
 
 __all__ = [
-    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_SSE",
+    "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_ARM",
+    "ONNXRUNTIME_SSE",
     "ONNXRUNTIME_VNNI", "PORTABLE", "PRESETS", "QNN", "TARGETS", "TENSORRT", "WEIGHT_8",
-    "XNNPACK", "ArithmeticRule", "Choice", "Dynamic", "Ends", "Entropy", "Freezing", "Fusions",
+    "XNNPACK", "ArithmeticRule", "Choice", "Cpu", "Dynamic", "Ends", "Entropy", "Freezing", "Fusions",
     "Granularity", "Histogram", "Inherit", "IntegerType", "MinMax", "MovingAverage", "Nearest",
     "Observation", "OpRule", "PerChannel", "PerGroup", "PerTensor", "Percentile", "QConfig",
     "QuantScheme", "Rounding", "Rule", "Selector", "Stochastic", "Target", "config_from_table", "int1",

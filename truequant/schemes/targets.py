@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 ArithmeticRule = Literal["onnxruntime", "portable"]
+Cpu = Literal["x86", "x86 without FMA", "64-bit Arm"]
+"""Kinds of CPUs that onnxruntime's kernels round by; "x86" has FMA."""
 Activations = Literal["any", "signed and symmetric", "signed", "unsigned"]
 
 
@@ -26,7 +28,8 @@ class Target:
     arithmetic: the named rule of add, mul, pooling and tables.
     saturating_pairs: CPUs of this target may sum pairs of u8 x s8 products in int16, so that a layer whose
         static bound exceeds 32767 must ship unsigned weights with zero point 128.
-    without_fma: CPUs of this target may lack FMA, so that an add whose rule needs it ships as a table of all pairs.
+    without_fma, arm64: CPUs of this target may lack FMA, or be 64-bit Arms, so that an add that they would round to other codes
+        ships as a table of all pairs.
     activations: the codes that its integer kernels read. activation_bits, weight_bits: the widths that it has;
         integer_bits: the widest activations that it sums in integers. It sums wider ones in float32, in an order of its own:
         graded, never EXACT.
@@ -45,6 +48,13 @@ class Target:
     weight_bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     per_channel: tuple[str, ...] = ("layer",)
     runs_here: bool = True
+    arm64: bool = False
+
+    @property
+    def other_cpus(self) -> tuple[Cpu, ...]:
+        """Kinds of CPUs beside x86 with FMA that this target has."""
+        kinds: dict[Cpu, bool] = {"x86 without FMA": self.without_fma, "64-bit Arm": self.arm64}
+        return tuple(kind for kind, there in kinds.items() if there)
 
     @property
     def rules(self) -> tuple[OpRule, ...]:
@@ -65,6 +75,9 @@ _ONNXRUNTIME_RULES = (
     OpRule("conv, linear to float", "u8 x s8 or u8", "float32(acc) * float32(sx * sw)", "none"),
     OpRule("add", "u8, s8", "C = zy - fma(ra, za, rb * zb); clamp(rint(fma(ra, a, fma(rb, b, C))))", _ROUNDED_LAST),
     OpRule("add, without FMA", "u8, s8", "C = zy - (ra * za + rb * zb); clamp(rint(rb * b + (ra * a + C)))", _ROUNDED_LAST),
+    OpRule("add, 64-bit Arm", "u8, s8",
+           "A = rint(ra * 2^k), B = rint(rb * 2^k); clamp((A * (a - za) + B * (b - zb)) / 2^k + zy)",
+           "half away from zero, then the zero point is added"),
     OpRule("mul", "u8, s8", "clamp(rint(float32(float32(sa * sb) / sy) * ((a - za) * (b - zb)) + zy))", _ROUNDED_LAST),
     OpRule("global average", "u8, s8", "clamp(rint(float32(acc) * float32(sx / float32(sy * n))) + zy)", _ROUNDED_FIRST),
     OpRule("sub", "u8, s8", "a table of all pairs of dequantize, float32 op, quantize", _ROUNDED_FIRST),
@@ -82,12 +95,13 @@ _ONNXRUNTIME_RULES = (
            _ROUNDED_FIRST),
 )  # fmt: skip
 
+_OF_ONNXRUNTIME = (
+    "add", "add, without FMA", "add, 64-bit Arm", "mul", "sub", "add, sub, mul", "conv, linear, matmul, averages",
+)  # fmt: skip
 _PORTABLE_RULES = (
     *_ONNXRUNTIME_RULES[:3],
     OpRule("add, sub, mul", "any", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
-    *_ONNXRUNTIME_RULES[6:7],
-    *_ONNXRUNTIME_RULES[8:10],
-    *_ONNXRUNTIME_RULES[12:],
+    *(rule for rule in _ONNXRUNTIME_RULES[3:] if rule.op not in _OF_ONNXRUNTIME),
 )
 RULES: dict[ArithmeticRule, tuple[OpRule, ...]] = {"onnxruntime": _ONNXRUNTIME_RULES, "portable": _PORTABLE_RULES}
 """What each named rule means, op by op."""
@@ -98,6 +112,8 @@ ONNXRUNTIME_VNNI = Target("onnxruntime-vnni", "onnxruntime", saturating_pairs=Fa
 """onnxruntime on CPUs with VNNI only: signed weights always."""
 ONNXRUNTIME_SSE = Target("onnxruntime-sse", "onnxruntime", saturating_pairs=True, without_fma=True)
 """onnxruntime on x86 CPUs without FMA too: the few adds that need it become tables."""
+ONNXRUNTIME_ARM = Target("onnxruntime-arm64", "onnxruntime", saturating_pairs=True, arm64=True)
+"""onnxruntime on x86 CPUs with FMA and on 64-bit Arm, from one file: adds that the two round differently become tables."""
 PORTABLE = Target("portable", "portable", saturating_pairs=False)
 """Dequantize, float32 op, quantize: for runtimes whose arithmetic is not known here."""
 TENSORRT = Target(
@@ -117,5 +133,5 @@ QNN = Target(
 convolutions only."""
 
 TARGETS: dict[str, Target] = {
-    t.name: t for t in (ONNXRUNTIME, ONNXRUNTIME_VNNI, ONNXRUNTIME_SSE, PORTABLE, TENSORRT, XNNPACK, QNN)
+    t.name: t for t in (ONNXRUNTIME, ONNXRUNTIME_VNNI, ONNXRUNTIME_SSE, ONNXRUNTIME_ARM, PORTABLE, TENSORRT, XNNPACK, QNN)
 }

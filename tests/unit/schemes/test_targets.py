@@ -14,7 +14,7 @@ import truequant as tq
 from tests.programs import edge, program, values_of
 from truequant.errors import SchemeError
 from truequant.integer.nodes import Add
-from truequant.runtimes import adds_that_need_fma, census, onnx_bytes, promises
+from truequant.runtimes import adds_that_differ, census, onnx_bytes, promises
 from truequant.schemes import ONNXRUNTIME, QNN, TARGETS, TENSORRT, XNNPACK, Target
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def needing_fma(target: str = "onnxruntime") -> tuple[object, ...]:
         zeros = torch.randint(0, 256, (3,), generator=generator).tolist()
         edges = {n: edge(s, z) for n, s, z in zip("aby", scales, zeros, strict=True)}
         p = program(Add("a", "b", "y", "onnxruntime", 0, 255), edges, "a", "b", rank=1)
-        if adds_that_need_fma(p):
+        if adds_that_differ(p, "x86 without FMA"):
             return p, edges
     raise AssertionError
 

@@ -12,7 +12,7 @@ from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.kernels import MICROSOFT
 from truequant.runtimes.onnx.lookups import Kind, Pairs, all_pairs, grids, pairs_of
 from truequant.runtimes.onnx.writer import IR_VERSION, opsets
-from truequant.runtimes.onnxruntime.fma import pairs_that_need_fma
+from truequant.runtimes.onnxruntime.cpus import pairs_that_differ
 from truequant.runtimes.onnxruntime.session import onnxruntime
 from truequant.runtimes.packages import onnx
 from truequant.runtimes.targets import runs_here
@@ -22,9 +22,9 @@ from truequant.schemes import TARGETS, ArithmeticRule
 def proven(program: IntegerProgram, node: Add | Sub | Mul, layout: Layout = "qdq") -> bool:
     """Whether the installed runtime's kernel computes the rule of this node for every pair of codes. None subtracts.
 
-    Where CPUs of the target may lack FMA, the code must be the same without it. A target that has no runtime here is taken at
-    its word, and so is every runtime for codes of 16 bits, whose pairs are too many to try: the file says dequantize, float32
-    op, quantize.
+    Where the target has CPUs of another kind too, the code must be the same on those. A target that has no runtime here is
+    taken at its word, and so is every runtime for codes of 16 bits, whose pairs are too many to try: the file says
+    dequantize, float32 op, quantize.
     """
     target = TARGETS.get(program.target)
     if is_wide(node, program.edges) or not runs_here(program):
@@ -32,7 +32,7 @@ def proven(program: IntegerProgram, node: Add | Sub | Mul, layout: Layout = "qdq
     if isinstance(node, Sub):
         return False
     pairs = pairs_of(program, node)
-    if isinstance(node, Add) and target is not None and target.without_fma and pairs_that_need_fma(*pairs[1:6]):
+    if isinstance(node, Add) and target is not None and any(pairs_that_differ(cpu, *pairs[1:6]) for cpu in target.other_cpus):
         return False
     return _runs_exactly(*pairs, layout)
 

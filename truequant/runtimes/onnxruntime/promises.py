@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from truequant.integer import IntegerProgram, float_sums
-from truequant.runtimes.onnxruntime.fma import adds_that_need_fma
+from truequant.runtimes.onnxruntime.cpus import adds_that_differ
 from truequant.runtimes.saturation import saturating_layers
 from truequant.runtimes.sentences import names_of, saturated
 from truequant.schemes import Target
@@ -16,7 +16,7 @@ def exceptions(program: IntegerProgram, target: Target) -> Iterator[str]:
     saturating = saturating_layers(program)
     if saturating and not target.saturating_pairs:
         yield saturated(saturating)
-    adds = {} if target.without_fma else adds_that_need_fma(program)
+    adds = {} if "x86 without FMA" in target.other_cpus else adds_that_differ(program, "x86 without FMA")
     if adds:
         pairs = sum(adds.values())
         all_pairs = 65_536 * len(adds)
