@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch.utils import _pytree as pytree
 
 from truequant.planning.actions import Action
 from truequant.planning.capture import FAR, Call, Constant, Ref, Trace
@@ -278,19 +279,21 @@ def is_bool(argument: Any, trace: Trace) -> bool:
 def hides(argument: Any, trace: Trace) -> bool:
     """Whether an argument is a mask that is added: 0, or so far below that it hides a place.
 
-    One that hides nothing in the example is known by what it is computed from: integers, or yes and no.
+    One that hides nothing in the example is known by what it is computed from: integers, or yes and no. What a parameter has a
+    part in is no mask, whatever its numbers are before training.
     """
     if isinstance(argument, Constant):
         return argument.hides and argument.elements > 1
     if not isinstance(argument, Ref) or not trace.values[argument.value].hides:
         return False
-    return trace.values[argument.value].far or _of_integers(argument.value, trace)
+    of_integers, learned = _origin(argument.value, trace)
+    return not learned and (of_integers or trace.values[argument.value].far)
 
 
-def _of_integers(value: int, trace: Trace) -> bool:
-    """Whether all that a value is computed from are tensors of integers, or of yes and no."""
+def _origin(value: int, trace: Trace) -> tuple[bool, bool]:
+    """Whether all that a value is computed from are tensors of integers, or of yes and no; whether a parameter is among it."""
     writers = {v: call for call in trace.calls for v in call.outputs}
-    waiting, seen = [value], set[int]()
+    waiting, seen, of_integers = [value], set[int](), True
     while waiting:
         at = waiting.pop()
         if at in seen or not trace.values[at].is_float:
@@ -298,6 +301,9 @@ def _of_integers(value: int, trace: Trace) -> bool:
         seen.add(at)
         call = writers.get(at)
         if call is None:
-            return False
+            of_integers = False
+            continue
+        if any(isinstance(a, Constant) and a.learned for a in pytree.tree_leaves([*call.args, *call.kwargs.values()])):
+            return of_integers, True
         waiting += call.inputs
-    return True
+    return of_integers, False

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.errors import PlanError
 from truequant.planning.calls import as_arguments
-from truequant.planning.constants import Constants
+from truequant.planning.constants import Constants, Learned
 from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
 from truequant.planning.formulas import Formula, Formulas
@@ -53,6 +53,8 @@ class Constant:
     """How it is computed from parameters and buffers, where that is known."""
     hides: bool = False
     """Whether it is a mask to be added: each number is 0, or hides a place."""
+    learned: bool = False
+    """Whether it is a parameter, or made of one: its numbers will be others."""
     number: float | None = None
     """The one number of a tensor that the forward made, from no parameter or buffer."""
 
@@ -140,7 +142,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace, names: dict[int, str]) -> None:
         super().__init__()
         self.trace, self.names = trace, names
-        self.formulas = Formulas(names)
+        self.formulas, self.learned = Formulas(names), Learned()
         self.held = Names(trace.stale)
         self.stack: list[_Entered] = [_Entered("", 0, Constants(nn.Module()))]
         self.frame: Frame = ()
@@ -172,13 +174,10 @@ class _Recorder(TorchFunctionMode):
         if not inputs and constants.alone(func, args, kwargs):
             result = func(*args, **kwargs)
             constants.note(result)
-            self.formulas.note(op.name, func, args, kwargs, result)
-            return result
+            return self._of_constants(op, func, args, kwargs, result)
         ranks[op.name] += 1
         if not inputs:
-            result = func(*args, **kwargs)
-            self.formulas.note(op.name, func, args, kwargs, result)
-            return result
+            return self._of_constants(op, func, args, kwargs, func(*args, **kwargs))
         recorded_args, recorded_kwargs = pytree.tree_map(self._reference, seen)
         versions = [t._version for t, _ in inputs]
         result = func(*args, **kwargs)
@@ -217,6 +216,12 @@ class _Recorder(TorchFunctionMode):
         )
         return result
 
+    def _of_constants(self, op: Op, func: Callable[..., Any], args: Sequence[Any], kwargs: Any, result: Any) -> Any:
+        """The result of a call in which no input has a part."""
+        self.formulas.note(op.name, func, args, kwargs, result)
+        self.learned.note(args, kwargs, result)
+        return result
+
     @property
     def inside(self) -> bool:
         """Whether the model's forward is running: its own hooks run before and after it, and are no part of the plan."""
@@ -230,7 +235,9 @@ class _Recorder(TorchFunctionMode):
             return Ref(index)
         name, formula = self.names.get(id(leaf)), self.formulas.of(leaf)
         made = name is None and formula is None and leaf.numel() == 1 and leaf.is_floating_point() and not leaf.is_meta
-        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, _hides(leaf), float(leaf) if made else None)
+        learned = self.learned.has(leaf)
+        hides = not learned and _hides(leaf)
+        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, hides, learned, float(leaf) if made else None)
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""

@@ -84,3 +84,22 @@ class Constants:
     def _has(self, tensor: Tensor) -> bool:
         known = self._known.get(id(tensor))
         return (known is not None and known() is tensor) or isinstance(tensor, Parameter)
+
+
+class Learned:
+    """Of one forward: tensors that no input has a part in, but a parameter. They are held weakly."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, weakref.ref[Tensor]] = {}
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether it is a parameter, or was made of one."""
+        known = self._known.get(id(tensor))
+        return isinstance(tensor, Parameter) or (known is not None and known() is tensor)
+
+    def note(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """What a call of constants returned."""
+        if any(self.has(t) for t in tensors_in((*args, *kwargs.values()))):
+            self._known.update({id(t): weakref.ref(t) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)})
