@@ -15,7 +15,7 @@ from tests.models import FAMILIES
 from tests.programs import hidden, residual_net
 from tests.scripts import script
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import Conv, Linear
+from truequant.integer.nodes import Conv, Linear, Normalize
 from truequant.reports import versions
 from truequant.runtimes import digest, onnx_bytes
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
@@ -48,6 +48,8 @@ def tidy(model: Any, program: IntegerProgram) -> None:
     assert [c for c in constants if not readers[c]] == [], "constants that nobody reads"
     pooled = {n.output for n in program.nodes if isinstance(n, Conv) and pooling_of(program, n)}
     centred = {node.input[0] for node in graph.node if node.op_type == "Conv" and node.name in pooled}
+    normalized = {n.output for n in program.nodes if isinstance(n, Normalize)}
+    centred |= {f"{name}.centred" for name in normalized}
     for node in graph.node:
         before = writers.get(node.input[0]) if node.input else None
         if before is None:
@@ -62,7 +64,8 @@ def tidy(model: Any, program: IntegerProgram) -> None:
             first, second = (list(n.attribute[0].ints) for n in (before, node))
             assert [first[i] for i in second] != sorted(first), f"{node.name} turns back what {before.name} turned"
         if node.op_type == "DequantizeLinear" and before.op_type == "QuantizeLinear":
-            own = 2 if node.output[0] in centred else 1  # codes less their zero point, whose scale is 1
+            # Codes less their zero point, whose scale is 1; and a norm is divided by its scale before it is quantized.
+            own = 2 if node.output[0] in centred or before.output[0] in normalized else 1
             assert list(node.input[own:3]) == list(before.input[own:3]), f"{node.name}: read on another grid than written"
     quantized = [n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"]
     assert len(set(quantized)) == len(quantized), "a value quantized twice"

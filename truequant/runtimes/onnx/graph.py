@@ -72,7 +72,9 @@ def onnx_model(program: IntegerProgram, form: Form, *, show_edges: bool = False)
         ]
     shown = {info.name for info in (*inputs, *outputs)}
     inner = [info for info in _inner(writer) if info.name not in shown]
-    graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, list(writer.constants.values()), value_info=inner)
+    read = {name for node in writer.nodes for name in node.input}
+    constants = [constant for name, constant in writer.constants.items() if show_edges or name in read]
+    graph = helper.make_graph(writer.nodes, "truequant", inputs, outputs, constants, value_info=inner)
     if show_edges:
         form.dialect.show(graph, program)
     model = helper.make_model(
