@@ -20,9 +20,8 @@ def test_family(name: str) -> None:
     assert row.complete, f"{row.reached}: {row.note}"
     if row.islands == 0:
         assert row.different == 0
-    # Behind a float op a code that the runtime rounds otherwise moves others: SegFormer's 1,869 of 737,280 (w7a8 1,819, w8a8
-    # none) are the most that was seen, all of them behind its attention.
-    assert row.different == row.behind < 5e-3 * row.compared
+    # Behind a float op a code that the runtime rounds otherwise moves others; none did when the table was made.
+    assert row.different == row.behind < 1e-3 * row.compared
     assert row.integer >= {"cnn": 0.99, "sequence": 0.0, "transformers": 0.95}[family.kind]
 
 
