@@ -73,7 +73,7 @@ struct Layer {
 // linear_of_codes(x, grid, weight, offset, factor, zero, low, high, result)
 //
 // x: float32 `(…, in)`, multiples of `grid`, or codes, int8 or uint8, whose zero point `grid` is. weight: int8 `(out, in)`. offset: int32 `(out,)`. factor: float32 `(out,)` or `(1,)`.
-// q = clamp(rint(float(sum + offset) * factor) + zero, low, high); what comes back is (q - zero) * result, or q where it is 0.
+// q = clamp(rint(float(sum - offset) * factor) + zero, low, high); what comes back is (q - zero) * result, or q where it is 0.
 // float32. NotImplemented where an element of x is on no such grid.
 PyObject* linear_of_codes(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS

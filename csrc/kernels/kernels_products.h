@@ -15,7 +15,7 @@ struct ProductKernels {
   void (*tap)(const int16_t* x, int64_t stride, int32_t weight, int32_t* sums, int64_t n);
   // to = x / scale where every x is `scale` times a whole number of at most 16 bits; false where one is not.
   bool (*whole)(const float* x, int16_t* to, int64_t n, float scale);
-  // How sums become what the next layer reads: q = clamp(rint(float(sum + offset) * factor) + zero, low, high), then
+  // How sums become what the next layer reads: q = clamp(rint(float(sum - offset) * factor) + zero, low, high), then
   // (q - zero) * scale, or q where `scale` is 0. step: 1 where each sum has an offset and factor of its own, 0 where one pair is
   // for all.
   void (*requantized)(const int32_t* sums, float* y, int64_t n, const int32_t* offset, const float* factor, int64_t step,

@@ -66,29 +66,24 @@ inline void requantized_sums(const int32_t* sums, float* y, int64_t n, const int
   const Vector::F z = Vector::set(zero), least = Vector::set(low), most = Vector::set(high), s = Vector::set(scale);
   int32_t one_offset[Vector::width];
   float one_factor[Vector::width];
-  for (int k = 0; k < Vector::width; ++k) one_offset[k] = -offset[0], one_factor[k] = factor[0];
+  for (int k = 0; k < Vector::width; ++k) one_offset[k] = offset[0], one_factor[k] = factor[0];
   const auto run = [&](const int32_t* from, const int32_t* less, const float* by) {
     Vector::F q = Vector::add(Vector::rint(Vector::mul(Vector::difference(from, less), Vector::load(by))), z);
     q = Vector::min(Vector::max(q, least), most);
     return scale == 0.0f ? q : Vector::mul(Vector::sub(q, z), s);
   };
-  int32_t less[Vector::width];
   int64_t i = 0;
   for (; i + Vector::width <= n; i += Vector::width) {
-    if (step != 0) {
-      for (int k = 0; k < Vector::width; ++k) less[k] = -offset[i + k];
-    }
-    Vector::store(y + i, run(sums + i, step != 0 ? less : one_offset, step != 0 ? factor + i : one_factor));
+    Vector::store(y + i, run(sums + i, step != 0 ? offset + i : one_offset, step != 0 ? factor + i : one_factor));
   }
   if (i < n) {
-    int32_t rest[Vector::width] = {};
+    int32_t rest[Vector::width] = {}, less[Vector::width] = {};
     float by[Vector::width] = {}, out[Vector::width];
     for (int64_t k = 0; k < n - i; ++k) {
       rest[k] = sums[i + k];
-      less[k] = step != 0 ? -offset[i + k] : one_offset[0];
-      by[k] = step != 0 ? factor[i + k] : one_factor[0];
+      less[k] = offset[step * (i + k)];
+      by[k] = factor[step * (i + k)];
     }
-    for (int64_t k = n - i; k < Vector::width; ++k) less[k] = 0;
     Vector::store(out, run(rest, less, by));
     std::memcpy(y + i, out, (n - i) * sizeof(float));
   }

@@ -51,7 +51,7 @@ def layer_of_codes(x: Tensor, grid: float, weight: Tensor, result: Result, windo
         return None
     numbers = (result.zero_point, result.low, result.high, result.scale)
     factor = result.factor.detach().float().reshape(-1).contiguous()
-    operands = (x.contiguous(), grid, weight.to(torch.int8).contiguous(), result.bias.to(torch.int32), factor, *numbers)
+    operands = (x.contiguous(), grid, weight.to(torch.int8).contiguous(), -result.bias.to(torch.int32), factor, *numbers)
     if windows is None:
         y = kernel.linear_of_codes(*operands)
     else:

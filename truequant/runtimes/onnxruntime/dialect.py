@@ -22,9 +22,8 @@ from truequant.runtimes.targets import runs_here
 
 def _prove(program: IntegerProgram, data: bytes, form: Form, folder: str | None) -> None:
     require_integer_kernels(program, data, folder=folder)
-    require_exact_tables(program, lambda tables: whole(tables, form, show_edges=True))
-    require_exact_norms(program, lambda norms: whole(norms, form, show_edges=True))
-    require_exact_attention(program, lambda attention: whole(attention, form, show_edges=True))
+    for prove in (require_exact_tables, require_exact_norms, require_exact_attention):
+        prove(program, lambda alone: whole(alone, form, show_edges=True))
 
 
 ONNXRUNTIME = Dialect(

@@ -35,6 +35,7 @@ def require_exact_norms(program: IntegerProgram, write: Callable[[IntegerProgram
     edges: dict[str, Edge] = {}
     feeds: dict[str, Tensor] = {}
     outputs: list[str] = []
+    tried: list[Tensor] = []
     for number, norm in enumerate(norms):
         x, y, read = f"x{number}", f"y{number}", program.edges[norm.input]
         shape, sizes = shapes[norm.input], _sizes(norm, shapes[norm.input])
@@ -42,6 +43,7 @@ def require_exact_norms(program: IntegerProgram, write: Callable[[IntegerProgram
         inputs.append(ProgramInput(f"v{number}", "float32", (*(None,) * outer, *shape[outer:])))
         nodes += [Quantize(f"v{number}", x), replace(norm, input=x, output=y)]
         edges[x], codes = read, awkward(read, sizes)
+        tried.append(codes)
         feeds[f"v{number}"] = (codes - read.zero_point) * torch.tensor(read.scale)
         if norm.output in program.edges:
             edges[y] = program.edges[norm.output]
@@ -51,8 +53,7 @@ def require_exact_norms(program: IntegerProgram, write: Callable[[IntegerProgram
     names = [f"y{number}" for number in range(len(norms))]
     found = run(session(write(alone)), feeds, names)
     compared = 0
-    for number, norm in enumerate(norms):
-        codes = awkward(program.edges[norm.input], tuple(feeds[f"v{number}"].shape))
+    for number, (norm, codes) in enumerate(zip(norms, tried, strict=True)):
         wanted, have = norm.run(program.edges, [codes]), found[f"y{number}"]
         wrong = (have.double() != wanted.double()).nonzero()
         if len(wrong):
