@@ -118,7 +118,34 @@ def sync_batchnorm(rank: int, world: int, folder: Path) -> Found:
     return {"state": state(qat), "scales": scales(qat)}
 
 
-SCENARIOS = {"accumulated": accumulated, "units": units, "idle": idle, "limits": limits, "sync_batchnorm": sync_batchnorm}
+def whole_batch(qat: nn.Module, model: nn.Module, batches: list[Tensor]) -> Found:
+    """What two steps leave, behind a gradient that reaches the input through BatchNorm."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for batch in batches:
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+    return state(qat)
+
+
+def prepared_per_tensor(net: nn.Module) -> nn.Module:
+    return tq.prepare(net, torch.zeros(2, 3, 8, 8), tq.QConfig.preset("w8a8-per-tensor").with_observer(tq.MinMax()))
+
+
+def sync_batchnorm_per_tensor(rank: int, world: int, folder: Path) -> Found:
+    """BatchNorm over all ranks behind a layer with one scale, whose statistics are those of the float weights."""
+    qat = prepared_per_tensor(nn.SyncBatchNorm.convert_sync_batchnorm(Net()))
+    return whole_batch(qat, shared("fsdp", qat, world), [data(rank, step) for step in range(2)])
+
+
+SCENARIOS = {
+    "accumulated": accumulated,
+    "units": units,
+    "idle": idle,
+    "limits": limits,
+    "sync_batchnorm": sync_batchnorm,
+    "sync_batchnorm_per_tensor": sync_batchnorm_per_tensor,
+}
 
 
 def everything(rank: int, world: int, folder: Path) -> Found:

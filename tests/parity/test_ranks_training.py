@@ -10,6 +10,7 @@ from torch import nn
 
 import truequant as tq
 from tests.parity.ranks import BASE, KINDS, Net, data, run
+from tests.parity.ranks_training import prepared_per_tensor, whole_batch
 from truequant.errors import StateError
 
 Rank = dict[str, Any]
@@ -67,6 +68,18 @@ def test_batchnorm_over_all_ranks(ranks: tuple[Rank, Rank]) -> None:
     first, second = (rank["sync_batchnorm"] for rank in ranks)
     assert any(".running_var" in name for name in first["state"])
     assert first == second
+
+
+@pytest.mark.slow
+def test_batchnorm_over_all_ranks_behind_one_scale(ranks: tuple[Rank, Rank]) -> None:
+    """It trains as one process does that sees the batches of both ranks: statistics, and the gradient through them."""
+    first, second = (rank["sync_batchnorm_per_tensor"] for rank in ranks)
+    assert first == second
+    qat = prepared_per_tensor(Net())
+    alone = whole_batch(qat, qat, [torch.cat([data(rank, step) for rank in range(2)]) for step in range(2)])
+    assert alone.keys() == first.keys()
+    for name, values in alone.items():
+        torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(values), rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_batchnorm_that_is_replaced_after_preparing_is_an_error() -> None:

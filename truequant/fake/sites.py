@@ -120,7 +120,10 @@ class RuntimeSite(PlannedSite):
         factor = self.normalization().factor() if self.folds and self.weight.tied else None
         quantized = self.weight(weight, factor)
         channels = -1 if self.plan.op in LINEAR_OPS else 1
-        self.statistics = float_statistics(linear, x, weight, bias, channels) if reads_float_statistics(self) else None
+        if reads_float_statistics(self):
+            self.statistics = float_statistics(linear, x, weight, bias, channels, self.norm)
+        else:
+            self.statistics = None
         if self.norm is not None and not self.plan.leaf:
             self.called_with = weight.detach(), None if bias is None else bias.detach()
         if bias is not None and self.norm is None and self.own_bias:

@@ -15,9 +15,14 @@ from torch import Tensor, distributed
 from truequant.errors import StateError
 
 
-def several() -> bool:
-    """Whether this process is one of several that train together."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+def several(group: Any | None = None) -> bool:
+    """Whether this process is one of several that train together, in `group` or in all."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1
+
+
+def everyone() -> Any:
+    """The group of all ranks."""
+    return distributed.group.WORLD
 
 
 def is_sharded(tensor: object) -> bool:
@@ -35,10 +40,10 @@ def of_this_rank(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def _reduce(values: Tensor, operation: Any) -> None:
+def _reduce(values: Tensor, operation: Any, group: Any | None = None) -> None:
     """`all_reduce`, in place. StateError where another rank has ended, or does not come in the group's time."""
     try:
-        distributed.all_reduce(values, op=operation)
+        distributed.all_reduce(values, op=operation, group=group)
     except RuntimeError as error:
         raise StateError(
             f"rank {distributed.get_rank()}: what {distributed.get_world_size()} ranks observed cannot be merged",
@@ -72,9 +77,9 @@ def greatest(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def total(values: Tensor) -> Tensor:
-    """The elementwise sum over all ranks."""
-    if several():
+def total(values: Tensor, group: Any | None = None) -> Tensor:
+    """The elementwise sum over all ranks of `group`, or over all."""
+    if several(group):
         values = values.clone()
-        _reduce(values, distributed.ReduceOp.SUM)
+        _reduce(values, distributed.ReduceOp.SUM, group)
     return values
