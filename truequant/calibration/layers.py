@@ -126,8 +126,7 @@ class Layer:
     def finished(self, y: Tensor) -> Tensor:
         """`y`, the sums with their bias, through the BatchNorm and the clamp that are computed with the layer."""
         if self.site.folds:
-            norm, y = self.site.normalization(), y.movedim(self.channel_axis, 1)
-            y = F.batch_norm(y, norm.mean, norm.var, norm.gamma, norm.beta, False, 0.0, norm.eps).movedim(1, self.channel_axis)
+            y = self.site.normalization().applied(y, self.channel_axis)
         low, high = self.site.plan.minimum, self.site.plan.maximum
         return y if low is None and high is None else torch.clamp(y, low, high)
 

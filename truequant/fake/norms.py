@@ -104,10 +104,9 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, batch: BatchStatistics, eps: float, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        variance = batch.variance + eps
         ctx.batch = batch
-        ctx.save_for_backward(x, batch.mean, torch.rsqrt(variance), gamma)
-        return F.batch_norm(x, batch.mean, variance, gamma, beta, False, 0.0, 0.0)
+        ctx.save_for_backward(x, batch.mean, torch.rsqrt(batch.variance + eps), gamma)
+        return F.batch_norm(x, batch.mean, batch.variance, gamma, beta, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from truequant.fake import attention, evaluation, passes
@@ -153,10 +152,7 @@ class RuntimeSite(PlannedSite):
         y = linear(x.to(weight.dtype), self.weight(weight, factor), bias)
         if not self.folds:
             return y
-        axis, norm = -1 if self.plan.op in LINEAR_OPS else 1, self.normalization()
-        return F.batch_norm(y.movedim(axis, 1), norm.mean, norm.var, norm.gamma, norm.beta, False, 0.0, norm.eps).movedim(
-            1, axis
-        )
+        return self.normalization().applied(y, -1 if self.plan.op in LINEAR_OPS else 1)
 
     def take_statistics(self) -> BatchStatistics | None:
         """Of a layer: the statistics that the BatchNorm behind it takes in this forward instead of its own."""

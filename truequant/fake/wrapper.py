@@ -184,10 +184,11 @@ class QATModuleWrapper(nn.Module):
             clock.begin()
             if binding.limits is not None and not in_backward():
                 binding.limits.step(self, clock.step != step)
-        with Frame(()) as frame, contextlib.ExitStack() as around:
-            if not self.training and not compiling() and in_other_precision(self):
-                args, kwargs = single((args, kwargs))
-                around.enter_context(parameters_in_single(self))
+        narrowed = not self.training and not compiling() and in_other_precision(self)
+        if narrowed:
+            args, kwargs = single((args, kwargs))
+        # An ExitStack would say it shorter; torch.compile before 2.9 takes none.
+        with Frame(()) as frame, parameters_in_single(self) if narrowed else contextlib.nullcontext():
             args, kwargs = self._quantized_inputs(args, kwargs)
             outputs = self._forward(binding, frame, args, kwargs)
         if counts:

@@ -55,14 +55,11 @@ def along_axis(values: Tensor, axis: int, rank: int) -> Tensor:
 
 def parameter_shape(granularity: Granularity, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the scales of a tensor of `shape`: `()`, `(C,)`, or `(rows, groups)` for groups along `(shape[0], -1)`."""
-    match granularity:
-        case PerChannel(axis):
-            return (shape[axis],)
-        case PerGroup(size):
-            rows = shape[0]
-            return (rows, -(-_row_length(shape) // size))
-        case _:
-            return ()
+    if isinstance(granularity, PerChannel):
+        return (shape[granularity.axis],)
+    if isinstance(granularity, PerGroup):
+        return (shape[0], -(-_row_length(shape) // granularity.size))
+    return ()
 
 
 def _row_length(shape: tuple[int, ...]) -> int:
@@ -74,10 +71,8 @@ def _row_length(shape: tuple[int, ...]) -> int:
 
 def expand(values: Tensor, granularity: Granularity, shape: tuple[int, ...]) -> Tensor:
     """Scales or zero points of a tensor of `shape`, in a shape that broadcasts against it."""
-    match granularity:
-        case PerChannel(axis):
-            return along_axis(values, axis, len(shape))
-        case PerGroup(size):
-            return values.repeat_interleave(size, dim=1)[:, : _row_length(shape)].reshape(shape)
-        case _:
-            return values
+    if isinstance(granularity, PerChannel):  # not by `match`: torch.compile before 2.9 knows no patterns of classes
+        return along_axis(values, granularity.axis, len(shape))
+    if isinstance(granularity, PerGroup):
+        return values.repeat_interleave(granularity.size, dim=1)[:, : _row_length(shape)].reshape(shape)
+    return values

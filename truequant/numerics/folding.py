@@ -41,6 +41,12 @@ class Normalization:
         inverse = 1.0 / torch.sqrt(self.var.double() + self.eps)
         return inverse if self.gamma is None else inverse * self.gamma.double()
 
+    def applied(self, y: Tensor, axis: int) -> Tensor:
+        """Of `y`, whose channels are the axis `axis`, in torch's own float arithmetic."""
+        # Not by F.batch_norm: some releases of torch refuse eps = 0 there, which a map of channels that is no BatchNorm has.
+        y = y.movedim(axis, 1)
+        return torch.batch_norm(y, self.gamma, self.beta, self.mean, self.var, False, 0.0, self.eps, False).movedim(1, axis)
+
 
 @dataclass(frozen=True, slots=True)
 class IntegerWeights:

@@ -121,5 +121,5 @@ def decomposed(module: nn.Module, *, unroll: bool = False) -> Callable[..., Any]
     for kind, form in (DECOMPOSED | UNROLLED if unroll else DECOMPOSED).items():
         if isinstance(module, kind) and getattr(type(module), "forward", None) is not None:
             own = next(c for c in type(module).__mro__ if "forward" in c.__dict__ and not hasattr(c, "__truequant__"))
-            return form if own is kind and not getattr(module, "proj_size", 0) else None
+            return form if own is kind else None
     return None

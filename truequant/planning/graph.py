@@ -21,6 +21,7 @@ from truequant.planning.normalizing import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
 from truequant.planning.products import is_product, product
+from truequant.planning.recurrent import weights_of
 from truequant.planning.repeats import Key, Repeats
 from truequant.planning.resizing import linear_factors
 from truequant.planning.values import Values
@@ -85,7 +86,9 @@ class Graph(Values):
         for call in trace.calls:
             calls_of[call.owner, call.frame] = calls_of.get((call.owner, call.frame), 0) + 1
         self.leaves = {
-            o for o, _ in calls_of if o and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
+            o
+            for o, _ in calls_of
+            if (o or weights_of(modules[o])) and is_leaf(modules[o]) and all(n == 1 for (p, _), n in calls_of.items() if p == o)
         }
         self._alias: dict[int, int] = {}
         self._calls: dict[int, Call] = {}

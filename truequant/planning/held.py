@@ -61,10 +61,21 @@ def _looked_up(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: lis
         return Held((f"{_name(getattr(error, 'func', function))}{_DEPENDS}",))
     except Exception:  # made-up tensors are none of this function's: nothing can be said
         return Held()
-    refused = [op for op in ops if op not in MOVING_OPS and op not in ISLAND_OPS]
+    refused = [op for op in ops if op.removesuffix(_PROJECTED) not in MOVING_OPS | ISLAND_OPS]
     refused += [f"{op}{_DEPENDS}" for op in follows if op not in refused]
-    without = [op for op in ops if op in ISLAND_OPS and op not in ONNX_OPS and op not in MOVING_OPS]
+    without = [op for op in ops if op in ISLAND_OPS - ONNX_OPS - MOVING_OPS or op.endswith(_PROJECTED)]
     return Held(tuple(dict.fromkeys(refused)), tuple(dict.fromkeys(without)))
+
+
+_PROJECTED = " with proj_size"
+
+
+def _projected(call: Any) -> str:
+    """What tells an LSTM with `proj_size`, whose states differ in size, from one without: ONNX has no such layer."""
+    states = call.meta.get("val")
+    if _name(call.target) != "lstm.input" or states[1].shape[-1] == states[2].shape[-1]:
+        return ""
+    return _PROJECTED
 
 
 _DEPENDS = ", whose shape depends on values"
@@ -95,7 +106,7 @@ def _traced(function: Callable[..., Any], kinds: tuple[Any, ...], leaves: list[A
         graph = make_fx(alone, tracing_mode="fake", pre_dispatch=True)(*made).graph
     graph.eliminate_dead_code()
     calls = [node for node in graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
-    names = [MADE_AS.get(name, name) for name in (_name(node.target) for node in calls)]
+    names = [MADE_AS.get(name, name) + _projected(node) for node, name in ((node, _name(node.target)) for node in calls)]
     sizes = [[n for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor) for n in t.shape] for node in calls]
     return names, [name for name, of in zip(names, sizes, strict=True) if not all(isinstance(n, int) for n in of)]
 

@@ -35,7 +35,7 @@ def site_name(call: Call, key: Key, place: str | None, leaf: bool) -> str:
     A module that several others hold goes by each of its names: `block2.act`, where `block1.act` is the same module.
     """
     owner = f"{call.owner}#{'.'.join(map(str, key))}" if place is None else place
-    if leaf:
+    if leaf and owner:
         return owner
     op = f"{call.op.name}_{call.ordinal}"
     return f"{owner}.{op}" if owner else op

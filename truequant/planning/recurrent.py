@@ -57,15 +57,18 @@ def _direction(self: nn.RNNBase, x: Tensor, state: _State | None, end: str, *, b
     """All steps of one layer in one direction: results `(N, T, H)` in the order of the input, and the last state."""
     hidden, bias = self.hidden_size, self.bias
     of: dict[str, Any] = {k: getattr(self, f"{k}{end}") if bias or k.startswith("weight") else None for k in _PARAMETERS}
+    narrowing = getattr(self, f"weight_hr{end}") if self.proj_size else None
     projected = F.linear(x, of["weight_ih"], of["bias_ih"])
     if state is None:
         zeros = projected[:, 0, :hidden] * 0.0
-        state = zeros, zeros if isinstance(self, nn.LSTM) else None
+        state = zeros[:, : self.proj_size or hidden], zeros if isinstance(self, nn.LSTM) else None
     order = range(x.shape[1])
     results = []
     for t in reversed(order) if backwards else order:
         recurrent = F.linear(state[0], of["weight_hh"], of["bias_hh"])
         state = _step(self, projected[:, t], recurrent, state)
+        if narrowing is not None:
+            state = F.linear(state[0], narrowing), state[1]
         results.append(state[0])
     return torch.stack(results[::-1] if backwards else results, 1), state
 

@@ -62,10 +62,10 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     made: dict[str, Tensor] = {}
-    fixed = {given.name for given in int8.program.inputs if given.shape[:1] != (None,)}
+    fixed = any(given.shape[:1] != (None,) for given in int8.program.inputs)
     for place, spec in enumerate(plan.inputs):
         dtype = torch.float32 if spec.dtype in WIDENED else getattr(torch, spec.dtype)
-        shape = spec.made_up(None if f"{spec.name}.float" in fixed else 2)
+        shape = spec.made_up(None if fixed else 2)
         values = torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape)
         made[str(place)] = values.to(dtype)
     args, kwargs = arguments_in(call_in(plan), made)
@@ -190,7 +190,9 @@ def _shape(spec: TensorSpec, traced: Sequence[Any]) -> tuple[int | None, ...]:
                 f"'{spec.name}': axis {axis} cannot be dynamic: the forward fixes its size",
                 got=size,
                 expected="ops that take any size; recurrent layers are traced for one length",
-                fix="leave the axis out of dynamic=…",
+                fix="prepare with an example of two or more there: torch takes a size of one for a constant"
+                if size == 1
+                else "leave the axis out of dynamic=…",
             )
     return sizes
 

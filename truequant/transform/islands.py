@@ -113,6 +113,10 @@ class _Arguments:
         if isinstance(lowered, (Codes, Floats)):
             return {"input": self._input(self.low.floats(lowered).name)}
         if isinstance(lowered, Tensor):
+            stored = self.low.stored.of(lowered)
+            if stored is not None:
+                self.tensors += [stored.codes, stored.scale]
+                return {"codes": [len(self.tensors) - 2, len(self.tensors) - 1]}
             self.tensors.append(lowered.detach().clone().contiguous())
             return {"tensor": len(self.tensors) - 1}
         if node.target is torch.ops.aten.sym_size.int:

@@ -25,6 +25,7 @@ from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
 from truequant.integer.storage import table_dtype
 from truequant.planning import FLOAT
+from truequant.transform.stored_weights import StoredWeights
 
 QUANTIZER = ":quantizer"
 CASTS = (
@@ -102,6 +103,7 @@ class Lowering:
         constants: Mapping[str, Tensor],
     ) -> None:
         self.tables, self.sites, self.inputs, self.constants = tables, sites, inputs, constants
+        self.stored = StoredWeights(sites.values())
         self.nodes: list[Node] = []
         self.edges: dict[str, Edge] = {}
         self.values: dict[GraphNode, Lowered] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import itertools
+import logging
 import sys
 import threading
 import warnings
@@ -34,8 +35,16 @@ class Traced:
 
 
 def traced(model: nn.Module, plan: Plan) -> Traced:
-    """The evaluated forward as a graph: for any batch size, or for the example's where the forward fixes the first axis."""
-    found = _traced(model, plan, 2)  # not 1: export takes sizes 0 and 1 for constants
+    """The evaluated forward as a graph: for any batch size, or for the example's where the forward fixes the first axis.
+
+    An input may hold its batch on another axis, as the states of a recurrent layer do: then no batch but the example's fits.
+    """
+    try:
+        found = _traced(model, plan, 2)  # not 1: export takes sizes 0 and 1 for constants
+    except ConversionError:
+        if all(spec.made_up(2) == spec.made_up(None) for spec in plan.inputs):
+            raise
+        return _traced(model, plan, None)
     return _traced(model, plan, None) if _fixes_batch(found.exported, plan) else found
 
 
@@ -56,7 +65,7 @@ def _traced(model: nn.Module, plan: Plan, batch: int | None) -> Traced:
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, call_in(plan))
     try:
-        with _TRACING, warnings.catch_warnings(), torch.no_grad(), _static_masks(), _symbolic_len(model):
+        with _TRACING, warnings.catch_warnings(), _quiet(), torch.no_grad(), _static_masks(), _symbolic_len(model):
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             exported = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
             exported = exported.run_decompositions({}) if _mutates(exported) else exported
@@ -71,6 +80,18 @@ def _traced(model: nn.Module, plan: Plan, batch: int | None) -> Traced:
             expected="control flow that does not depend on the values of tensors",
             fix="the prepared model still trains and evaluates as it is",
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs each axis of size 1 that it takes for a constant, which is meant."""
+    log = logging.getLogger("torch._export.non_strict_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _mutates(exported: torch.export.ExportedProgram) -> bool:

@@ -28,6 +28,7 @@ def test_this_machine_has_a_name_and_a_core() -> None:
 def test_versions_are_those_of_the_packages() -> None:
     found = versions()
     assert found["python"] == platform.python_version()
-    assert found["torch"] == torch.__version__
+    assert found["torch"] is not None
+    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert found["truequant"]
     assert all(value is None or value for value in found.values())

@@ -1,7 +1,8 @@
 """Float islands: the ops between quantized edges that a plan left in float (which can be: `planning.float_ops`).
 
-An argument is the JSON text of a number, string, bool, null or array, in which {"input": i}, {"tensor": i} and
-{"size": [i, axis]} stand for the i-th input, the i-th stored tensor, and a size of the i-th input.
+An argument is the JSON text of a number, string, bool, null or array, in which {"input": i}, {"tensor": i},
+{"codes": [i, j]} and {"size": [i, axis]} stand for the i-th input, the i-th stored tensor, the i-th, which holds int8 codes,
+times the j-th, their scale, and a size of the i-th input.
 """
 
 from __future__ import annotations
@@ -153,6 +154,8 @@ def _resolved(value: Any, node: Island, inputs: Sequence[Tensor], *, check_only:
             return inputs[i]
         case {"tensor": int(i)} if 0 <= i < len(node.tensors):
             return node.tensors[i].to(inputs[0].device) if not check_only else node.tensors[i]
+        case {"codes": [int(i), int(j)]} if 0 <= i < len(node.tensors) and 0 <= j < len(node.tensors):
+            return _dequantized(node, node.tensors[i], node.tensors[j], inputs[0].device if not check_only else None)
         case {"size": [int(i), int(axis)]} if 0 <= i < len(inputs):
             if check_only:
                 return 1
@@ -160,3 +163,15 @@ def _resolved(value: Any, node: Island, inputs: Sequence[Tensor], *, check_only:
                 raise ConversionError(f"{node.label}: no axis {axis}", got=f"{inputs[i].dim()} axes")
             return inputs[i].shape[axis]
     raise ConversionError(f"{node.label}: an argument that points nowhere", got=repr(value)[:80])
+
+
+def _dequantized(node: Island, codes: Tensor, scale: Tensor, device: torch.device | None) -> Tensor:
+    """The values of stored codes. `ConversionError` unless they are int8 with one float32 scale, or one for each of axis 0."""
+    fits = scale.dim() == 0 or scale.shape == (*codes.shape[:1], *[1] * (codes.dim() - 1))
+    if codes.dtype != torch.int8 or scale.dtype != torch.float32 or not fits:
+        raise ConversionError(
+            f"{node.label}: a weight that is no codes and scale",
+            got=f"{codes.dtype} {tuple(codes.shape)}, {scale.dtype} {tuple(scale.shape)}",
+            expected="int8 codes, and a float32 scale for all or for each of the first axis",
+        )
+    return codes if device is None else codes.to(device).float() * scale.to(device)

@@ -63,6 +63,8 @@ class Writer:
         """Edges that a dialect keeps in no tensor of the file: the convolution, and the tensor of its sums."""
         self.flat: dict[str, tuple[str, tuple[int, ...]]] = {}
         """Edges that a dialect keeps in another order: the tensor, and the shape of an image."""
+        self.computed: dict[tuple[Any, ...], list[list[str]]] = {}
+        """What calls with several results write, by all that they read."""
         self.shapes, self.dtypes = dynamic_shapes(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -101,6 +103,11 @@ class Writer:
     def array(self, name: str) -> Any:
         """The numbers of a constant."""
         return onnx().numpy_helper.to_array(self.constants[name])
+
+    def on_grid(self, name: str, codes: Any, scale: Any) -> str:
+        """The value `name`: int8 codes times their scale, a number or one for each of the first axis."""
+        inputs = [self.constant(f"{name}.codes", codes), self.constant(f"{name}.scale", scale)]
+        return self.node("DequantizeLinear", inputs, name, name=name, **({"axis": 0} if scale.ndim else {}))
 
     # -- edges ---------------------------------------------------------------------------------------------------------
     def edge(self, name: str) -> Edge:

@@ -11,6 +11,7 @@ import torch
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
+from truequant.planning.recurrent import OPS as RECURRENT
 from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 
@@ -29,6 +30,14 @@ class Computed:
     kind: str
     left: Any
     right: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight by its codes, int8, and their scale: `()` or one for each of the first axis."""
+
+    codes: Any
+    scale: Any
 
 
 _ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "floordiv": "Div"}
@@ -180,6 +189,8 @@ def _resolved(writer: Writer, node: Island, value: Any) -> Any:
             writer.dtypes[name] = tensor.dtype
             writer.shapes[name] = tuple(tensor.shape)
             return name
+        case {"codes": [i, j]}:
+            return _stored(writer, node, i, j)
         case {"number": text}:
             return float(text)
         case {"size": [i, axis]}:
@@ -191,3 +202,13 @@ def _resolved(writer: Writer, node: Island, value: Any) -> Any:
     raise ExportError(
         f"'{node.output}': an argument that an ONNX graph cannot hold", got=str(value), expected="tensors, sizes, numbers"
     )
+
+
+def _stored(writer: Writer, node: Island, i: int, j: int) -> Stored | str:
+    """A weight by its codes: as it is for a recurrent layer, which puts its gates in another order, else its values."""
+    codes, scale = numpy_of(node.tensors[i]), numpy_of(node.tensors[j])
+    if node.op.partition(".")[0] in RECURRENT:
+        return Stored(codes, scale)
+    name = writer.fresh(f"{node.output}.weight_{i}")
+    writer.dtypes[name], writer.shapes[name] = torch.float32, tuple(codes.shape)
+    return writer.on_grid(name, codes, scale.reshape(-1) if scale.ndim else scale)
