@@ -107,7 +107,8 @@ class Writer:
     def on_grid(self, name: str, codes: Any, scale: Any) -> str:
         """The value `name`: int8 codes times their scale, a number or one for each of the first axis."""
         inputs = [self.constant(f"{name}.codes", codes), self.constant(f"{name}.scale", scale)]
-        return self.node("DequantizeLinear", inputs, name, name=name, **({"axis": 0} if scale.ndim else {}))
+        axis: dict[str, Any] = {"axis": 0} if scale.ndim else {}
+        return self.node("DequantizeLinear", inputs, name, name=name, **axis)
 
     # -- edges ---------------------------------------------------------------------------------------------------------
     def edge(self, name: str) -> Edge:
