@@ -56,6 +56,9 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             scores, *masks = arrays
             given = scores, [*masks, *stored], node.causal, node.table.tolist()
             return oracle.weights(*given) if y is None else oracle.softmax(*given, y, node.low, node.high)
+        case nodes.Constant():
+            codes = node.codes.numpy().astype(np.int64)
+            return codes if node.like is None else np.concatenate([codes] * len(arrays[0]))
         case nodes.Lookup():
             return node.entries.numpy().astype(np.int64)[arrays[0]]
         case nodes.Table():

@@ -147,6 +147,7 @@ def activation_schemes(
     """The scheme of each grid that an integer op writes or reads; None where the config leaves it in float."""
     inputs = {graph.grid(graph.resolve(v)) for v in graph.trace.inputs}
     outputs, scores = {graph.grid(v) for v in graph.outputs}, scores_grids(graph)
+    constants = {graph.grid(v) for v in graph.constants} - inputs - {graph.grid(w) for n in graph.nodes for w in n.writes}
     result: dict[int, QuantScheme | None] = {}
     for node in graph.nodes:
         if node.integer:
@@ -162,6 +163,8 @@ def activation_schemes(
             base = config.input
         elif grid in outputs:
             base = config.output
+        elif grid in constants:
+            base = _of_constant(config)
         elif grid in scores:
             base = scores_scheme(config.activation, config.target)
         elif config.ends is not None and any(n.index in last for n in consumers):
@@ -183,6 +186,13 @@ def activation_schemes(
             if not scheme.dtype.signed and scheme.symmetric is None and nonnegative:
                 result[grid] = scheme.with_(symmetric=True)
     return result
+
+
+def _of_constant(config: QConfig) -> QuantScheme | None:
+    """Of constants that are added: few numbers, which all inputs share. They have 8 bits where activations have less."""
+    given = config.activation
+    narrow = given is not None and not is_dynamic(given) and given.dtype.bits < 8
+    return config.input if narrow and config.input is not None else given
 
 
 def _where(writers: list[Node], consumers: list[Node]) -> str:
