@@ -1,4 +1,4 @@
-"""Constants that an op joins to an activation: positions that are added, a class token. They are quantized once, as a weight is.
+"""Constants that an op joins to an activation: positions that are added, a class token. They are quantized once.
 
 Each is a value of the graph with no writer, on a grid of its own, or on that of what it is concatenated with.
 """

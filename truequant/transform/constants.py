@@ -26,10 +26,10 @@ _ALONG_A_BATCH = frozenset((
 def constants(low: Lowering, node: GraphNode, site: RuntimeSite, operands: Sequence[GraphNode]) -> list[Lowered]:
     """What an op reads, with codes for its constants. They are repeated along a batch only where no operand broadcasts."""
     found = [low.values[operand] for operand in operands]
+    beside = next((o for o, value in zip(operands, found, strict=True) if isinstance(value, Codes)), None)
     for place in site.plan.constants:
         grid = site.reads[place]
         assert grid is not None
-        beside = next((o for o, value in zip(operands, found, strict=True) if isinstance(value, Codes)), None)
         name = low.unique(f"{site.plan.name}@constant")
         found[place] = _stored(low, operands[place], name, grid, beside, repeats=site.plan.action == "concat")
     return found

@@ -37,8 +37,8 @@ FLOATING = tuple(kind for kind in NODE_TYPES if (kind.reading, kind.writing) == 
 """Nodes that read and write values, whose sums a runtime orders in its own way."""
 
 __all__ = [
-    "FLOATING", "NODE_TYPES", "Add", "Attend", "AveragePool", "Clamp", "Concat", "Constant", "Conv", "DepthToSpace", "Dequantize",
-    "DynamicLinear", "Edge", "FloatLinear", "GlobalAverage", "Island", "Linear", "Lookup", "MatMul", "MaxPool", "Moving",
-    "Mul", "Node", "Normalize", "Pad", "PadRepeated", "Quantize", "Reshape", "Shape", "Slice", "Softmax", "Sub", "Table",
-    "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
+    "FLOATING", "NODE_TYPES", "Add", "Attend", "AveragePool", "Clamp", "Concat", "Constant", "Conv", "DepthToSpace",
+    "Dequantize", "DynamicLinear", "Edge", "FloatLinear", "GlobalAverage", "Island", "Linear", "Lookup", "MatMul", "MaxPool",
+    "Moving", "Mul", "Node", "Normalize", "Pad", "PadRepeated", "Quantize", "Reshape", "Shape", "Slice", "Softmax", "Sub",
+    "Table", "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
 ]  # fmt: skip

@@ -19,13 +19,13 @@ from truequant.errors import ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import (
+    Constant,
     Conv,
     Dequantize,
     DynamicLinear,
     Edge,
     FloatLinear,
     Linear,
-    Constant,
     Lookup,
     Node,
     Quantize,
