@@ -234,3 +234,12 @@ def test_compiled_training_gives_the_same_gradients() -> None:
         gradients.append([qat.get_parameter(n).grad.clone() for n in ("pos", "cls")])  # type: ignore[union-attr]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sums_of_8_bits_by_rule_hold_in_openvino() -> None:
+    """Whose form has no codes of 16 bits, which the sums of an embedding have by default."""
+    narrow = tq.QuantScheme(tq.uint8)
+    qat = trained(Words, tq.QConfig(rules=(tq.Rule(torch.add, input=narrow, output=narrow),)))
+    assert {str(q.scheme.dtype) for q in qat.binding.plan.quantizers if q.kind == "constant"} == {"uint8"}
+    report = tq.verify(qat, tq.convert(qat), [example(qat)], runtimes=("onnxruntime", "openvino"))
+    assert [report.runtimes[name].codes_different for name in ("onnxruntime", "openvino")] == [0, 0]
