@@ -50,6 +50,6 @@ __all__ = [
     "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
     "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
     "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",
-    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale", "sub",
-    "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale",
+    "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
 ]  # fmt: skip

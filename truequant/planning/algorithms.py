@@ -13,7 +13,7 @@ def check_weight(scheme: QuantScheme, where: str, sums_integers: bool) -> None:
             f"'{where}': full_range and scale_dtype are for linear layers whose input is left in float, or quantized a token",
             got=f"{scheme}, in a layer that sums codes: BatchNorm and bias are folded into its scales and signs",
             expected="float32 scales and the narrow range",
-            fix=f'Rule("{where}", input=None), or another weight: Rule("{where}", weight=QuantScheme({scheme.dtype}, PerChannel(0)))',
+            fix=f'Rule("{where}", input=None), or Rule("{where}", weight=QuantScheme({scheme.dtype}, PerChannel(0)))',
         )
     if scheme.scale.not_for_weights:
         raise SchemeError(

@@ -66,7 +66,9 @@ class QuantScheme:
             raise SchemeError("QuantScheme: unknown gradient", got=repr(self.gradient), expected="'clipped' or 'identity'")
         if self.scale_dtype not in get_args(ScaleType):
             raise SchemeError(
-                "QuantScheme: unknown scale_dtype", got=repr(self.scale_dtype), expected=", ".join(map(repr, get_args(ScaleType)))
+                "QuantScheme: unknown scale_dtype",
+                got=repr(self.scale_dtype),
+                expected=", ".join(map(repr, get_args(ScaleType))),
             )
         if self.symmetric is False and self.dtype.bits == 1 and self.dtype.signed:
             raise SchemeError("QuantScheme: binary codes -1 and +1 have no zero point", fix="symmetric=True, or uint1")

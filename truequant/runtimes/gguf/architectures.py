@@ -115,6 +115,6 @@ def rope_factors(config: Any) -> NDArray[np.float32] | None:
 
 
 def rows_in_place(rows: int, heads: int) -> NDArray[np.int64]:
-    """Which row of q or k of transformers lies at each place of llama.cpp's: pairs (i, i + half) of a head become neighbours."""
+    """Which row of transformers' q or k lies at each place of llama.cpp's: rows i and i + half of a head become neighbours."""
     size = rows // heads
     return np.arange(rows).reshape(heads, 2, size // 2).swapaxes(1, 2).reshape(rows)

@@ -1,7 +1,7 @@
 """GGUF's blocks of 32 weights, from codes and scales and back: nothing is rounded.
 
-    Q4_0: d float16, then 16 bytes; byte i holds code i + 8 in its low half and code i + 16 + 8 in its high half.
-    Q8_0: d float16, then 32 codes of int8.
+Q4_0: d float16, then 16 bytes; byte i holds code i + 8 in its low half and code i + 16 + 8 in its high half.
+Q8_0: d float16, then 32 codes of int8.
 """
 
 from __future__ import annotations

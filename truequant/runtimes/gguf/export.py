@@ -124,9 +124,7 @@ def _known(name: str) -> Any:
     return next(number for number, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
 
 
-def _write(
-    path: Path, architecture: architectures.Architecture, tensors: list[Written], config: Any, tokenizer: Any
-) -> None:
+def _write(path: Path, architecture: architectures.Architecture, tensors: list[Written], config: Any, tokenizer: Any) -> None:
     gguf = package("gguf", "gguf")
     writer = gguf.GGUFWriter(path, architecture.name)
     four = any(tensor.kind == "Q4_0" for tensor in tensors)

@@ -1,12 +1,14 @@
-"""What is written: the tensors of a prepared model or an Int8 model by the names of transformers, as codes where they have some."""
+"""What is written: tensors of a prepared model or an Int8 model by the names of transformers, as codes where they have some."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from truequant.errors import ArgumentTypeError, ExportError
@@ -55,7 +57,7 @@ def _of_prepared(model: nn.Module) -> dict[str, Stored]:
 
 
 def _of_program(program: IntegerProgram) -> Iterator[tuple[str, Stored]]:
-    """A layer's weight has the layer's name, and a table or the factors of a norm that of the module whose forward reads them."""
+    """A layer's weight has the layer's name; a table, or the factors of a norm, that of the module whose forward reads it."""
     if program.edges:
         raise _on_edges(next(iter(program.edges)))
     for node in program.nodes:
@@ -76,7 +78,7 @@ def _on_edges(where: str) -> ExportError:
     )  # fmt: skip
 
 
-def float_array(tensor: Tensor) -> tuple[str, np.ndarray]:  # type: ignore[type-arg]
+def float_array(tensor: Tensor) -> tuple[str, NDArray[Any]]:
     """The narrowest of F16, BF16 and F32 that holds all its values, and the values as that type's bytes."""
     values = tensor.detach().float().cpu().contiguous()
     if values.dim() < 2:

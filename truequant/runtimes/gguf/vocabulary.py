@@ -71,7 +71,11 @@ def _described(tokenizer: Any) -> dict[str, Any]:
     described: dict[str, Any] = json.loads(backend.to_str()) if hasattr(backend, "to_str") else {}
     steps = _steps(described.get("pre_tokenizer"))
     kind = described.get("model", {}).get("type")
-    if kind != "BPE" or not any(step["type"] == "ByteLevel" for step in steps) or described.get("normalizer") not in (None, _NFC):
+    if (
+        kind != "BPE"
+        or not any(step["type"] == "ByteLevel" for step in steps)
+        or described.get("normalizer") not in (None, _NFC)
+    ):
         raise ExportError(
             "this tokenizer cannot be written", got=f"{type(tokenizer).__name__}, {kind or 'no description'}",
             expected="a fast tokenizer of transformers, byte-level BPE, or None for a file that takes numbers of tokens",
