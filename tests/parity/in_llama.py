@@ -1,7 +1,8 @@
 """Log probabilities of llama.cpp, in a process of its own: it ends its process over a file that it cannot read.
 
-Called with two JSON files: reads `[[model, [prompt, …], size of the vocabulary], …]`, and writes, for each model and prompt,
-the log probability of every token behind the whole prompt. Keys and values stay in float32, attention is written out.
+Called with two JSON files: reads `[[model, [prompt, …], size of the vocabulary, tokens never to take], …]`, and writes, for each
+model and prompt, the log probability of every token behind the whole prompt. Keys and values stay in float32, attention is
+written out.
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ def served(path: str) -> Any:
     return xllamacpp.Server(params)
 
 
-def answered(server: Any, prompt: list[int] | str, vocabulary: int) -> dict[str, Any]:
-    """What the server says of one token behind a prompt."""
+def answered(server: Any, prompt: list[int] | str, vocabulary: int, never: list[int]) -> dict[str, Any]:
+    """What the server says of one token behind a prompt. It tells no probabilities where it took a token that is no whole text:
+    these are never to be taken, which leaves all probabilities as they are.
+    """
     asked = {"prompt": prompt, "n_predict": 1, "n_probs": vocabulary, "temperature": -1.0, "cache_prompt": False}
+    asked["logit_bias"] = [[token, False] for token in never]
     answer = server.handle_completions(asked)
     return answer if isinstance(answer, dict) else json.loads(answer)
 
 
-def log_probabilities(server: Any, prompt: list[int] | str, vocabulary: int) -> list[float]:
+def log_probabilities(server: Any, prompt: list[int] | str, vocabulary: int, never: list[int]) -> list[float]:
     """By the number of a token."""
-    told = answered(server, prompt, vocabulary)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    told = answered(server, prompt, vocabulary, never)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return [p for _, p in sorted((entry["id"], entry["logprob"]) for entry in told)]
 
 
 if __name__ == "__main__":
     results = []
-    for model, prompts, size in json.loads(Path(sys.argv[1]).read_text()):
+    for model, prompts, size, *never in json.loads(Path(sys.argv[1]).read_text()):
         server = served(model)
-        results.append([log_probabilities(server, prompt, size) for prompt in prompts])
+        results.append([log_probabilities(server, prompt, size, *(never or [[]])) for prompt in prompts])
         del server
     Path(sys.argv[2]).write_text(json.dumps(results))

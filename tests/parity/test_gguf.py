@@ -142,6 +142,65 @@ def test_llama_cpp_computes_the_model(tmp_path: Path) -> None:
         assert moved <= 3, case
 
 
+TEXT = "In 1776 they'd said: it's WE'RE   here!\n\n  And then, 12345 days on\tcame <|end|> the  end.\n"
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def byte_tokenizer(split: str | None) -> Any:
+    """Byte-level BPE of 320 tokens, a token that ends a text among them; split: the expression that cuts text before."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = tokenizers.Tokenizer(models.BPE())
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    if split is None:
+        made.pre_tokenizer = to_bytes
+    else:
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(tokenizers.Regex(split), "isolated", False), to_bytes]
+        )
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([TEXT, "the then they here there days said 12 123 1234 \n\n it's we're they'd"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+
+
+@pytest.mark.slow
+def test_text_becomes_the_same_tokens(tmp_path: Path) -> None:
+    """Of a prompt in text llama.cpp says what it says of the tokens of transformers."""
+    asked, prompts = [], []
+    for name, split in (("gpt-2", None), ("llama-bpe", WORDS % r"\p{N}{1,3}"), ("qwen2", WORDS % r"\p{N}")):
+        tokenizer = byte_tokenizer(split)
+        model = language_model("Llama", num_hidden_layers=1, vocab_size=328, eos_token_id=0)
+        qat = tq.prepare(model, (torch.tensor([PROMPT]),), "w4a16-gguf").eval()
+        tq.export_gguf(qat, tmp_path / f"{name}.gguf", tokenizer=tokenizer)
+        told = gguf.GGUFReader(tmp_path / f"{name}.gguf").fields
+        assert told["tokenizer.ggml.pre"].contents() == name
+        assert told["tokenizer.ggml.tokens"].contents()[-1] == "[PAD327]"
+        never = [n for n in range(328) if not tokenizer.decode([n]).isascii() or n == 0]
+        prompts.append(tokenizer(TEXT).input_ids)
+        asked.append((str(tmp_path / f"{name}.gguf"), [TEXT, prompts[-1], prompts[-1][:-1]], 328, never))
+    assert len({tuple(prompt) for prompt in prompts}) == 3  # each split has tokens of its own
+    for text, tokens, fewer in in_llama(asked, tmp_path):
+        assert torch.equal(text, tokens)
+        assert not torch.equal(text, fewer)
+
+
+def test_tokenizers_without_a_name_there_are_refused(tmp_path: Path) -> None:
+    qat = tq.prepare(
+        language_model("Llama", num_hidden_layers=1, vocab_size=328), (torch.tensor([PROMPT]),), "w4a16-gguf"
+    ).eval()
+    with pytest.raises(ExportError, match="no name here for how this tokenizer splits text"):
+        tq.export_gguf(qat, tmp_path / "m.gguf", tokenizer=byte_tokenizer(r"\p{L}+"))
+    with pytest.raises(ExportError, match="this tokenizer cannot be written"):
+        tq.export_gguf(qat, tmp_path / "m.gguf", tokenizer=object())
+    small = tq.prepare(language_model("Llama", num_hidden_layers=1), (torch.tensor([PROMPT]),), "w4a16-gguf").eval()
+    with pytest.raises(ExportError, match="the tokenizer has more tokens than the model"):
+        tq.export_gguf(small, tmp_path / "m.gguf", tokenizer=byte_tokenizer(None))
+
+
 def heads_turned(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Rows of q or k as llama.cpp has them, in the words of its own converter."""
     rows, columns = values.shape
