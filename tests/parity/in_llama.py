@@ -1,7 +1,7 @@
 """Log probabilities of llama.cpp, in a process of its own: it ends its process over a file that it cannot read.
 
-Called with two JSON files: reads `[[model, [prompt, …], size of the vocabulary, tokens never to take], …]`, and writes, for each
-model and prompt, the log probability of every token behind the whole prompt. Keys and values stay in float32, attention is
+Called with two JSON files: reads `[[model, [prompt, …], size of the vocabulary, tokens never to take], …]`, and writes, for
+each model and prompt, the log probability of every token behind the whole prompt. Keys and values stay in float32, attention is
 written out.
 """
 

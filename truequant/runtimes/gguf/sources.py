@@ -67,7 +67,8 @@ def _of_program(program: IntegerProgram) -> Iterator[tuple[str, Stored]]:
                 yield f"{node.output}.bias", node.bias
         elif isinstance(node, Island):
             module = _CALL.sub("", node.output)
-            if node.op in _FLOATS and node.tensors and node.tensors[0].dim() == _FLOATS[node.op]:
+            own = not node.output.startswith("@")  # an op between the calls of a plan computes positions
+            if own and node.op in _FLOATS and node.tensors and node.tensors[0].dim() == _FLOATS[node.op]:
                 yield f"{module}.weight", node.tensors[0]
 
 
