@@ -75,7 +75,7 @@ class QConfig:
         """The config of a name. "int8" is the default, `QConfig()`: the widest weights that run at full speed.
 
         int8, w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all; for the linear
-        layers of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16.
+        layers of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16; with the grids of GGUF files w8a16-gguf, w4a16-gguf.
         """
         return QConfig(**named(name))
 

@@ -45,6 +45,8 @@ _SCALES: dict[str, type[Any]] = {rule.label.lower(): rule for rule in SCALE_RULE
 _ROUNDINGS: dict[str, type[Any]] = {"nearest": Nearest, "stochastic": Stochastic, "ewgs": EWGS}
 _OSCILLATIONS: dict[str, type[Any]] = {"freezing": Freezing}
 _KINDS = {"observer": _OBSERVERS, "scale": _SCALES, "rounding": _ROUNDINGS, "oscillation": _OSCILLATIONS}
+_PLAIN = ("symmetric", "gradient", "scale_dtype", "full_range")
+"""Fields of a scheme that are written as they are."""
 _GRANULARITIES: dict[str, Callable[..., Any]] = {"per-tensor": PerTensor, "per-channel": PerChannel, "per-group": PerGroup}
 
 
@@ -122,12 +124,12 @@ def _scheme(value: Any, where: str) -> QuantScheme | None:
     if value == "float":
         return None
     table = {"dtype": value} if isinstance(value, str) else value
-    _known(table, {"dtype", "granularity", "symmetric", "gradient", *_KINDS}, where)
+    _known(table, {"dtype", "granularity", *_PLAIN, *_KINDS}, where)
     made: dict[str, Any] = {"dtype": integer_type(table.get("dtype", ""))}
     if "granularity" in table:
         made["granularity"] = _made(_GRANULARITIES, table["granularity"], f"{where}: granularity")
     made |= {field: _made(kinds, table[field], f"{where}: {field}") for field, kinds in _KINDS.items() if field in table}
-    made |= {f: table[f] for f in ("symmetric", "gradient") if f in table}
+    made |= {f: table[f] for f in _PLAIN if f in table}
     return QuantScheme(**made)
 
 
