@@ -92,8 +92,8 @@ def _try(model: QATModuleWrapper, plan: Plan, int8: Int8Model) -> None:
             if apart is None
             else f"outputs that differ on made-up inputs, by up to {apart}" + ", the rounding of float sums" * rounding,
             expected="the outputs of model.eval(), bit for bit",
-            fix="a layer that the config leaves in float adds up in another order where its weights need gradients: quantize it, "
-            "or model.requires_grad_(False) before tq.convert(model)"
+            fix="a layer that the config leaves in float adds up in another order where its weights need gradients: "
+            "quantize it, or model.requires_grad_(False) before tq.convert(model)"
             if rounding
             else "look in the forward for control flow that asks whether it is being traced or compiled",
         )
