@@ -43,6 +43,8 @@ def check_records(
             wrong.append(s.weight)
         wrong += [q for _, q in s.weights if q not in quantizers or quantizers[q].kind != "weight"]
         wrong += [name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites]
+        if any(not 0 <= place < len(s.reads) or s.reads[place] is None for place in s.constants):
+            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"constants {s.constants[:8]}")
         linear = s.action in GRIDLESS
         if (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
             raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"{s.action} of {s.op[:80]}")

@@ -149,6 +149,9 @@ class _Builder:
                     self.parts[last.index] = last.writes.index(value)
                 kind: Kind = "scores" if grid in scores else "output" if grid in outputs else "activation"
                 at_node[last.index] = self._of_grid(grid, last.call.owner, self._slot(last), kind)
+        for node in graph.nodes:
+            for place in self._constants(node):
+                self._of_grid(graph.grid(node.reads[place]), node.call.owner, f"{self._slot(node)}_constant", "constant")
         return at_node, at_input
 
     def _of_grid(self, grid: int, owner: str, slot: str, kind: Kind) -> str:
@@ -234,6 +237,8 @@ class _Builder:
         reads = (
             tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action in FLOAT else ()
         )
+        if node.action in FLOAT:
+            reads = tuple(r for r, v in zip(reads, node.reads, strict=True) if v not in graph.constants)
         said = self.overrides[node.index]
         emits = self.grid_quantizer.get(graph.grid(node.end)) if node.integer else None
         if node.action in MOVES and node.fused_into is None:
@@ -267,8 +272,14 @@ class _Builder:
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
             refused=there.refused, without_onnx=there.without_onnx, factor=node.factor if node.factor != 1.0 else None,
-            scores=self._scores(node), bits=table_bits(node, graph),
+            scores=self._scores(node), bits=table_bits(node, graph), constants=self._constants(node),
         )  # fmt: skip
+
+    def _constants(self, node: Node) -> tuple[int, ...]:
+        """Places of the constants that a node reads on a grid."""
+        graph = self.graph
+        reads = enumerate(node.reads if node.integer or node.action in MOVES else ())
+        return tuple(i for i, v in reads if v in graph.constants and self.schemes.get(graph.grid(v)) is not None)
 
     def _scores(self, node: Node) -> str | None:
         """The quantizer of the scores inside attention that is one call."""

@@ -10,7 +10,7 @@ from truequant.planning.actions import Action
 from truequant.planning.formulas import Affine
 from truequant.schemes import QuantScheme
 
-Kind = Literal["input", "activation", "output", "weight", "scores"]
+Kind = Literal["input", "activation", "output", "weight", "scores", "constant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Site:
     factor: of a product of scores, by what they are multiplied before their quantizer (1 / sqrt(d)).
     scores: of attention in one call, the quantizer of its scores.
     bits: of a softmax whose result is an edge, how many bits its table of exponentials has.
+    constants: which of `reads` are of constants, which are quantized here; their places among the tensors that it is given.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -93,6 +94,7 @@ class Site:
     factor: float | None = None
     scores: str | None = None
     bits: int | None = None
+    constants: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
