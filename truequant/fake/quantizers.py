@@ -277,7 +277,7 @@ class FakeQuantize(Grid):
         stream = self.stream
         if stream is None or stream.settled or torch.compiler.is_compiling() or self.clock.calibrating or self.bits.is_meta:
             return
-        if self.is_calibrated and (stream.chosen or int(self.bits) == WIDE_BITS):
+        if self.is_calibrated:
             stream.chosen = stream.settled = True
             self._set_width(wide=int(self.bits) == WIDE_BITS)
 
