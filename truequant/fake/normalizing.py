@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from truequant.fake import passes
 from truequant.fake.norms import NormCall, normalized
@@ -36,9 +38,13 @@ def of_module(
     shifted = passes.shifted_bias(layer, x.dtype)
     if shifted is None:
         return site.finish(forward(*args, **kwargs))
-    with shadowed(module, bias=shifted):
-        y = forward(*args, **kwargs)
-    return site.finish(y)
+    if isinstance(module, nn.SyncBatchNorm) or module.momentum is None or not module.track_running_stats:
+        with shadowed(module, bias=shifted):
+            return site.finish(forward(*args, **kwargs))
+    # What the module's own forward calls; without shadowing, which torch.compile before 2.11 cannot follow.
+    _count_batch(module)
+    mean, var = module.running_mean, module.running_var
+    return site.finish(F.batch_norm(x, mean, var, module.weight, shifted, True, module.momentum, module.eps))
 
 
 def of_function(

@@ -22,6 +22,7 @@ from truequant.transform.computing import ACTIONS
 from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
+from truequant.transform.naming import input_names, with_output_names
 from truequant.transform.registered import CALL, movement
 from truequant.transform.tracing import Traced, fixed_size, traced
 
@@ -156,7 +157,7 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
         constants,
     )
     specs = dict(zip(signature.user_inputs, plan.inputs, strict=False))
-    inputs: list[ProgramInput] = []
+    given, inputs = input_names(plan), list[ProgramInput]()
     outputs: Any = None
     for node in exported.graph.nodes:
         if node.op == "placeholder":
@@ -164,7 +165,7 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
                 lowering.values[node] = constants[node.name]
             elif node.name in specs:
                 spec = specs[node.name]
-                name = f"{spec.name}.float"
+                name = given[spec.name]
                 shape = _shape(spec, node.meta["val"].shape)
                 alone = isinstance(spec.where, str) and sum(other.where == spec.where for other in plan.inputs) == 1
                 dtype = "float32" if spec.dtype in WIDENED else spec.dtype
@@ -177,8 +178,9 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
             leaves = [leaf for leaf, kind in zip(node.args[0], kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
             outputs = _outputs(lowering, leaves, found.returned, inputs)  # and not the buffers and inputs that were overwritten
     nodes, edges = lowering.read_by(names_in(outputs))
-    call = renamed(call_in(plan), {str(i): f"{spec.name}.float" for i, spec in enumerate(plan.inputs)})
-    return IntegerProgram(tuple(inputs), nodes, edges, outputs, plan.target.name, call)
+    nodes, renaming = with_output_names(nodes, outputs, plan, given.values())
+    call = renamed(call_in(plan), {str(i): given[spec.name] for i, spec in enumerate(plan.inputs)})
+    return IntegerProgram(tuple(inputs), nodes, edges, renamed(outputs, renaming), plan.target.name, call)
 
 
 def _shape(spec: TensorSpec, traced: Sequence[Any]) -> tuple[int | None, ...]:

@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
     ],
     ids=["cosine", "one-cycle", "sequential", "chained"],
 )
-@pytest.mark.filterwarnings("ignore:.*scheduler.step.*epoch parameter.*:UserWarning")  # SequentialLR's own
+@pytest.mark.filterwarnings("ignore:.*(scheduler.step.*epoch|epoch.*scheduler.step).*:UserWarning")  # SequentialLR's own
 def test_schedulers_of_torch_resume(path: Path, build: Callable[[Any], Any]) -> None:
     def rate(run: Run, steps: int) -> list[float]:
         rates = []
