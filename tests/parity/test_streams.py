@@ -314,7 +314,7 @@ def test_configs_without_the_switch_mean_what_they_meant() -> None:
     assert tq.Plan.from_json(text).config == tq.QConfig(wide_streams=False)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, in torch.compile
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_first_batch_leaves_eight_bits() -> None:
     """A compiled graph cannot ask what it saw: ranges are of 8 bits then, and the codes are still the program's."""
     model = prepared(200.0).train()
