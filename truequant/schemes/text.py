@@ -82,18 +82,23 @@ def described_by_file(path: str | Path) -> Described:
     return described(document, str(path))
 
 
+_SWITCHES = ("unroll_recurrent", "wide_streams")
+"""Fields that are true or false."""
+
+
 def described(document: Mapping[str, Any], where: str) -> Described:
     """What a parsed table says."""
     _known(
         document,
-        {"preset", "target", "saturation", "observer", "weight", "activation", "input", "output", "rule", "unroll_recurrent"},
+        {"preset", "target", "saturation", "observer", "weight", "activation", "input", "output", "rule", *_SWITCHES},
         where,
     )
     found: dict[str, Any] = dict(named(document.get("preset", "int8")))
-    if not isinstance(document.get("unroll_recurrent", False), bool):
-        raise SchemeError(f"{where}: unroll_recurrent", got=repr(document["unroll_recurrent"]), expected="true or false")
-    if "unroll_recurrent" in document:
-        found["unroll_recurrent"] = document["unroll_recurrent"]
+    for switch in _SWITCHES:
+        if switch in document:
+            if not isinstance(document[switch], bool):
+                raise SchemeError(f"{where}: {switch}", got=repr(document[switch]), expected="true or false")
+            found[switch] = document[switch]
     if "target" in document:
         found["target"] = _choice(TARGETS, document["target"], f"{where}: target")
     if "saturation" in document:
