@@ -141,7 +141,7 @@ def weight_scheme(
             fix=f'Rule("{node.name}", weight=QuantScheme({scheme.dtype}, PerTensor()))',
         )
     _wide_enough(scheme, config.target.weight_bits, node.name, "weights", config)
-    check_weight(scheme, node.name)
+    check_weight(scheme, node.name, features is None)
     return scheme
 
 

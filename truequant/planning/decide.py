@@ -23,7 +23,7 @@ from truequant.planning.held import Held, held
 from truequant.planning.leaves import is_leaf
 from truequant.planning.linears import check_uses
 from truequant.planning.norm_parts import norms_of_grids, release_parts, take_parts
-from truequant.planning.notes import notes
+from truequant.planning.notes import notes, wide_sums
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
@@ -32,6 +32,7 @@ from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, Ten
 from truequant.planning.saturation import narrowed
 from truequant.planning.scores import broken_attentions, scores_grids, scores_scheme, table_bits
 from truequant.planning.selectors import Selectable, matching
+from truequant.planning.streams import streams
 from truequant.planning.without_grid import without_grid
 from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic
 
@@ -98,6 +99,7 @@ class _Builder:
         """Of grids that are none: how linear layers quantize what they read from there."""
         self.schemes = {grid: None if grid in self.tokens else scheme for grid, scheme in schemes.items()}
         without_grid(graph, self.schemes, self.tokens)
+        self.streams, self.narrow_streams = streams(graph, overrides, config, self.schemes)
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.narrow: set[str] = set()
         """Quantizers of weights that were narrowed."""
@@ -115,9 +117,10 @@ class _Builder:
         scheme: QuantScheme,
         channels: int | tuple[int, ...] | None = None,
         tied: bool = False,
+        stream: int | None = None,
     ) -> str:
         name = f"{owner}.{slot}" if owner else slot
-        self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied))
+        self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied, stream))
         return name
 
     def _slot(self, node: Node) -> str:
@@ -158,7 +161,7 @@ class _Builder:
         if grid not in self.grid_quantizer:
             scheme = self.schemes[grid]
             assert scheme is not None
-            self.grid_quantizer[grid] = self._quantizer(owner, slot, kind, scheme)
+            self.grid_quantizer[grid] = self._quantizer(owner, slot, kind, scheme, stream=self.streams.get(grid))
         return self.grid_quantizer[grid]
 
     def _weight(self, node: Node) -> str:
@@ -224,10 +227,11 @@ class _Builder:
                 self.trained,
                 self.overrides,
                 self.config,
-                tuple(self.quantizers.values()),
+                wide_sums(sites, self.quantizers),
                 self._uncalled(),
                 len(self.narrow),
-            ),
+            )
+            + self.narrow_streams,
             call=call_of(self.graph.modules[""], self.example_inputs),
         )
 

@@ -20,6 +20,8 @@ class QuantizerPlan:
     follows: the site whose grid it shares in name; one_sided: its values are never negative.
     channels: how many scales a per-channel scheme has, or the shape of per-group ones; None for one.
     tied: a weight's scale belongs to the weight with its BatchNorm folded in.
+    stream: of a residual stream in front of norms, the axis of its channels, counted from the end: it has 8 bits, or 16 where
+    the range that is found is more than 8 times its median channel's. chosen: whether that was decided: `scheme` says which.
     """
 
     name: str
@@ -29,6 +31,13 @@ class QuantizerPlan:
     scheme: QuantScheme
     channels: int | tuple[int, ...] | None = None
     tied: bool = False
+    stream: int | None = None
+    chosen: bool = False
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its width follows the first range that is found."""
+        return self.stream is not None and not self.chosen
 
 
 @dataclass(frozen=True, slots=True)
