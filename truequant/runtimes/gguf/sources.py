@@ -19,6 +19,7 @@ from truequant.runtimes.gguf.blocks import Coded
 from truequant.transform.conversion import runtime_sites
 
 Stored = Coded | Tensor
+_HEAD = "lm_head"
 _FLOATS = {"embedding.default": 2, "mul.Tensor": 1}
 """The float ops that read a weight of such a model, and the axes of it: tables, and the factors of norms."""
 _CALL = re.compile(r"\.[a-z_0-9]+_[0-9]+$")
@@ -60,11 +61,13 @@ def _of_program(program: IntegerProgram) -> Iterator[tuple[str, Stored]]:
     """A layer's weight has the layer's name; a table, or the factors of a norm, that of the module whose forward reads it."""
     if program.edges:
         raise _on_edges(next(iter(program.edges)))
+    returned = program.output_names()
     for node in program.nodes:
         if isinstance(node, WeightOnlyLinear | DynamicLinear):
-            yield f"{node.output}.weight", Coded(node.weight.numpy(), node.weight_scale.numpy())
+            layer = _HEAD if node.output in returned else node.output  # what is returned has the name that the model gives it
+            yield f"{layer}.weight", Coded(node.weight.numpy(), node.weight_scale.numpy())
             if node.bias is not None:
-                yield f"{node.output}.bias", node.bias
+                yield f"{layer}.bias", node.bias
         elif isinstance(node, Island):
             module = _CALL.sub("", node.output)
             own = not node.output.startswith("@")  # an op between the calls of a plan computes positions
