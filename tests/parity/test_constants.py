@@ -24,12 +24,15 @@ LEVELS: tuple[Level, ...] = ("none", "basic", "extended", "all")
 
 
 class Tokens(nn.Module):
-    """Patches behind a class token, with positions: a parameter each."""
+    """Patches behind a token that stays as it is, with positions that are learned."""
+
+    cls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.patch, self.norm, self.head = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(16, 5)
-        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 16)), nn.Parameter(torch.randn(1, 17, 16))
+        self.register_buffer("cls", torch.randn(1, 1, 16))
+        self.pos = nn.Parameter(torch.randn(1, 17, 16))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
@@ -231,7 +234,7 @@ def test_compiled_training_gives_the_same_gradients() -> None:
     for run in (qat, torch.compile(qat, fullgraph=True)):
         qat.zero_grad()
         run(x).square().sum().backward()
-        gradients.append([qat.get_parameter(n).grad.clone() for n in ("pos", "cls")])  # type: ignore[union-attr]
+        gradients.append([qat.get_parameter(n).grad.clone() for n in ("pos", "patch.weight")])  # type: ignore[union-attr]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -243,3 +246,12 @@ def test_sums_of_8_bits_by_rule_hold_in_openvino() -> None:
     assert {str(q.scheme.dtype) for q in qat.binding.plan.quantizers if q.kind == "constant"} == {"uint8"}
     report = tq.verify(qat, tq.convert(qat), [example(qat)], runtimes=("onnxruntime", "openvino"))
     assert [report.runtimes[name].codes_different for name in ("onnxruntime", "openvino")] == [0, 0]
+
+
+def test_a_learned_token_stays_float() -> None:
+    """On the grid of the patches it would lose most of its bits where it is far smaller than they are."""
+    model = Tokens()
+    token = model.cls
+    del model.cls
+    model.cls = nn.Parameter(token)
+    assert [site.name for site in tq.plan(model, example(model)).in_float()] == ["cat_0", "add_0"]

@@ -1,4 +1,4 @@
-"""Constants that an op joins to an activation: positions that are added, a class token. They are quantized once.
+"""Constants that an op joins to an activation: positions that are added, maps of coordinates. They are quantized once.
 
 Each is a value of the graph with no writer, on a grid of its own, or on that of what it is concatenated with.
 """
@@ -31,6 +31,9 @@ def joined(call: Call, values: Values) -> Sequence[Ref | Constant] | None:
     constants = [leaf for leaf in given if isinstance(leaf, Constant)]
     read = [values.resolve(leaf.value) for leaf in given if isinstance(leaf, Ref)]
     if not constants or not all(map(_is_quantized, constants)):
+        return None
+    if call.op.role is Role.CONCAT and any(constant.learned for constant in constants):
+        # A class token is often far smaller than the patches, on whose grid it would lie: DeiTs of random weights lost 1.2 dB.
         return None
     if not any(v in values.on_codes for v in read) or not all(values.is_float(v) and not values.is_far(v) for v in read):
         return None
