@@ -11,10 +11,10 @@ from torch import Tensor
 
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model, IntegerProgram, float_sums
-from truequant.runtimes import onnxruntime, openvino, torch
+from truequant.runtimes import litert, onnxruntime, openvino, torch
 from truequant.runtimes.onnx.dialect import Form
 from truequant.runtimes.programs import program_of
-from truequant.schemes import Target
+from truequant.schemes import ONNXRUNTIME, ONNXRUNTIME_ARM, ONNXRUNTIME_SSE, ONNXRUNTIME_VNNI, PORTABLE, XNNPACK, Target
 
 
 class Edges(Protocol):
@@ -33,6 +33,8 @@ class Runtime:
         promises nothing.
     floats(program): the names whose codes it computes in float, in an order or with a rounding of its own, although the program
         does not: verification counts them among the islands.
+    targets: names of the targets whose arithmetic its forms compute; None for a runtime that takes any, and is EXACT for none.
+    machines: those that its file is promised on.
     forms: the forms of ONNX file that are written for it, by name, each as a function of the program.
     """
 
@@ -43,17 +45,25 @@ class Runtime:
     package: str | None = None
     exceptions: Callable[[IntegerProgram, Target], Iterator[str]] | None = None
     floats: Callable[[IntegerProgram], tuple[str, ...]] = float_sums
+    targets: tuple[str, ...] | None = None
+    machines: str = "every x86 CPU, with VNNI or without, with FMA or without"
     forms: Mapping[str, Callable[[IntegerProgram], Form]] = field(default_factory=dict)
 
+
+_OF_ONNXRUNTIME = tuple(t.name for t in (ONNXRUNTIME, ONNXRUNTIME_VNNI, ONNXRUNTIME_SSE, ONNXRUNTIME_ARM, PORTABLE))
 
 RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
     Runtime(
         "onnxruntime", onnxruntime.CompiledModel, onnxruntime.EdgeReader, package="onnxruntime",
-        exceptions=onnxruntime.exceptions, forms=onnxruntime.FORMS,
+        exceptions=onnxruntime.exceptions, targets=_OF_ONNXRUNTIME, forms=onnxruntime.FORMS,
     ),
     Runtime(
         "openvino", openvino.OpenvinoModel, openvino.OpenvinoEdges, package="openvino", exceptions=openvino.exceptions,
-        floats=openvino.computed_in_float, forms=openvino.FORMS,
+        floats=openvino.computed_in_float, targets=_OF_ONNXRUNTIME, forms=openvino.FORMS,
+    ),
+    Runtime(
+        "litert", litert.LitertModel, litert.LitertEdges, package="ai_edge_litert", exceptions=litert.exceptions,
+        targets=(XNNPACK.name,), machines="every x86 CPU with AVX2 or more, and on 64-bit Arm",
     ),
     Runtime("torch.export", torch.ExportedModel, torch.ExportedEdges, exact=False),
 )}  # fmt: skip
