@@ -10,13 +10,13 @@ from truequant.runtimes.onnxruntime.lint import Lint, Miss, lint
 from truequant.runtimes.onnxruntime.model import CompiledModel, EdgeReader
 from truequant.runtimes.onnxruntime.shipped import ShippedFile
 from truequant.runtimes.promises import promises
-from truequant.runtimes.registry import FORMS, RUNTIMES, Runtime, compile, runtime_of
+from truequant.runtimes.registry import FORMS, RUNTIMES, Runtime, compile, default_runtime, require_target, runtime_of
 from truequant.runtimes.saturation import saturating_layers
 from truequant.runtimes.torch.program import export_program
 
 __all__ = [
     "FORMS", "RUNTIMES", "CompiledModel", "EdgeReader", "Lint", "Machine", "Miss", "Runtime", "ShippedFile",
-    "adds_that_differ", "census", "compile", "digest", "export_onnx", "export_program", "export_tflite", "lint", "machine",
-    "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels", "runtime_of", "saturating_layers",
+    "adds_that_differ", "census", "compile", "default_runtime", "digest", "export_onnx", "export_program", "export_tflite", "lint", "machine",
+    "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels", "require_target", "runtime_of", "saturating_layers",
     "with_program",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from truequant.errors import ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.runtimes.litert.graph import tflite_file
@@ -22,6 +23,10 @@ def export_tflite(int8: Int8Model | IntegerProgram, path: str | os.PathLike[str]
     where the package `ai-edge-litert` is missing; `FileError` where the file cannot be written.
     """
     file = tflite_file(program_of(int8))
-    Session(file)
+    if wrong := [found.op for found in Session(file).left_out if found.computes]:
+        raise ExportError(
+            f"XNNPACK's delegate does not take {len(wrong)} operators, and LiteRT's other kernels round otherwise",
+            got=", ".join(wrong), fix="another release of ai-edge-litert, or leave these ops in float",
+        )  # fmt: skip
     atomic_write(path, file.data)
     return len(file.data)

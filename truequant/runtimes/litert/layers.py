@@ -91,12 +91,13 @@ def write_conv(writer: Writer, node: Conv) -> None:
     same = all(
         _same(s, p, d, k, t, c) for s, p, d, k, t, c in zip(space, padding, dilation, kernel, stride, counts, strict=True)
     )
-    if not same:
+    padded = any(map(any, padding))
+    if padded and not same:
         x = pad(writer, node.input, x, (n, *space, channels), [(0, 0), *padding, (0, 0)])
     order = channels_last(rank + 2)
     sizes: Sizes | None = (n, *counts, len(weight)) if rank == 1 else None
     windows = {
-        "padding": SAME if same and any(map(any, padding)) else VALID, "strideH": stride[0], "strideW": stride[1],
+        "padding": SAME if padded and same else VALID, "strideH": stride[0], "strideW": stride[1],
         "dilationHFactor": dilation[0], "dilationWFactor": dilation[1],
     }  # fmt: skip
     made, activation = result(writer, node, order, sizes)

@@ -34,7 +34,7 @@ class LitertModel:
 
     def left_out(self) -> tuple[str, ...]:
         """Operators that run in kernels of LiteRT's own, beside the XNNPACK delegate."""
-        return self._session.left_out
+        return tuple(found.op for found in self._session.left_out)
 
     def __repr__(self) -> str:
         return f"LitertModel({len(self.program.nodes)} nodes)"

@@ -10,6 +10,7 @@ from truequant.integer.nodes import (
     Linear,
     MaxPool,
     Pad,
+    PadRepeated,
     Reshape,
     Slice,
     Take,
@@ -89,6 +90,23 @@ def write_slice(writer: Writer, node: Slice) -> None:
         "STRIDED_SLICE", operands, writer.write(node.output, order), 2, "StridedSliceOptions", beginMask=mask, endMask=mask,
         ellipsisMask=0, newAxisMask=0, shrinkAxisMask=0,
     )  # fmt: skip
+
+
+def write_pad_repeated(writer: Writer, node: PadRepeated) -> None:
+    """Rows by number, axis after axis."""
+    order, shape = writer.order[node.input], writer.shapes[node.input]
+    first = len(shape) - len(node.padding)
+    axes = [axis for axis, pair in enumerate(node.padding, first) if any(pair)]
+    x, sizes = writer.read(node.input), list(stored(shape, order))
+    if not axes:
+        writer.alias(node.output, x, order)
+    for axis in axes:
+        place, (length,) = order.index(axis), fixed(node, [shape[axis]])
+        rows = writer.integers(f"{node.output}.rows", node.places(axis - first, length).numpy())
+        sizes[place] = writer.shapes[node.output][axis]
+        last = axis == axes[-1]
+        made = writer.write(node.output, order) if last else writer.tensor(f"{node.output}.padded", tuple(sizes), node.output)
+        x = writer.file.op("GATHER", [x, rows], made, 2, "GatherOptions", axis=place)
 
 
 def write_take(writer: Writer, node: Take) -> None:

@@ -18,5 +18,6 @@ WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.MaxPool: movement.write_max_pool, program_nodes.Reshape: movement.write_reshape,
     program_nodes.Transpose: movement.write_transpose, program_nodes.Concat: movement.write_concat,
     program_nodes.Slice: movement.write_slice, program_nodes.Take: movement.write_take, program_nodes.Pad: movement.write_pad,
+    program_nodes.PadRepeated: movement.write_pad_repeated,
     program_nodes.Upsample: movement.write_upsample, program_nodes.DepthToSpace: movement.write_depth_to_space,
 }  # fmt: skip

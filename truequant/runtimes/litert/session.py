@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,7 @@ class Session:
         self._inputs = [d["index"] for d in self._interpreter.get_input_details()]
         self._outputs = [d["index"] for d in self._interpreter.get_output_details()]
         self._sizes: tuple[tuple[int, ...], ...] = ()
-        operators = [o["op_name"] for o in self._interpreter._get_ops_details()]
-        self.left_out = tuple(name for name in operators if name != "DELEGATE") if "DELEGATE" in operators else tuple(operators)
+        self.left_out = _left_out(self._interpreter._get_ops_details(), self._outputs)
 
     def run(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The codes of the file's outputs, from those of its inputs, both with the program's axes."""
@@ -48,6 +48,40 @@ class Session:
         self._interpreter.invoke()
         found = [self._interpreter.get_tensor(index) for index in self._outputs]
         return {name: _from_file(found[place.position], place) for name, place in self._file.outputs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An operator that a kernel of LiteRT's own computes, and whether it computes codes: such kernels round otherwise."""
+
+    op: str
+    computes: bool
+
+
+_MOVING = frozenset(
+    "RESHAPE TRANSPOSE CONCATENATION STRIDED_SLICE GATHER PAD PADV2 MAX_POOL_2D RESIZE_NEAREST_NEIGHBOR DEPTH_TO_SPACE "
+    "MINIMUM MAXIMUM CAST".split()
+)
+"""Operators that are exact in every kernel, since they move or choose codes."""
+
+
+def _left_out(operators: Sequence[Mapping[str, Any]], outputs: Sequence[int]) -> tuple[LeftOut, ...]:
+    """What is computed beside the delegate: the interpreter lists its operators too, so that the outputs are followed back."""
+    writers = {int(t): o for o in operators for t in o["outputs"]}  # the delegate comes last and stands for what it took
+    found: dict[int, LeftOut] = {}
+    seen: set[int] = set()
+    wanted = list(outputs)
+    while wanted:
+        tensor = int(wanted.pop())
+        operator = writers.get(tensor)
+        if operator is None or operator["index"] in seen:
+            continue
+        seen.add(operator["index"])
+        wanted += [t for t in operator["inputs"] if t >= 0]
+        if (name := operator["op_name"]) != "DELEGATE":
+            whole = np.int32 in operator["result_types"]  # sums of whole numbers are exact everywhere
+            found[operator["index"]] = LeftOut(name, name not in _MOVING and not whole)
+    return tuple(found[index] for index in sorted(found))
 
 
 def _to_file(codes: Tensor, place: Place) -> Any:
