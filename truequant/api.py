@@ -110,8 +110,8 @@ __all__ = [
     "Plan", "PowerOfTwoScale", "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule",
     "Sensitivity", "Size", "SmoothQuant", "StatefulSampler", "Statistics", "Stochastic", "TruequantError",
     "Verification", "assert_exact", "calibrate", "codes", "compile", "convert", "detect_anomaly", "evaluate", "export_onnx",
-    "export_program", "export_tflite", "figures", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "int16", "lint", "load",
-    "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off",
+    "export_program", "export_tflite", "figures", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "int16", "lint",
+    "load", "load_checkpoint", "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off",
     "reestimate_batchnorm", "register_op", "replace_relu6", "replay", "report", "restore_float", "save_checkpoint", "search",
     "sensitivity", "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "update_ewgs", "verify",
 ]  # fmt: skip

@@ -48,8 +48,9 @@ def verify(
     batches: items, each a tensor, a tuple of positional inputs, or a dict of keyword inputs; of an `(x, y)` item a model
         with one input takes `x`. `inputs` maps an item to the inputs where that is not so.
     runtimes: "reference" is the integer program, "onnxruntime" the exported file: its inner edges are read from a copy
-        whose integer kernels are the shipped file's, its outputs from the shipped file itself; "litert" likewise for programs for target "xnnpack". By default
-        "reference" and the runtime of the program's target, or what `qat` None leaves to compare. A target that has no runtime here ("tensorrt") is reported as UNVERIFIED.
+        whose integer kernels are the shipped file's, its outputs from the shipped file itself; "litert"
+        likewise for programs for target "xnnpack". By default "reference" and the runtime of the program's target, or what
+        `qat` None leaves to compare. A target that has no runtime here ("tensorrt") is reported as UNVERIFIED.
     metric: `metric(output, item)`, a mean over the examples of one batch, such as an accuracy; reported for what is expected
         and for each runtime.
     require: the least grade; "EXACT BETWEEN ISLANDS" lets float islands order their sums as they like.

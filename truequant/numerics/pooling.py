@@ -40,7 +40,9 @@ def window_average(
         return quantize(mean, sy, zy, low, high)
     if rule != "onnxruntime":
         raise ArgumentError(
-            f"no arithmetic rule {rule!r} of averages over uneven windows", got=repr(rule), expected="'onnxruntime' or 'portable'"
+            f"no arithmetic rule {rule!r} of averages over uneven windows",
+            got=repr(rule),
+            expected="'onnxruntime' or 'portable'",
         )
     return clamp(torch.round(mean / sy + zy), low, high)
 

@@ -16,7 +16,8 @@ from truequant.runtimes.torch.program import export_program
 
 __all__ = [
     "FORMS", "RUNTIMES", "CompiledModel", "EdgeReader", "Lint", "Machine", "Miss", "Runtime", "ShippedFile",
-    "adds_that_differ", "census", "compile", "default_runtime", "digest", "export_onnx", "export_program", "export_tflite", "lint", "machine",
+    "adds_that_differ", "census", "compile", "default_runtime", "digest", "export_onnx", "export_program", "export_tflite",
+    "lint", "machine",
     "onnx_bytes", "promises", "read_cpuinfo", "require_integer_kernels", "require_target", "runtime_of", "saturating_layers",
     "with_program",
 ]  # fmt: skip

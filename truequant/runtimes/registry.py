@@ -73,7 +73,7 @@ RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
     ),
     Runtime(
         "litert", litert.LitertModel, litert.LitertEdges, package="ai_edge_litert", exceptions=litert.exceptions,
-        targets=(XNNPACK.name,), 
+        targets=(XNNPACK.name,),
         machines="x86 CPUs with AVX2 and on 64-bit Arm", kinds="",
     ),
     Runtime("torch.export", torch.ExportedModel, torch.ExportedEdges, exact=False),
@@ -86,7 +86,7 @@ FORMS: dict[str, Callable[[IntegerProgram], Form]] = {
 
 
 def require_target(program: IntegerProgram, runtime: Runtime, doing: str) -> None:
-    """`ArgumentError` for a program whose target's arithmetic the runtime does not compute. Unknown targets are taken at their word."""
+    """`ArgumentError` for a program whose target's arithmetic the runtime does not compute; a target that is not known passes."""
     if runtime.targets is None or program.target in runtime.targets or program.target not in TARGETS:
         return
     others = [r.name for r in RUNTIMES.values() if program.target in (r.targets or ())]
@@ -125,9 +125,11 @@ def compile(
 ) -> Callable[..., Any]:
     """The model in a runtime: a callable with torch tensors in and out.
 
-    runtime: "onnxruntime", "openvino", "litert" (programs for target "xnnpack"), or "torch.export", whose float ops follow the integers up to rounding.
+    runtime: "onnxruntime", "openvino", "litert" (programs for target "xnnpack"), or "torch.export", whose float ops follow the
+        integers up to rounding.
     threads: 0 for torch's own number. options: of that runtime, `form` and `level` for onnxruntime.
-    Raises `ArgumentError` for another runtime or option, or a target whose arithmetic that runtime does not compute, `ExportError` where it does not run the program's integer kernels.
+    Raises `ArgumentError` for another runtime or option, or a target whose arithmetic that runtime does not compute;
+    `ExportError` where it does not run the program's integer kernels.
     """
     chosen = runtime_of(runtime)
     known = inspect.signature(chosen.compiled).parameters.keys() - {"program", "threads"}

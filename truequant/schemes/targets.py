@@ -114,7 +114,8 @@ _XNNPACK_RULES = (
            "clamp((A * (a - za) +- B * (b - zb)) / 2^h + zy)",
            "half up, then the zero point is added"),
     OpRule("mul", "s8", "clamp(rint(float32(float32(sa * sb) / sy) * ((a - za) * (b - zb))) + zy)", _ROUNDED_FIRST),
-    OpRule("global average", "s8", "clamp(rint(float32(acc) * float32(float32(sx * float32(1 / n)) / sy)) + zy)", _ROUNDED_FIRST),
+    OpRule("global average", "s8", "clamp(rint(float32(acc) * float32(float32(sx * float32(1 / n)) / sy)) + zy)",
+           _ROUNDED_FIRST),
     OpRule("table", "s8", "entries[q], computed once in float64", _ROUNDED_FIRST),
     OpRule("data movement", "any", "codes unchanged", "none"),
 )  # fmt: skip

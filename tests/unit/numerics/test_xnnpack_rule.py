@@ -1,4 +1,4 @@
-"""Rule "xnnpack" is what LiteRT's XNNPACK kernels compute: all pairs of codes, over settings of scales, round ones among them."""
+"""Rule "xnnpack" is what LiteRT's XNNPACK kernels compute: all pairs of codes, round scales among the settings."""
 
 from __future__ import annotations
 

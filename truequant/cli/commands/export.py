@@ -26,7 +26,7 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="qdq: portable; qoperator: exact at every level; openvino; not ONNX: tflite for LiteRT, torch.export for ExecuTorch.",
+            help="qdq: portable; qoperator: exact at every level; openvino; tflite: for LiteRT; torch.export: for ExecuTorch.",
             autocompletion=one_of(FORMS),
         ),
     ] = "qdq",

@@ -15,8 +15,8 @@ from truequant.runtimes.programs import program_of
 def export_tflite(int8: Int8Model | IntegerProgram, path: str | os.PathLike[str]) -> int:
     """Write the model as a `.tflite` file for LiteRT's XNNPACK delegate, and return its size in bytes.
 
-    The file reads and writes int8 codes: quantize its inputs as `int8` does, with the scale and zero point that the file holds for
-    them. Tensors of four axes are channels last, `(N, H, W, C)`, others as the model has them; any batch is taken
+    The file reads and writes int8 codes: quantize its inputs as `int8` does, with the scale and zero point that the file holds
+    for them. Tensors of four axes are channels last, `(N, H, W, C)`, others as the model has them; any batch is taken
     (`resize_tensor_input`). Tensors have the names of the modules that write them; the metadata names the program's digest.
 
     Only a program for target "xnnpack" has such a file: `ExportError` for another one, for what has no exact form there, and

@@ -53,7 +53,9 @@ class File:
         array = np.ascontiguousarray(array)
         return self.tensor(name, array.shape, str(array.dtype), scale, zero_point, axis, self._buffer(array.tobytes()))
 
-    def op(self, name: str, inputs: Sequence[int], output: int, version: int = 1, options: str | None = None, **fields: Any) -> int:
+    def op(
+        self, name: str, inputs: Sequence[int], output: int, version: int = 1, options: str | None = None, **fields: Any
+    ) -> int:
         """An operator of the runtime's own, with one result."""
         number = getattr(self._schema.BuiltinOperator, name)
         code = self._codes.get((number, version))

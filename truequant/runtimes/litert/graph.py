@@ -14,7 +14,6 @@ from truequant.runtimes.litert.writer import Writer
 from truequant.runtimes.onnx.metadata import PROGRAM, digest
 
 
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a file holds an edge: the stored tensor's place among the file's inputs or outputs, its axes' order, and the sizes

@@ -45,7 +45,9 @@ def finish(writer: Writer, node: Any, made: int, order: tuple[int, ...], sizes: 
     if sizes is None and not clamps:
         return
     if clamps:
-        made = clamp(writer, node.output, made, node.low, node.high, sizes or _sizes(writer, node, order), write=sizes is None and order)
+        made = clamp(
+            writer, node.output, made, node.low, node.high, sizes or _sizes(writer, node, order), write=sizes is None and order
+        )
     if sizes is not None:
         writer.reshape(made, _sizes(writer, node, order), writer.write(node.output, order), node.output)
 
@@ -195,5 +197,3 @@ def write_average(writer: Writer, node: GlobalAverage) -> None:
         depthMultiplier=1, fusedActivationFunction=activation, dilationWFactor=1, dilationHFactor=1,
     )  # fmt: skip
     finish(writer, node, made, written, own)
-
-

@@ -56,5 +56,7 @@ class LitertEdges:
 def quantized(program: IntegerProgram, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
     """The codes of the program's inputs."""
     return {
-        node.output: node.run(program.edges, [feeds[node.input].float()]) for node in program.nodes if isinstance(node, Quantize)
+        node.output: node.run(program.edges, [feeds[node.input].float()])
+        for node in program.nodes
+        if isinstance(node, Quantize)
     }

@@ -67,9 +67,13 @@ def write_concat(writer: Writer, node: Concat) -> None:
             total = None if total is None or size is None else total + size
         sizes = list(stored(writer.shapes[node.output], order))
         sizes[place] = total
-        written = writer.tensor(f"{node.output}.joined", tuple(sizes), node.output) if names else writer.write(node.output, order)
+        written = (
+            writer.tensor(f"{node.output}.joined", tuple(sizes), node.output) if names else writer.write(node.output, order)
+        )
         operands = [made, *(writer.read(name, order) for name in some)]
-        made = writer.file.op("CONCATENATION", operands, written, 2, "ConcatenationOptions", axis=place, fusedActivationFunction=0)
+        made = writer.file.op(
+            "CONCATENATION", operands, written, 2, "ConcatenationOptions", axis=place, fusedActivationFunction=0
+        )
         if not names:
             return
 
@@ -144,9 +148,7 @@ def write_depth_to_space(writer: Writer, node: DepthToSpace) -> None:
     (rows, columns), channels = node.block, fixed(node, writer.shapes[node.output][1:2])[0]
     x, order = writer.last(node.input), channels_last(4)
     if node.phases_first and rows == columns:
-        writer.file.op(
-            "DEPTH_TO_SPACE", [x], writer.write(node.output, order), 2, "DepthToSpaceOptions", blockSize=rows
-        )
+        writer.file.op("DEPTH_TO_SPACE", [x], writer.write(node.output, order), 2, "DepthToSpaceOptions", blockSize=rows)
         return
     inner = (rows, columns, channels) if node.phases_first else (channels, rows, columns)
     apart: Sizes = (n, high, wide, *inner)
@@ -195,5 +197,3 @@ def _lowest_around(writer: Writer, node: MaxPool, x: int, sizes: Sizes, pads: li
     )
     made = writer.tensor(f"{node.input}.padded", wide, node.input)
     return writer.file.op("PADV2", [x, writer.integers(f"{node.output}.pads", pads), lowest], made, 2, "PadV2Options")
-
-

@@ -25,7 +25,9 @@ def write_pair(writer: Writer, node: Add | Sub | Mul) -> None:
     low, high = _BOUNDS[type(node)]
     if not all(low <= ratio < high for ratio in ratios):
         raise refuse(
-            node, f"ratios of scales {[float(r) for r in ratios]} outside {low} … {high}", "scales that are closer to each other"
+            node,
+            f"ratios of scales {[float(r) for r in ratios]} outside {low} … {high}",
+            "scales that are closer to each other",
         )
     rank = len(writer.shapes[node.output])
     ranks = [len(writer.shapes[name]) for name in node.reads]
@@ -69,5 +71,3 @@ def write_table(writer: Writer, node: Table) -> None:
     entries = node.entries.cpu().numpy().astype(np.int8)
     table = writer.file.constant(writer.fresh(f"{name}.entries"), entries, np.float32(edge.scale), edge.zero_point)
     writer.file.op("GATHER", [table, rows], writer.write(name, order), 2, "GatherOptions", axis=0)
-
-

@@ -58,10 +58,10 @@ class LeftOut:
     computes: bool
 
 
-_MOVING = frozenset(
-    "RESHAPE TRANSPOSE CONCATENATION STRIDED_SLICE GATHER PAD PADV2 MAX_POOL_2D RESIZE_NEAREST_NEIGHBOR DEPTH_TO_SPACE "
-    "MINIMUM MAXIMUM CAST".split()
-)
+_MOVING = frozenset({
+    "RESHAPE", "TRANSPOSE", "CONCATENATION", "STRIDED_SLICE", "GATHER", "PAD", "PADV2", "MAX_POOL_2D",
+    "RESIZE_NEAREST_NEIGHBOR", "DEPTH_TO_SPACE", "MINIMUM", "MAXIMUM", "CAST",
+})  # fmt: skip
 """Operators that are exact in every kernel, since they move or choose codes."""
 
 
