@@ -22,7 +22,7 @@ Form = Callable[..., Any]
 
 
 def stages_of(qat: nn.Module, int8: tq.Int8Model, items: Sequence[Any]) -> list[Stage]:
-    """The evaluated model with its quantizers off and on, the Int8 program, and its target's runtime where that is installed."""
+    """The evaluated model with its quantizers off and on, the Int8 program, and its target's runtime where it is installed."""
 
     def in_float(*args: Any, **kwargs: Any) -> Any:
         with tq.quantizers_off(qat):

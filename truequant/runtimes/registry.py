@@ -86,7 +86,7 @@ FORMS: dict[str, Callable[[IntegerProgram], Form]] = {
 
 
 def require_target(program: IntegerProgram, runtime: Runtime, doing: str) -> None:
-    """`ArgumentError` for a program whose target's arithmetic the runtime does not compute; a target that is not known passes."""
+    """`ArgumentError` for a program whose target's arithmetic the runtime does not compute; unknown targets pass."""
     if runtime.targets is None or program.target in runtime.targets or program.target not in TARGETS:
         return
     others = [r.name for r in RUNTIMES.values() if program.target in (r.targets or ())]

@@ -79,7 +79,9 @@ CASES: dict[str, tuple[nn.Module, Tensor, tuple[str, ...]]] = {
         torch.randn(4, 3, 16), (),
     ),
     "clipped": (Of(lambda m, x: m[1](m[0](x).clamp(-0.3, 0.4)), conv(3, 4), conv(4, 4)), X, ()),
-    "bilinear": (Of(lambda m, x: F.interpolate(F.relu(m[0](x)), scale_factor=2, mode="bilinear"), conv(3, 4)), X, ("GATHER",) * 2),
+    "bilinear": (
+        Of(lambda m, x: F.interpolate(F.relu(m[0](x)), scale_factor=2, mode="bilinear"), conv(3, 4)), X, ("GATHER",) * 2,
+    ),
 }  # fmt: skip
 
 

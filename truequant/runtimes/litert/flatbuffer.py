@@ -30,7 +30,8 @@ class File:
         self._codes: dict[tuple[int, int], Any] = {}
 
     def tensor(
-        self, name: str, shape: Sequence[int | None], dtype: str, scale: Any = None, zero_point: int = 0, axis: int = 0, buffer: int = 0
+        self, name: str, shape: Sequence[int | None], dtype: str, scale: Any = None, zero_point: int = 0, axis: int = 0,
+        buffer: int = 0,
     ) -> int:  # fmt: skip
         """A tensor. A size that is None follows the caller's batch. scale: one, or one for each index along `axis`."""
         made = self._schema.TensorT()
@@ -74,7 +75,7 @@ class File:
         self._operators.append(operator)
         return output
 
-    def bytes(self, inputs: Sequence[int], outputs: Sequence[int], description: str, metadata: Mapping[str, str]) -> bytes:
+    def serialized(self, inputs: Sequence[int], outputs: Sequence[int], description: str, metadata: Mapping[str, str]) -> bytes:
         """The file. Equal programs give equal bytes."""
         graph, model = self._schema.SubGraphT(), self._schema.ModelT()
         graph.name, graph.tensors, graph.operators = b"main", self._tensors, self._operators

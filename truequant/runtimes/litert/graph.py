@@ -77,7 +77,7 @@ def tflite_file(program: IntegerProgram, *, show_edges: bool = False) -> TfliteF
         results += [index] if position == len(results) else []
         outputs[name] = Place(position, order, writer.flat.get(name))
     metadata = {"truequant.version": version("truequant"), PROGRAM: digest(program)}
-    return TfliteFile(writer.file.bytes(indices, results, "truequant", metadata), inputs, outputs)
+    return TfliteFile(writer.file.serialized(indices, results, "truequant", metadata), inputs, outputs)
 
 
 def _outer(rank: int) -> Order:
