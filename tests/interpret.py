@@ -23,7 +23,7 @@ def interpret(program: IntegerProgram, inputs: dict[str, Tensor]) -> dict[str, A
 
 def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
     params = {name: oracle.Qparams(e.scale, e.zero_point, e.qmin, e.qmax) for name, e in program.edges.items()}
-    x, y = params.get(node.reads[0]), params.get(node.output)
+    x, y = params.get("".join(node.reads[:1])), params.get(node.output)
     match node:
         case nodes.Quantize():
             return oracle.quantize(arrays[0], y)
@@ -56,6 +56,9 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             scores, *masks = arrays
             given = scores, [*masks, *stored], node.causal, node.table.tolist()
             return oracle.weights(*given) if y is None else oracle.softmax(*given, y, node.low, node.high)
+        case nodes.Constant():
+            codes = node.codes.numpy().astype(np.int64)
+            return codes if node.like is None else np.concatenate([codes] * len(arrays[0]))
         case nodes.Lookup():
             return node.entries.numpy().astype(np.int64)[arrays[0]]
         case nodes.Table():

@@ -236,3 +236,15 @@ def test_the_switch_in_a_file(tmp_path: Path) -> None:
     path.write_text("unroll_recurrent = 1")
     with pytest.raises(tq.TruequantError, match="expected: true or false"):
         tq.QConfig.from_file(path)
+
+
+def test_a_float_layer_that_adds_up_in_another_order() -> None:
+    """torch folds the batch of a product where a weight needs a gradient; the message says so, and its fix works."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    qat = tq.prepare(nn.Sequential(nn.GRU(8, 16, batch_first=True)), x, tq.QConfig().with_rules(tq.Rule("0", None))).eval()
+    with pytest.raises(tq.TruequantError, match="the rounding of float sums") as caught:
+        tq.convert(qat)
+    assert "model.requires_grad_(False) before tq.convert" in str(caught.value.fix)
+    qat.requires_grad_(False)
+    assert torch.equal(tq.convert(qat)(x)[0], qat(x)[0])

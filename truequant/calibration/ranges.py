@@ -35,6 +35,8 @@ def set_ranges(
     before = {q: {name: value.clone() for name, value in q.state_dict().items()} for q in activations}
     for quantizer in activations:
         quantizer.observer.reset()
+        if quantizer.stream is not None:
+            quantizer.stream.greatest = None
     try:
         clock.state = "calibrating"
         with evaluating(model), torch.no_grad():
@@ -51,6 +53,7 @@ def set_ranges(
             handle.remove()
     for quantizer in activations:
         if quantizer.is_calibrated:
+            quantizer.choose()
             quantizer.commit()
     for quantizer, observer in others.items():
         if quantizer.is_calibrated:
@@ -74,6 +77,7 @@ def _watch(observer: ActivationObserver) -> Callable[[nn.Module, tuple[Tensor, .
 @torch.no_grad()
 def _impose(quantizer: FakeQuantize, observer: ActivationObserver) -> None:
     """The range that another observer chose, where the quantizer's own must not overwrite it at the next commit."""
+    observer.scheme = replace(quantizer.scheme, observer=observer.scheme.observer)  # its width may have been chosen since
     low, high = observer.range()
     own = quantizer.observer
     own.reset()

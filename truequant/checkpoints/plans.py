@@ -8,7 +8,7 @@ from typing import Any
 
 from truequant.errors import FileError, PlanError
 from truequant.fake import QUANTIZERS
-from truequant.planning import Plan, QuantizerPlan
+from truequant.planning import WIDE_BITS, Plan, QuantizerPlan, of_width
 
 
 def state_prefix(quantizer: QuantizerPlan) -> str:
@@ -29,6 +29,7 @@ def check_scales(plan: Plan, state: Mapping[str, Any], prefix: str, where: str) 
 def check_same(plan: Plan, prepared: Plan, where: str) -> None:
     """PlanError where a model was prepared by another plan; the reasons that plans give in words may differ."""
     ours, theirs = _decisions(prepared), _decisions(plan)
+    ours["quantizers"], theirs["quantizers"] = _alike(prepared.quantizers, plan.quantizers)
     if ours == theirs:
         return
     different = next(f for f in ours if ours[f] != theirs[f])
@@ -44,6 +45,19 @@ def check_same(plan: Plan, prepared: Plan, where: str) -> None:
 
 def _items(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+def _alike(
+    ours: tuple[QuantizerPlan, ...], theirs: tuple[QuantizerPlan, ...]
+) -> tuple[tuple[QuantizerPlan, ...], tuple[QuantizerPlan, ...]]:
+    """The same with one width for streams that one side has not decided about: the state decides."""
+    open_to = {q.name for q in (*ours, *theirs) if q.undecided}
+
+    def told(q: QuantizerPlan) -> QuantizerPlan:
+        scheme = of_width(q.scheme, wide=False) if q.name in open_to and q.scheme.dtype.bits == WIDE_BITS else q.scheme
+        return replace(q, scheme=scheme, stream=None, chosen=False)
+
+    return tuple(map(told, ours)), tuple(map(told, theirs))
 
 
 def _decisions(plan: Plan) -> dict[str, object]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from truequant import numerics
 from truequant.errors import ArgumentError, FileError
 from truequant.fake import FakeQuantize, WeightQuantizer
+from truequant.planning import WIDE_BITS, of_width
 
 _FIX = "build the model with the class and the arguments that it was saved with"
 
@@ -99,7 +100,8 @@ def check_quantizers(grids: Mapping[str, FakeQuantize | WeightQuantizer], state:
     """FileError for a scale, zero point or range that no quantizer can have."""
     for path, grid in grids.items():
         bits, planned = int(state[f"{path}.bits"]), grid.planned.dtype.bits
-        if bits and not planned < bits <= 8:
+        stream = isinstance(grid, FakeQuantize) and grid.stream is not None
+        if bits and not planned < bits <= 8 and not (stream and bits == WIDE_BITS):
             raise FileError(
                 f"{where}: '{path}' has a width that cannot be", got=f"{bits} bits", expected=f"0, or {planned + 1} … 8"
             )
@@ -111,7 +113,8 @@ def check_quantizers(grids: Mapping[str, FakeQuantize | WeightQuantizer], state:
                 got=f"scale {scale[~inside].flatten()[0].item()!r}", expected="a finite positive number",
                 fix="take an earlier checkpoint: training had diverged when this one was written, or the file lies",
             )  # fmt: skip
-        low, high = (grid.scheme.dtype.qmin, grid.scheme.dtype.qmax) if isinstance(grid, FakeQuantize) else (0, 0)
+        dtype = (of_width(grid.scheme, wide=bits == WIDE_BITS) if stream else grid.scheme).dtype
+        low, high = (dtype.qmin, dtype.qmax) if isinstance(grid, FakeQuantize) else (0, 0)
         inside = (zero_point >= low) & (zero_point <= high) & (zero_point == zero_point.round())
         if not bool(inside.all()):
             raise FileError(

@@ -18,6 +18,7 @@ from truequant.fake.resizing import interpolation_weights
 from truequant.fake.scores import FakeQuantizeScores
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.statistics import QuantizerStatistics, Statistics, quantized_weights, statistics, watching
+from truequant.fake.streams import Stream
 from truequant.fake.transposed import TRANSPOSED, as_layer, layer_weight
 from truequant.fake.untrained import Untrained
 from truequant.fake.weights import WeightQuantizer
@@ -39,6 +40,7 @@ __all__ = [
     "Ranked",
     "RuntimeSite",
     "Statistics",
+    "Stream",
     "Untrained",
     "WeightQuantizer",
     "affine_integers",

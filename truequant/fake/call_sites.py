@@ -28,6 +28,7 @@ from truequant.fake.limits import Limits
 from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
 from truequant.fake.parts import Parts
+from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recomputed import checkpoint_around, refuse_part
 from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
@@ -83,8 +84,10 @@ class Binding:
     """Whether planning saw no call in its own forward: outside of a prepared model's forward it is anybody's."""
     outermost: bool = False
     """Whether a call of this module is a step of training."""
-    plan: Plan | None = None
-    """Of the outermost module of a prepared model: its plan."""
+    planned_first: Plan | None = None
+    """Of the outermost module of a prepared model: its plan, as far as it was asked for."""
+    streams: tuple[FakeQuantize, ...] = ()
+    """Of the outermost module: quantizers whose width calibration chooses, or has chosen."""
     inputs: tuple[InputQuantizer, ...] = ()
     """Of the outermost module."""
     limits: Limits | None = None
@@ -93,6 +96,26 @@ class Binding:
     """Of the outermost module of a prepared model: the modules that were planned."""
     untrained: Untrained | None = None
     """Of the outermost module of a prepared model: parameters as they were, to see whether training moves them."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """Of the outermost module of a prepared model: its plan, with the widths that were chosen since."""
+        plan = self.planned_first
+        if plan is None or not self.streams:
+            return plan
+        known, wide = {q.name: q for q in plan.quantizers if q.stream is not None}, {}
+        for quantizer in self.streams:
+            quantizer.settle()
+            bits, there, stream = quantizer.planned.dtype.bits, known[quantizer.name], quantizer.stream
+            if stream is not None and stream.chosen and (there.undecided or there.scheme.dtype.bits != bits):
+                wide[quantizer.name] = bits > 8
+        if wide:
+            self.planned_first = plan.with_chosen(wide)
+        return self.planned_first
+
+    @plan.setter
+    def plan(self, plan: Plan | None) -> None:
+        self.planned_first = plan
 
     def planned(self, key: tuple[int, ...], training: bool) -> bool:
         """Whether planning saw the call of that key; a branch of training is none of evaluation."""
@@ -151,7 +174,7 @@ class CallSites(TorchFunctionMode):
             refuse_part(self.binding.name, name, self.around, self.had_gradients)
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
-        if self.plain and site.carries is None and not overwrites:
+        if self.plain and site.carries is None and not overwrites and not plan.constants:
             if site.quantizer is None and plan.action in HAND_ON:
                 return run(*args, **kwargs)
             if plan.action in PLAIN:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from truequant import numerics
 from truequant.errors import ArgumentError
-from truequant.fake.algorithms import algorithm_of, lsq_plus
+from truequant.fake.algorithms import algorithm_of, lsq_plus, stored_scale
 from truequant.fake.compiled import CompiledScheme, compiled_scheme
 from truequant.observers import Float32State, whole
 from truequant.schemes import FloatScale, PerTensor, QuantScheme, integer_type
@@ -65,7 +65,9 @@ class Grid(Float32State):
 
     def effective_scale(self) -> Tensor:
         """The scale in force, float32."""
-        return self.scale if self.shift is None else self.algorithm.force(self.scale, self._like_scale(self.shift))
+        if self.shift is None:
+            return self.scale
+        return numerics.stored_scale(self.algorithm.force(self.scale, self._like_scale(self.shift)), self.scheme)
 
     def _like_scale(self, learned: Tensor) -> Tensor:
         """A learned parameter in the shape of the scale; whole, where FSDP2 has spread it and its layer is not running."""
@@ -130,7 +132,8 @@ class Grid(Float32State):
         """The scale in force, with the gradient that its algorithm gives it; `elements` share a scale."""
         assert self.shift is not None
         assert self.algorithm.trainable is not None
-        return self.algorithm.trainable(self.scheme, self.scale, self._like_scale(self.shift), elements)
+        scale = self.algorithm.trainable(self.scheme, self.scale, self._like_scale(self.shift), elements)
+        return stored_scale(scale, self.scheme)
 
     def reset(self) -> None:
         """As constructed: no range."""

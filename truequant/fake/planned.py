@@ -17,7 +17,7 @@ from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.scores import FakeQuantizeScores
 from truequant.fake.transposed import layer_weight
 from truequant.fake.weights import WeightQuantizer
-from truequant.planning import Affine, Site
+from truequant.planning import Affine, Site, rule_of
 from truequant.schemes import ArithmeticRule
 
 
@@ -40,7 +40,8 @@ class PlannedSite:
     """Of a float layer: quantizers of its parameters."""
     carries: PlannedSite | None = None
     """Where the quantizer sits that runs in one training pass with this op."""
-    arithmetic: ArithmeticRule = "onnxruntime"
+    named_rule: ArithmeticRule = "onnxruntime"
+    """Of the target; see `arithmetic`."""
     tensors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     """Where the parameters and buffers are that `plan.affine` names: a module and an attribute of it."""
     folded: Folded = field(default_factory=Folded)
@@ -50,6 +51,12 @@ class PlannedSite:
     """Of a softmax: whether places of its scores may be hidden."""
     called_with: tuple[Tensor, Tensor | None] | None = None
     """Of a layer that is a call of a function, with a BatchNorm behind it: weight and bias of its last call in training."""
+
+    @property
+    def arithmetic(self) -> ArithmeticRule:
+        """The rule that this site computes by, which follows the widths of what it reads and writes."""
+        bits = [q.scheme.dtype.bits for q in (*self.reads, self.emits) if q is not None]
+        return rule_of(self.plan.action, bits, self.named_rule)
 
     def exact(self) -> bool:
         """Whether this site computes on codes now."""

@@ -16,7 +16,9 @@ from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
 from truequant.fake.idle import beside
-from truequant.observers import ActivationObserver, several
+from truequant.fake.streams import Stream
+from truequant.observers import ActivationObserver, greatest, several
+from truequant.planning import WIDE_BITS, is_wide_stream, of_width
 from truequant.schemes import Nearest, Percentile, PerChannel, QuantScheme
 
 
@@ -37,6 +39,9 @@ class FakeQuantize(Grid):
     [0.0, 0.29999998211860657, 2.549999952316284]
     """
 
+    stream: Stream | None = None
+    """Of a residual stream: what is known of its width."""
+
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
         self.observer = ActivationObserver(scheme, channels)
@@ -53,6 +58,8 @@ class FakeQuantize(Grid):
         clock = self.clock
         if not clock.enabled:
             return x
+        if self.stream is not None and not self.stream.settled:
+            self.settle()
         observes = (self.training or clock.calibrating) and not in_backward()
         if observes and self.owns_clock:
             clock.begin()
@@ -115,7 +122,8 @@ class FakeQuantize(Grid):
 
     def can_pass(self) -> bool:
         """Whether a kernel may compute what is quantized as well: there is one, and nobody wants to see it."""
-        return self.compiled_scheme is not None and self._alone() and self._unseen()
+        decided = self.stream is None or self.stream.chosen or self._calibrated
+        return decided and self.compiled_scheme is not None and self._alone() and self._unseen()
 
     def _unseen(self) -> bool:
         clock = self.clock
@@ -235,9 +243,13 @@ class FakeQuantize(Grid):
                 self.commit()
         if not self._observe_in_kernel(x):
             self.observer.observe(x)
+        undecided = self.stream is not None and not self.stream.chosen and (self.clock.calibrating or not self._calibrated)
+        if self.stream is not None and undecided and not torch.compiler.is_compiling():
+            self.stream.observe(x)
         if not self._calibrated and x.numel():
             if self.training and not torch.compiler.is_compiling():
                 self.observer.merge_ranks()
+                self.choose(of_all_ranks=True)
             # Later calls of this step belong to the first range as well, unless a learned scale takes over from here.
             self._take_effect(first=self.shift is None or self.clock.calibrating)
 
@@ -252,6 +264,34 @@ class FakeQuantize(Grid):
         """Of a tensor that is quantized here, what its range is made of."""
         return x
 
+    def choose(self, *, of_all_ranks: bool = False) -> None:
+        """Of a residual stream whose width is open: choose it, once, by what was observed; ranges are found for it then."""
+        if (stream := self.stream) is None or stream.chosen or stream.greatest is None:
+            return
+        seen, stream.greatest, stream.chosen = stream.greatest, None, True
+        self._set_width(wide=is_wide_stream(greatest(seen) if of_all_ranks else seen))
+        stream.settled = of_all_ranks
+
+    def settle(self) -> None:
+        """Of a residual stream: take over a width that another rank or an average of models wrote into the buffers."""
+        stream = self.stream
+        if stream is None or stream.settled or torch.compiler.is_compiling() or self.clock.calibrating or self.bits.is_meta:
+            return
+        if self.is_calibrated:
+            stream.chosen = stream.settled = True
+            self._set_width(wide=int(self.bits) == WIDE_BITS)
+
+    def _set_width(self, *, wide: bool) -> None:
+        self.scheme, self.planned = of_width(self.scheme, wide=wide), of_width(self.planned, wide=wide)
+        self.observer.scheme = self.scheme
+        if self.compiled_scheme is not None:
+            self.compiled_scheme = compiled_scheme(self.scheme)
+        self.mark_width()
+
+    def mark_width(self) -> None:
+        """Write into the state that a stream is wide: a state alone tells then what its codes mean."""
+        self.bits.fill_(WIDE_BITS if self.planned.dtype.bits == WIDE_BITS else 0)
+
     def reset(self) -> None:
         """As constructed: nothing observed, no range."""
         super().reset()
@@ -259,7 +299,14 @@ class FakeQuantize(Grid):
         self._seen_step = -1
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        bits, calibrated = state_dict.get(f"{prefix}bits"), state_dict.get(f"{prefix}calibrated")
+        wide = bits is not None and int(bits) == WIDE_BITS
+        if self.stream is not None and (wide or (calibrated is not None and bool(calibrated))) and not self.clock.calibrating:
+            self.stream.chosen = True
+            self._set_width(wide=wide)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.stream is not None and self.stream.chosen:
+            self.mark_width()
         self._seen_step = -1  # what is loaded as pending belongs to a step before the next, whatever the clock says then
 
     def set_bits(self, bits: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from truequant.fake import attention, evaluation, passes
 from truequant.fake.clock import local
@@ -44,6 +45,8 @@ class RuntimeSite(PlannedSite):
         if not self.clock.enabled:
             return function(*args, **kwargs)
         action = self.plan.action
+        if self.plan.constants:
+            args, kwargs = self._with_constants(args, kwargs)
         if self.carries is not None or action == "clamp":
             y = self._in_one_pass(args, kwargs)
             if y is not None:
@@ -66,6 +69,17 @@ class RuntimeSite(PlannedSite):
         else:
             return self._finish_result([on_contiguous(function, args, kwargs)])
         return self.finish(y)
+
+    def _with_constants(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments with the constants among them on their grids."""
+        leaves, structure = pytree.tree_flatten((tuple(args), kwargs))
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for place in self.plan.constants:
+            quantizer = self.reads[place]
+            assert quantizer is not None
+            leaves[tensors[place]] = passes.called(quantizer, leaves[tensors[place]])
+        found: tuple[Sequence[Any], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
+        return found
 
     def _computes(self) -> bool:
         """Whether its result has a grid, or needs none."""

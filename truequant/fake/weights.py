@@ -39,7 +39,7 @@ class WeightQuantizer(Grid):
         self.compiled_scheme = compiled_scheme(scheme) if plain or grouped else None
         self.plain_codes = (plain or grouped) and scheme.dtype.bits > 1 and self.algorithm.codes is None
         """Whether codes are those of the values on the grid, row by row or group by group."""
-        self.reads_range = isinstance(scheme.observer, (MinMax, MovingAverage, Entropy))
+        self.reads_range = isinstance(scheme.observer, (MinMax, MovingAverage, Entropy)) and not scheme.of_file
         """Whether a compiled kernel can read the range from a weight."""
         self.group = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else 0
         self.sums_codes = True
@@ -81,7 +81,7 @@ class WeightQuantizer(Grid):
 
     def hold(self, scale: Tensor) -> None:
         """Keep `scale` from now on, so that codes that were chosen for it stay. A learned scale starts there."""
-        self._set(scale, self.zero_point)
+        self._set(numerics.stored_scale(scale, self.scheme), self.zero_point)
         with torch.no_grad():
             for parameter in self.learned_parameters():
                 parameter.zero_()

@@ -25,7 +25,7 @@ def _answer(y: Any) -> Any:
 
 def least_error(rows: Tensor, low: Tensor, high: Tensor, scheme: QuantScheme) -> Tensor | None:
     """The fraction of each row's range `[low, high]` with the least squared error: what `observers.weight_range` finds."""
-    if (native := _native(rows)) is None or not scheme.is_symmetric:
+    if (native := _native(rows)) is None or not scheme.is_symmetric or scheme.of_file:
         return None
     found: Tensor | None = _answer(
         native.least_error(

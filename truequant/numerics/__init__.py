@@ -32,7 +32,15 @@ from truequant.numerics.norms import (
     too_long,
 )
 from truequant.numerics.pooling import pooled_length, window_average
-from truequant.numerics.qparams import MAX_SCALE, MIN_SCALE, bounded, power_of_two, range_of, scale_and_zero_point
+from truequant.numerics.qparams import (
+    MAX_SCALE,
+    MIN_SCALE,
+    bounded,
+    power_of_two,
+    range_of,
+    scale_and_zero_point,
+    stored_scale,
+)
 from truequant.numerics.requantize import channel_axis, clamp_codes, global_average_factor, multiplier, requantize
 from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
@@ -42,6 +50,6 @@ __all__ = [
     "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
     "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
     "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",
-    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "sub",
-    "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale",
+    "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
 ]  # fmt: skip

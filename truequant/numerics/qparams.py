@@ -19,17 +19,32 @@ def power_of_two(scale: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(scale), exponent)
 
 
+_SCALE_TYPES = {
+    "float16": (torch.float16, 2.0**-24, 2.0**15),  # its smallest number, and its largest power of two
+    "bfloat16": (torch.bfloat16, MIN_SCALE, MAX_SCALE),
+}
+"""The types other than float32 that a scheme's scales may have, and the bounds of scales in them."""
+
+
+def stored_scale(scale: Tensor, scheme: QuantScheme) -> Tensor:
+    """Scales, float32, as the scheme's file keeps them: rounded half to even to its type of scales."""
+    if scheme.scale_dtype == "float32":
+        return scale
+    dtype, least, most = _SCALE_TYPES[scheme.scale_dtype]
+    return torch.clamp(scale, least, most).to(dtype).float()
+
+
 def bounded(scale: Tensor, scheme: QuantScheme) -> Tensor:
     """`scale` in float32, inside the bounds, in the form that the scheme promises."""
     scale = torch.clamp(scale.float(), MIN_SCALE, MAX_SCALE)
-    return power_of_two(scale) if scheme.power_of_two else scale
+    return stored_scale(power_of_two(scale) if scheme.power_of_two else scale, scheme)
 
 
 def scale_and_zero_point(minimum: Tensor, maximum: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
     """Scale and zero point, float32, of a range that is widened to hold 0.
 
         affine:     s = (max - min) / (qmax - qmin),  z = clamp(rint(qmin - min / s), qmin, qmax)
-        symmetric:  s = max(|min|, |max|) / qmax (signed),  s = max / qmax (unsigned),  z = 0
+        symmetric:  s = max(min / qmin, max / qmax) (signed),  s = max / qmax (unsigned),  z = 0
 
     Non-finite ends are taken as the largest finite float32.
     """
@@ -37,8 +52,10 @@ def scale_and_zero_point(minimum: Tensor, maximum: Tensor, scheme: QuantScheme) 
     low = torch.nan_to_num(minimum.float(), 0.0, largest, -largest).clamp(max=0.0)
     high = torch.nan_to_num(maximum.float(), 0.0, largest, -largest).clamp(min=0.0)
     if scheme.is_symmetric:
-        reach = torch.maximum(-low, high) if scheme.dtype.signed else high
-        scale = bounded(reach / scheme.qmax, scheme)
+        scale = high / scheme.qmax
+        if scheme.dtype.signed:
+            scale = torch.maximum(low / scheme.qmin, scale)
+        scale = bounded(scale, scheme)
         return scale, torch.zeros_like(scale)
     # Each end is divided first: high - low could overflow.
     levels = scheme.qmax - scheme.qmin

@@ -41,6 +41,8 @@ class Facts:
     """Whether it computes on codes too where its result leaves as values."""
     of_scores: bool = False
     """Whether it lies between a product of scores and its softmax, and is computed with the product."""
+    any_width: bool = False
+    """Whether runtimes compute it exactly on codes of 16 bits too."""
     named_rule: bool = False
     """Whether runtimes round it by rules of their own (`ArithmeticRule`)."""
 
@@ -50,15 +52,15 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "norm": Facts(),
     "affine": Facts(computes=True),
     "product": Facts(computes=True, keeps_sign=True),
-    "add": Facts(computes=True, keeps_sign=True, named_rule=True),
-    "sub": Facts(computes=True),
-    "mul": Facts(computes=True, keeps_sign=True, named_rule=True),
-    "table": Facts(computes=True, needs_arguments=True, plain=True),
-    "lookup": Facts(computes=True, needs_arguments=True),
+    "add": Facts(computes=True, keeps_sign=True, any_width=True, named_rule=True),
+    "sub": Facts(computes=True, any_width=True),
+    "mul": Facts(computes=True, keeps_sign=True, any_width=True, named_rule=True),
+    "table": Facts(computes=True, needs_arguments=True, plain=True, any_width=True),
+    "lookup": Facts(computes=True, needs_arguments=True, any_width=True),
     "average": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True),
     "pool": Facts(computes=True, needs_arguments=True, homogeneous=True, keeps_sign=True, named_rule=True),
     "resize": Facts(computes=True, needs_arguments=True, keeps_sign=True),
-    "normalize": Facts(computes=True, needs_arguments=True, plain=True, bare=True),
+    "normalize": Facts(computes=True, needs_arguments=True, plain=True, bare=True, any_width=True),
     "within": Facts(plain=True),
     "clamp": Facts(moves=True),
     "concat": Facts(moves=True),
@@ -86,7 +88,7 @@ def _where(fact: str) -> frozenset[str]:
 COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("in_float"), _where("gridless")
 NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
 OF_SCORES = _where("of_scores")
-KEEP_SIGN, NAMED_RULE, BARE = _where("keeps_sign"), _where("named_rule"), _where("bare")
+KEEP_SIGN, NAMED_RULE, BARE, ANY_WIDTH = _where("keeps_sign"), _where("named_rule"), _where("bare"), _where("any_width")
 ACT = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
 """Actions at which something else than in the float model happens, with or without a quantizer behind."""
 HAND_ON = MOVES | {"identity"}

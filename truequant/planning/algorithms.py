@@ -6,8 +6,15 @@ from truequant.errors import FileError, PlanError, SchemeError
 from truequant.schemes import FloatScale, Nearest, PerTensor, QuantScheme, is_dynamic
 
 
-def check_weight(scheme: QuantScheme, where: str) -> None:
-    """SchemeError for an algorithm that is not for weights."""
+def check_weight(scheme: QuantScheme, where: str, sums_integers: bool) -> None:
+    """SchemeError for an algorithm that is not for weights, or a grid that the sums of an integer layer could not keep."""
+    if scheme.of_file and sums_integers:
+        raise SchemeError(
+            f"'{where}': full_range and scale_dtype are for linear layers whose input is left in float, or quantized a token",
+            got=f"{scheme}, in a layer that sums codes: BatchNorm and bias are folded into its scales and signs",
+            expected="float32 scales and the narrow range",
+            fix=f'Rule("{where}", input=None), or Rule("{where}", weight=QuantScheme({scheme.dtype}, PerChannel(0)))',
+        )
     if scheme.scale.not_for_weights:
         raise SchemeError(
             f"'{where}': {scheme.scale.not_for_weights}, and this is a weight",
@@ -19,6 +26,11 @@ def check_weight(scheme: QuantScheme, where: str) -> None:
 def check_activation(scheme: QuantScheme, where: str, may_be_negative: bool) -> None:
     """SchemeError for an algorithm that is not for activations, or whose grid would cut this one's negative values off."""
     rule, name = scheme.scale, type(scheme.scale).__name__
+    if scheme.of_file:
+        raise SchemeError(
+            f"'{where}': full_range and scale_dtype are for weights, and this is an activation",
+            got=str(scheme), fix=f"QuantScheme({scheme.dtype}) without them",
+        )  # fmt: skip
     if scheme.oscillation is not None or not rule.for_activations(scheme.dtype):
         what = "freezing" if scheme.oscillation is not None else f"{name} of a signed type"
         raise SchemeError(
@@ -39,10 +51,10 @@ def check_dynamic(
     """`error` unless tokens can be quantized so: signed and symmetric codes, a scale that is computed and not learned."""
     plain = scheme.granularity == PerTensor() and scheme.scale == FloatScale() and scheme.rounding == Nearest()
     codes = scheme.dtype.signed and scheme.is_symmetric and 2 <= scheme.dtype.bits <= 8
-    if not (is_dynamic(scheme) and plain and codes and scheme.oscillation is None):
+    if not (is_dynamic(scheme) and plain and codes and scheme.oscillation is None and not scheme.of_file):
         raise error(
             f"'{where}': tokens cannot be quantized at run time in this way",
             got=str(scheme),
-            expected="a signed, symmetric type of 2 to 8 bits with FloatScale()",
+            expected="a signed, symmetric type of 2 to 8 bits with FloatScale(), scales in float32",
             fix="QuantScheme(int8, observer=Dynamic())",
         )

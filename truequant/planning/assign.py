@@ -15,7 +15,20 @@ from truequant.planning.products import is_product
 from truequant.planning.recurrent import OPS as RECURRENT
 from truequant.planning.recurrent import weights_of
 from truequant.planning.scores import scores_grids, scores_scheme
-from truequant.schemes import INHERIT, Inherit, PerChannel, PerGroup, PerTensor, QConfig, QuantScheme, Rule, is_dynamic
+from truequant.planning.wide_sums import wide_sums
+from truequant.schemes import (
+    INHERIT,
+    Inherit,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QConfig,
+    QuantScheme,
+    Rule,
+    is_dynamic,
+    uint8,
+    uint16,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +149,7 @@ def weight_scheme(
             fix=f'Rule("{node.name}", weight=QuantScheme({scheme.dtype}, PerTensor()))',
         )
     _wide_enough(scheme, config.target.weight_bits, node.name, "weights", config)
-    check_weight(scheme, node.name)
+    check_weight(scheme, node.name, features is None)
     return scheme
 
 
@@ -155,6 +168,8 @@ def activation_schemes(
     """The scheme of each grid that an integer op writes or reads; None where the config leaves it in float."""
     inputs = {graph.grid(graph.resolve(v)) for v in graph.trace.inputs}
     outputs, scores = {graph.grid(v) for v in graph.outputs}, scores_grids(graph)
+    wide = wide_sums(graph) if _widens(config) else frozenset()
+    constants = {graph.grid(v) for v in graph.constants} - inputs - {graph.grid(w) for n in graph.nodes for w in n.writes}
     result: dict[int, QuantScheme | None] = {}
     for node in graph.nodes:
         if node.integer:
@@ -170,10 +185,14 @@ def activation_schemes(
             base = config.input
         elif grid in outputs:
             base = config.output
+        elif grid in constants:
+            base = _of_constant(config)
         elif grid in scores:
             base = scores_scheme(config.activation, config.target)
         elif config.ends is not None and any(n.index in last for n in consumers):
             base = config.ends.activation
+        if base is not None and grid in wide:
+            base = base.with_(dtype=uint16)
         for node in writers:
             said = [overrides[link.index].output for link in (node, *node.fused)]
             for scheme in said:
@@ -191,6 +210,20 @@ def activation_schemes(
             if not scheme.dtype.signed and scheme.symmetric is None and nonnegative:
                 result[grid] = scheme.with_(symmetric=True)
     return result
+
+
+def _widens(config: QConfig) -> bool:
+    """Whether sums with constants have 16 bits: where activations have 8, and the target has more."""
+    given = config.activation
+    plain = given is not None and not is_dynamic(given) and given.dtype == uint8 and not given.power_of_two
+    return plain and 16 in config.target.activation_bits
+
+
+def _of_constant(config: QConfig) -> QuantScheme | None:
+    """Of constants that are added: few numbers, which all inputs share. They have 8 bits where activations have less."""
+    given = config.activation
+    narrow = given is not None and not is_dynamic(given) and given.dtype.bits < 8
+    return config.input if narrow and config.input is not None else given
 
 
 def _where(writers: list[Node], consumers: list[Node]) -> str:

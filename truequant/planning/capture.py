@@ -57,6 +57,8 @@ class Constant:
     """Whether it is a parameter, or made of one: its numbers will be others."""
     number: float | None = None
     """The one number of a tensor that the forward made, from no parameter or buffer."""
+    far: bool = False
+    """Whether it holds values, infinities of a mask among them, that no activation has."""
 
     @property
     def elements(self) -> int:
@@ -237,7 +239,7 @@ class _Recorder(TorchFunctionMode):
         made = name is None and formula is None and leaf.numel() == 1 and leaf.is_floating_point() and not leaf.is_meta
         learned = self.learned.has(leaf)
         hides = not learned and _hides(leaf)
-        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, hides, learned, float(leaf) if made else None)
+        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, hides, learned, float(leaf) if made else None, _far(leaf))
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""

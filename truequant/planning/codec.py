@@ -27,7 +27,7 @@ from truequant.schemes import INHERIT, INTEGER_TYPES, Inherit, IntegerType, QCon
 
 _TYPES: dict[str, type[Any]] = {}
 """What is written by its name: dataclasses, added by `stored`."""
-_BEFORE = {("QConfig", "saturation"): "unsigned"}
+_BEFORE = {("QConfig", "saturation"): "unsigned", ("QConfig", "wide_streams"): False}
 """What a field that a text lacks meant when texts had no such field, where that is not the default."""
 _FLAGS = re.ASCII | re.IGNORECASE | re.LOCALE | re.MULTILINE | re.DOTALL | re.UNICODE | re.VERBOSE  # not DEBUG, which prints
 T = TypeVar("T")

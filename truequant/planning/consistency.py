@@ -36,6 +36,8 @@ def check_records(
             raise error(f"{where}: the quantizer '{q.name[:200]}' contradicts itself", got=repr(q)[:300])
         if q.kind != "weight" and not per_tensor:
             raise error(f"{where}: '{q.name[:200]}' has several scales", got=str(q.scheme), expected="PerTensor()")
+        if (q.stream is None and q.chosen) or (q.stream is not None and (q.stream >= 0 or q.kind != "activation")):
+            raise error(f"{where}: the quantizer '{q.name[:200]}' contradicts itself", got=repr(q)[:300])
     for s in all_sites:
         activations = [name for name in (*s.reads, s.emits, s.quantizer) if name is not None]
         wrong = [name for name in activations if name not in quantizers or quantizers[name].kind == "weight"]
@@ -43,6 +45,8 @@ def check_records(
             wrong.append(s.weight)
         wrong += [q for _, q in s.weights if q not in quantizers or quantizers[q].kind != "weight"]
         wrong += [name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites]
+        if any(not 0 <= place < len(s.reads) or s.reads[place] is None for place in s.constants):
+            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"constants {s.constants[:8]}")
         linear = s.action in GRIDLESS
         if (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
             raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"{s.action} of {s.op[:80]}")
@@ -90,4 +94,4 @@ def edited(quantizers: Sequence[QuantizerPlan], name: str, scheme: QuantScheme) 
         )  # fmt: skip
     if old.kind != "weight" and old.scheme.is_symmetric and scheme.symmetric is None:
         scheme = scheme.with_(symmetric=True)  # behind a ReLU the zero point stays 0
-    return tuple(replace(q, scheme=scheme) if q is old else q for q in quantizers)
+    return tuple(replace(q, scheme=scheme, stream=None, chosen=False) if q is old else q for q in quantizers)

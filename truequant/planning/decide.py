@@ -23,7 +23,7 @@ from truequant.planning.held import Held, held
 from truequant.planning.leaves import is_leaf
 from truequant.planning.linears import check_uses
 from truequant.planning.norm_parts import norms_of_grids, release_parts, take_parts
-from truequant.planning.notes import notes
+from truequant.planning.notes import notes, wide_sums
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
 from truequant.planning.passes import carried
@@ -32,6 +32,7 @@ from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, Ten
 from truequant.planning.saturation import narrowed
 from truequant.planning.scores import broken_attentions, scores_grids, scores_scheme, table_bits
 from truequant.planning.selectors import Selectable, matching
+from truequant.planning.streams import streams
 from truequant.planning.without_grid import without_grid
 from truequant.schemes import INHERIT, PerChannel, PerGroup, QConfig, QuantScheme, is_dynamic
 
@@ -98,6 +99,7 @@ class _Builder:
         """Of grids that are none: how linear layers quantize what they read from there."""
         self.schemes = {grid: None if grid in self.tokens else scheme for grid, scheme in schemes.items()}
         without_grid(graph, self.schemes, self.tokens)
+        self.streams, self.narrow_streams = streams(graph, overrides, config, self.schemes)
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.narrow: set[str] = set()
         """Quantizers of weights that were narrowed."""
@@ -115,9 +117,10 @@ class _Builder:
         scheme: QuantScheme,
         channels: int | tuple[int, ...] | None = None,
         tied: bool = False,
+        stream: int | None = None,
     ) -> str:
         name = f"{owner}.{slot}" if owner else slot
-        self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied))
+        self.quantizers.setdefault(name, QuantizerPlan(name, owner, slot, kind, scheme, channels, tied, stream))
         return name
 
     def _slot(self, node: Node) -> str:
@@ -149,13 +152,16 @@ class _Builder:
                     self.parts[last.index] = last.writes.index(value)
                 kind: Kind = "scores" if grid in scores else "output" if grid in outputs else "activation"
                 at_node[last.index] = self._of_grid(grid, last.call.owner, self._slot(last), kind)
+        for node in graph.nodes:
+            for place in self._constants(node):
+                self._of_grid(graph.grid(node.reads[place]), node.call.owner, f"{self._slot(node)}_constant", "constant")
         return at_node, at_input
 
     def _of_grid(self, grid: int, owner: str, slot: str, kind: Kind) -> str:
         if grid not in self.grid_quantizer:
             scheme = self.schemes[grid]
             assert scheme is not None
-            self.grid_quantizer[grid] = self._quantizer(owner, slot, kind, scheme)
+            self.grid_quantizer[grid] = self._quantizer(owner, slot, kind, scheme, stream=self.streams.get(grid))
         return self.grid_quantizer[grid]
 
     def _weight(self, node: Node) -> str:
@@ -221,10 +227,11 @@ class _Builder:
                 self.trained,
                 self.overrides,
                 self.config,
-                tuple(self.quantizers.values()),
+                wide_sums(sites, self.quantizers),
                 self._uncalled(),
                 len(self.narrow),
-            ),
+            )
+            + self.narrow_streams,
             call=call_of(self.graph.modules[""], self.example_inputs),
         )
 
@@ -234,6 +241,8 @@ class _Builder:
         reads = (
             tuple(self.grid_quantizer.get(graph.grid(v)) for v in node.reads) if integer_reads or node.action in FLOAT else ()
         )
+        if node.action in FLOAT:
+            reads = tuple(r for r, v in zip(reads, node.reads, strict=True) if v not in graph.constants)
         said = self.overrides[node.index]
         emits = self.grid_quantizer.get(graph.grid(node.end)) if node.integer else None
         if node.action in MOVES and node.fused_into is None:
@@ -267,8 +276,14 @@ class _Builder:
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
             refused=there.refused, without_onnx=there.without_onnx, factor=node.factor if node.factor != 1.0 else None,
-            scores=self._scores(node), bits=table_bits(node, graph),
+            scores=self._scores(node), bits=table_bits(node, graph), constants=self._constants(node),
         )  # fmt: skip
+
+    def _constants(self, node: Node) -> tuple[int, ...]:
+        """Places of the constants that a node reads on a grid."""
+        graph = self.graph
+        reads = enumerate(node.reads if node.integer or node.action in MOVES else ())
+        return tuple(i for i, v in reads if v in graph.constants and self.schemes.get(graph.grid(v)) is not None)
 
     def _scores(self, node: Node) -> str | None:
         """The quantizer of the scores inside attention that is one call."""

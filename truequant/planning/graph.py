@@ -16,6 +16,7 @@ from truequant.planning.affine import of_channels
 from truequant.planning.attention import Part, attention_arguments, attention_of, attentions
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
+from truequant.planning.joined import CONSTANTS, joined
 from truequant.planning.leaves import is_leaf, site_name
 from truequant.planning.normalizing import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
@@ -125,6 +126,9 @@ class Graph(Values):
         key = self.repeats.key(call.frame)
         part = self.parts.get(index)
         action, reason, bounds = attention_of(index, call, part, self) or classify(call, reads, self)
+        if action == "float" and part is None and (operands := joined(call, self)) is not None:
+            action, reason = CONSTANTS[call.op.role]
+            reads = tuple(self.resolve(o.value) if isinstance(o, Ref) else self.add_constant(o) for o in operands)
         written = self._norms.find(call)
         if written is not None and written.source in self.on_codes:
             action, reason, reads = "normalize", BY_ROW, (written.source,)
@@ -172,7 +176,7 @@ class Graph(Values):
             first = min(first, other)
 
     def members(self, grid: int) -> Iterator[int]:
-        return (v.index for v in self.trace.values if self.grid(self.resolve(v.index)) == grid)
+        return (v.index for v in self.values if self.grid(self.resolve(v.index)) == grid)
 
 
 def classify(call: Call, reads: tuple[int, ...], graph: Graph) -> tuple[Action, str, tuple[float | None, float | None]]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from truequant.planning.actions import ANY_WIDTH, COMPUTES
 from truequant.planning.assign import Overrides
 from truequant.planning.capture import Trace
 from truequant.planning.graph import Graph
 from truequant.planning.leaves import is_leaf
 from truequant.planning.ops import Role, is_loss
-from truequant.planning.records import QuantizerPlan
+from truequant.planning.records import QuantizerPlan, Site
 from truequant.planning.saturation import narrowed_note
 from truequant.schemes import QConfig, QuantScheme
 
 
 def notes(
-    graph: Graph, trained: Trace, overrides: Mapping[int, Overrides], config: QConfig, quantizers: Sequence[QuantizerPlan],
+    graph: Graph, trained: Trace, overrides: Mapping[int, Overrides], config: QConfig, summed: Sequence[QuantizerPlan],
     uncalled: Sequence[str], narrow: int,
 ) -> tuple[str, ...]:  # fmt: skip
-    """uncalled: leaves with parameters that no example calls. narrow: how many weights were narrowed."""
+    """summed: quantizers of what sums read and write.
+
+    uncalled: leaves with parameters that no example calls. narrow: how many weights were narrowed.
+    """
     evaluated, in_training = graph.trace.module_calls, trained.module_calls
     found = [f"'{name}' stays float: no example input calls it; a call of it raises PlanError" for name in uncalled]
     for name, module in graph.modules.items():
@@ -43,7 +47,14 @@ def notes(
     if narrow:
         found.append(narrowed_note(narrow))
     target = config.target
-    for q in quantizers:
+    for q in summed:
         if q.scheme.dtype.bits > target.integer_bits:
             found.append(f"'{q.name}' has {q.scheme.dtype.bits} bits: {target} sums such codes in float32, never EXACT")
     return tuple(found)
+
+
+def wide_sums(sites: Sequence[Site], quantizers: Mapping[str, QuantizerPlan]) -> tuple[QuantizerPlan, ...]:
+    """Those of the quantizers of activations that a site reads or writes which does not compute exactly on any width."""
+    summing = [s for s in sites if s.action in COMPUTES - ANY_WIDTH and s.fused_into is None]
+    names = {name for s in summing for name in (*s.reads, s.emits, s.scores)}
+    return tuple(q for name, q in quantizers.items() if name in names)

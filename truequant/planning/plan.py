@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from truequant.errors import FileError, PlanError
 from truequant.files import Json, dumps, loads
-from truequant.planning.actions import NAMED_RULE
+from truequant.planning.actions import NAMED_RULE, Action
 from truequant.planning.codec import from_json, stored, to_json
 from truequant.planning.consistency import check_records, edited
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.table import table_of
+from truequant.planning.widths import chosen, of_width
 from truequant.schemes import ArithmeticRule, QConfig, QuantScheme, Target
 
 
@@ -47,10 +49,8 @@ class Plan:
 
     def arithmetic(self, site: Site) -> ArithmeticRule:
         """The named rule of a site: its target's, and "portable" over codes of more than 8 bits, which no target adds."""
-        if site.action not in NAMED_RULE:
-            return self.target.arithmetic
-        wide = any(self.quantizer(name).scheme.dtype.bits > 8 for name in (*site.reads, site.emits) if name is not None)
-        return "portable" if wide else self.target.arithmetic
+        bits = [self.quantizer(name).scheme.dtype.bits for name in (*site.reads, site.emits) if name is not None]
+        return rule_of(site.action, bits, self.target.arithmetic)
 
     def in_float(self) -> tuple[Site, ...]:
         """Sites left in float."""
@@ -71,6 +71,10 @@ class Plan:
         for a scheme that the quantizer cannot have.
         """
         return replace(self, quantizers=edited(self.quantizers, quantizer, scheme))
+
+    def with_chosen(self, wide: Mapping[str, bool]) -> Plan:
+        """A copy in which the quantizers of residual streams, by name, have 16 bits or 8: what calibration chose."""
+        return replace(self, quantizers=chosen(self.quantizers, wide))
 
     def to_json(self) -> str:
         """The plan as text, its config included. `SchemeError` for a rule whose selector has no importable name."""
@@ -101,7 +105,16 @@ class Plan:
         return tuple(lines)
 
     def __str__(self) -> str:
-        return table_of(self.sites, self.inputs, {q.name: str(q.scheme) for q in self.quantizers}, self.notes)
+        return table_of(self.sites, self.inputs, {q.name: _shown(q) for q in self.quantizers}, self.notes)
+
+
+def rule_of(action: Action, bits: Sequence[int], named: ArithmeticRule) -> ArithmeticRule:
+    """The rule of a site that reads and writes codes of `bits` bits. named: its target's."""
+    return "portable" if action in NAMED_RULE and any(n > 8 for n in bits) else named
+
+
+def _shown(q: QuantizerPlan) -> str:
+    return f"{q.scheme} or {of_width(q.scheme, wide=True).dtype}, as its range says" if q.undecided else str(q.scheme)
 
 
 def plan_to_json(plan: Plan) -> Json:

@@ -10,7 +10,7 @@ from truequant.planning.actions import Action
 from truequant.planning.formulas import Affine
 from truequant.schemes import QuantScheme
 
-Kind = Literal["input", "activation", "output", "weight", "scores"]
+Kind = Literal["input", "activation", "output", "weight", "scores", "constant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class QuantizerPlan:
     follows: the site whose grid it shares in name; one_sided: its values are never negative.
     channels: how many scales a per-channel scheme has, or the shape of per-group ones; None for one.
     tied: a weight's scale belongs to the weight with its BatchNorm folded in.
+    stream: of a residual stream in front of norms, the axis of its channels, counted from the end: it has 8 bits, or 16 where
+    the range that is found is more than 8 times its median channel's. chosen: whether that was decided: `scheme` says which.
     """
 
     name: str
@@ -29,6 +31,13 @@ class QuantizerPlan:
     scheme: QuantScheme
     channels: int | tuple[int, ...] | None = None
     tied: bool = False
+    stream: int | None = None
+    chosen: bool = False
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its width follows the first range that is found."""
+        return self.stream is not None and not self.chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class Site:
     factor: of a product of scores, by what they are multiplied before their quantizer (1 / sqrt(d)).
     scores: of attention in one call, the quantizer of its scores.
     bits: of a softmax whose result is an edge, how many bits its table of exponentials has.
+    constants: which of `reads` are of constants, which are quantized here; their places among the tensors that it is given.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
 
@@ -93,6 +103,7 @@ class Site:
     factor: float | None = None
     scores: str | None = None
     bits: int | None = None
+    constants: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def narrowed(node: Node, graph: Graph, scheme: QuantScheme, activation: QuantSch
         return scheme
     largest = 255 if activation.dtype.signed else activation.qmax  # kernels add 128 to signed codes
     products = numerics.products_in_int16(*_shape_and_groups(node, graph))
-    fits = activation.dtype.bits > 8 or products * scheme.qmax * largest <= numerics.INT16_MAX
+    fits = activation.dtype.bits > 8 or products * max(-scheme.qmin, scheme.qmax) * largest <= numerics.INT16_MAX
     return scheme if fits or scheme.dtype.bits <= int7.bits else scheme.with_(dtype=int7)
 
 

@@ -96,6 +96,23 @@ def names_in(tree: Any) -> Iterator[str]:
         yield from names_in(item)
 
 
+def named_leaves(tree: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """The names in a tree, in order, each with the keys, fields and places that lead to it."""
+    if isinstance(tree, str):
+        yield way, tree
+    elif isinstance(tree, dict):
+        ((kind, content),) = tree.items()
+        if kind in _KEYED:
+            for key, item in content:
+                yield from named_leaves(item, (*way, key))
+        elif kind != "text":
+            for key, item in content.items() if isinstance(content, dict) else enumerate(content):
+                yield from named_leaves(item, (*way, key))
+    elif isinstance(tree, (list, tuple)):
+        for place, item in enumerate(tree):
+            yield from named_leaves(item, (*way, place))
+
+
 def _content(tree: Any) -> list[Any]:
     if isinstance(tree, dict):
         ((kind, content),) = tree.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from truequant.planning.capture import Trace
+from truequant.planning.capture import Constant, Trace, Value
 
 
 class Values:
@@ -12,9 +12,11 @@ class Values:
     """
 
     def __init__(self, trace: Trace) -> None:
-        self.trace = trace
+        self.trace, self.values = trace, list(trace.values)
         self.input_values = set(trace.inputs)
         self.on_codes: set[int] = set()
+        self.constants: set[int] = set()
+        """Values that are none of the trace's: constants that an op joins to an activation."""
         self.without: frozenset[int] = frozenset()
         """Calls of attention, by index, that stay float."""
 
@@ -23,14 +25,21 @@ class Values:
         return value
 
     def is_float(self, value: int) -> bool:
-        return self.trace.values[value].is_float
+        return self.values[value].is_float
 
     def is_far(self, value: int) -> bool:
         """Whether a value holds numbers that no activation has. What is computed in integer is one, however large it grows."""
-        return self.trace.values[value].far and value not in self.on_codes
+        return self.values[value].far and value not in self.on_codes
+
+    def add_constant(self, constant: Constant) -> int:
+        """A new value for a constant that an op joins to an activation."""
+        index = len(self.values)
+        self.values.append(Value(index, constant.shape, constant.dtype))
+        self.constants.add(index)
+        return index
 
     def rank(self, value: int) -> int:
-        return len(self.trace.values[value].shape)
+        return len(self.values[value].shape)
 
     def shape(self, value: int) -> tuple[int, ...]:
-        return self.trace.values[value].shape
+        return self.values[value].shape

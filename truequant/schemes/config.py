@@ -41,6 +41,8 @@ class QConfig:
         elsewhere; "unsigned" ships codes of 8 bits shifted by 128, exact too, at half the speed where VNNI is. A weight that a
         rule names keeps its scheme.
     ends: first and last layers keep these; `None` treats them as all others.
+    wide_streams: whether residual streams in front of norms have 16 bits where the first range that is found is more than 8
+        times that of their median channel; False keeps them at 8. A rule for such an edge wins.
     fusions: which ops share a training pass with the quantizer behind them; what is computed is the same (see `Fusions`).
     """
 
@@ -54,6 +56,7 @@ class QConfig:
     target: Target = ONNXRUNTIME
     unroll_recurrent: bool = False
     fusions: Fusions = Fusions()
+    wide_streams: bool = True
 
     def __post_init__(self) -> None:
         for field in ("weight", "activation", "input", "output"):
@@ -75,7 +78,7 @@ class QConfig:
         """The config of a name. "int8" is the default, `QConfig()`: the widest weights that run at full speed.
 
         int8, w8a8, w7a8, w8a8-per-tensor, w8a8-pow2, w4a8, w4a4, w3a3, w2a2, w1a1, and the last five with -all; for the linear
-        layers of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16.
+        layers of transformers w8a8-dynamic, w4a8-dynamic, w8a16, w4a16; with the grids of GGUF files w8a16-gguf, w4a16-gguf.
         """
         return QConfig(**named(name))
 

@@ -23,6 +23,9 @@ Fields = Mapping[str, Any]
 
 GROUP_4 = QuantScheme(int4, PerGroup(32), observer=MSE())
 """Weights of 4 bits, one scale for 32 of them."""
+Q4_0 = QuantScheme(int4, PerGroup(32), observer=MSE(), scale_dtype="float16", full_range=True)
+Q8_0 = QuantScheme(int8, PerGroup(32), observer=MSE(), scale_dtype="float16")
+"""Weights as GGUF keeps them: a float16 scale for 32 of them, codes -8 … 7, or -127 … 127."""
 TOKENS_8 = QuantScheme(int8, observer=Dynamic())
 
 
@@ -65,6 +68,8 @@ _LINEARS: dict[str, Fields] = {
     "w4a8-dynamic": _linears(GROUP_4, TOKENS_8),
     "w8a16": _linears(WEIGHT_8, None),
     "w4a16": _linears(GROUP_4, None),
+    "w8a16-gguf": _linears(Q8_0, None),
+    "w4a16-gguf": _linears(Q4_0, None),
 }
 NAMED: dict[str, Fields] = _MODELS | _WHOLE | _LINEARS
 

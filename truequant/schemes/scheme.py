@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from truequant.errors import SchemeError
 from truequant.schemes.dtypes import IntegerType, instead_of
@@ -13,6 +13,8 @@ from truequant.schemes.scales import SCALE_RULES, FloatScale, ScaleRule, example
 from truequant.schemes.strategies import MinMax, MovingAverage, Observation
 
 Gradient = Literal["clipped", "identity"]
+ScaleType = Literal["float32", "float16", "bfloat16"]
+"""What a file keeps a scale in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,9 @@ class QuantScheme:
         "identity" passes it everywhere. Scale rules that are learned have gradients of their own.
     scale: an algorithm as a value: `LSQ()`, `PACT()`, `TQT()` …; rounding: how codes are rounded in training.
     oscillation: what becomes of a weight whose code moves to and fro; None lets it move.
+    scale_dtype: the type in which a file keeps the scales of a weight. Scales are rounded to it, half to even, in training,
+        gradient straight through, and everywhere else: what is trained is what the file holds.
+    full_range: a signed, symmetric weight takes the lowest code of its type too, as GGUF's Q4_0 does: -8 … 7 of int4.
 
     Raises `SchemeError` for a combination that no integer runtime can hold or that is not defined.
 
@@ -42,6 +47,8 @@ class QuantScheme:
     gradient: Gradient = "clipped"
     rounding: Rounding = Nearest()
     oscillation: Freezing | None = None
+    scale_dtype: ScaleType = "float32"
+    full_range: bool = False
 
     def __post_init__(self) -> None:
         for field, value, kind in (
@@ -57,6 +64,12 @@ class QuantScheme:
                 raise SchemeError(f"QuantScheme: {field} of a wrong kind", got=repr(value), fix=fix or _EXAMPLES[field])
         if self.gradient not in ("clipped", "identity"):
             raise SchemeError("QuantScheme: unknown gradient", got=repr(self.gradient), expected="'clipped' or 'identity'")
+        if self.scale_dtype not in get_args(ScaleType):
+            raise SchemeError(
+                "QuantScheme: unknown scale_dtype",
+                got=repr(self.scale_dtype),
+                expected=", ".join(map(repr, get_args(ScaleType))),
+            )
         if self.symmetric is False and self.dtype.bits == 1 and self.dtype.signed:
             raise SchemeError("QuantScheme: binary codes -1 and +1 have no zero point", fix="symmetric=True, or uint1")
         self._check_algorithm()
@@ -67,6 +80,14 @@ class QuantScheme:
         if rule.zero_point_0 and self.symmetric is False:
             raise SchemeError(f"QuantScheme: {name} has zero point 0", got="symmetric=False", fix="leave symmetric out")
         rule.check_dtype(self.dtype)
+        if self.full_range not in (False, True) or (
+            self.full_range and (bits == 1 or not self.dtype.signed or not self.is_symmetric or not rule.nearest_codes)
+        ):
+            raise SchemeError(
+                "QuantScheme: full_range is for signed, symmetric codes that are the nearest ones",
+                got=f"full_range={self.full_range!r}, {self.dtype}, {'symmetric' if self.is_symmetric else 'affine'}, {name}",
+                expected="True or False; True with a signed type of 2 bits or more, symmetric",
+            )
         if self.oscillation is not None and (bits == 1 or not self.dtype.signed or not rule.nearest_codes):
             raise SchemeError(
                 "QuantScheme: freezing is for weights whose codes are the nearest ones",
@@ -88,8 +109,9 @@ class QuantScheme:
 
     @property
     def qmin(self) -> int:
-        """Lowest code: symmetric signed types are narrow, so that negation never leaves the range."""
-        return -self.qmax if self.dtype.signed and self.is_symmetric else self.dtype.qmin
+        """Lowest code: symmetric signed types are narrow, so that negation never leaves the range, unless `full_range`."""
+        narrow = self.dtype.signed and self.is_symmetric and not self.full_range
+        return -self.qmax if narrow else self.dtype.qmin
 
     @property
     def qmax(self) -> int:
@@ -111,6 +133,11 @@ class QuantScheme:
         """Whether the scale is a power of two."""
         return self.scale.power_of_two
 
+    @property
+    def of_file(self) -> bool:
+        """Whether its grid is that of a file's format, with other scales than float32 or the full range of codes."""
+        return self.full_range or self.scale_dtype != "float32"
+
     def with_(self, **changes: object) -> QuantScheme:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -126,6 +153,10 @@ class QuantScheme:
                 pass
         if self.is_symmetric != self.dtype.signed:
             parts.append("symmetric" if self.is_symmetric else "affine")
+        if self.full_range:
+            parts.append("full range")
+        if self.scale_dtype != "float32":
+            parts.append(f"{self.scale_dtype} scales")
         if self.power_of_two:
             parts.append("2^k")
         if not self.scale.of_range:

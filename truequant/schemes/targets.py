@@ -31,8 +31,8 @@ class Target:
     without_fma, arm64: CPUs of this target may lack FMA, or be 64-bit Arms, so that an add that they would round to other codes
         ships as a table of all pairs.
     activations: the codes that its integer kernels read. activation_bits, weight_bits: the widths that it has;
-        integer_bits: the widest activations that it sums in integers. It sums wider ones in float32, in an order of its own:
-        graded, never EXACT.
+        integer_bits: the widest activations whose products it sums in integers. It sums wider ones in float32, in an order of
+        its own: layers are graded, never EXACT. Adds, tables and norms of wider codes are EXACT.
     per_channel: the ops whose weights may have a scale for each channel, "layer" for all.
     runs_here: whether a runtime of this target can be run and compared here. Where not, plan and export keep its
         constraints, and verification grades it UNVERIFIED.

@@ -45,6 +45,8 @@ _SCALES: dict[str, type[Any]] = {rule.label.lower(): rule for rule in SCALE_RULE
 _ROUNDINGS: dict[str, type[Any]] = {"nearest": Nearest, "stochastic": Stochastic, "ewgs": EWGS}
 _OSCILLATIONS: dict[str, type[Any]] = {"freezing": Freezing}
 _KINDS = {"observer": _OBSERVERS, "scale": _SCALES, "rounding": _ROUNDINGS, "oscillation": _OSCILLATIONS}
+_PLAIN = ("symmetric", "gradient", "scale_dtype", "full_range")
+"""Fields of a scheme that are written as they are."""
 _GRANULARITIES: dict[str, Callable[..., Any]] = {"per-tensor": PerTensor, "per-channel": PerChannel, "per-group": PerGroup}
 
 
@@ -80,18 +82,23 @@ def described_by_file(path: str | Path) -> Described:
     return described(document, str(path))
 
 
+_SWITCHES = ("unroll_recurrent", "wide_streams")
+"""Fields that are true or false."""
+
+
 def described(document: Mapping[str, Any], where: str) -> Described:
     """What a parsed table says."""
     _known(
         document,
-        {"preset", "target", "saturation", "observer", "weight", "activation", "input", "output", "rule", "unroll_recurrent"},
+        {"preset", "target", "saturation", "observer", "weight", "activation", "input", "output", "rule", *_SWITCHES},
         where,
     )
     found: dict[str, Any] = dict(named(document.get("preset", "int8")))
-    if not isinstance(document.get("unroll_recurrent", False), bool):
-        raise SchemeError(f"{where}: unroll_recurrent", got=repr(document["unroll_recurrent"]), expected="true or false")
-    if "unroll_recurrent" in document:
-        found["unroll_recurrent"] = document["unroll_recurrent"]
+    for switch in _SWITCHES:
+        if switch in document:
+            if not isinstance(document[switch], bool):
+                raise SchemeError(f"{where}: {switch}", got=repr(document[switch]), expected="true or false")
+            found[switch] = document[switch]
     if "target" in document:
         found["target"] = _choice(TARGETS, document["target"], f"{where}: target")
     if "saturation" in document:
@@ -122,12 +129,12 @@ def _scheme(value: Any, where: str) -> QuantScheme | None:
     if value == "float":
         return None
     table = {"dtype": value} if isinstance(value, str) else value
-    _known(table, {"dtype", "granularity", "symmetric", "gradient", *_KINDS}, where)
+    _known(table, {"dtype", "granularity", *_PLAIN, *_KINDS}, where)
     made: dict[str, Any] = {"dtype": integer_type(table.get("dtype", ""))}
     if "granularity" in table:
         made["granularity"] = _made(_GRANULARITIES, table["granularity"], f"{where}: granularity")
     made |= {field: _made(kinds, table[field], f"{where}: {field}") for field, kinds in _KINDS.items() if field in table}
-    made |= {f: table[f] for f in ("symmetric", "gradient") if f in table}
+    made |= {f: table[f] for f in _PLAIN if f in table}
     return QuantScheme(**made)
 
 

@@ -18,6 +18,7 @@ from truequant.integer import nodes as program_nodes
 from truequant.integer.storage import storage
 from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
 from truequant.transform import registered
+from truequant.transform.constants import constants
 from truequant.transform.contraction import contract, operands_of
 from truequant.transform.linears import float_linear
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
@@ -166,7 +167,7 @@ def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     operands = list(node.all_input_nodes)
     if len(operands) == 1:  # x + x
         operands *= 2
-    left, right = (low.values[o] for o in operands)
+    left, right = constants(low, node, site, operands)
     if not isinstance(left, Codes) or not isinstance(right, Codes):
         raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized")
     output, lowest, highest = low.result(site)

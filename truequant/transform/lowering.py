@@ -32,6 +32,7 @@ CASTS = (
     torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device,
     torch.ops.aten.type_as.default,
 )  # fmt: skip
+JOINS = (torch.ops.aten.cat.default, torch.ops.aten.stack.default)
 _MEASURES = (torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv)
 
 
@@ -210,7 +211,9 @@ class Lowering:
         if node.target is torch.ops.aten.copy.default and _node(node.args[1]).meta["val"].shape == node.meta["val"].shape:
             return self.values.get(_node(node.args[1]))  # what an in-place op wrote back
         first = self.values.get(_node(node.all_input_nodes[0]))
-        if node.target is torch.ops.aten.cat.default and isinstance(first, Tensor):
+        if node.target in JOINS and not isinstance(first, Codes):
+            first = next((s for s in sources if isinstance(s, Codes)), first)
+        if node.target in JOINS and isinstance(first, Tensor):
             first = next((s for s in sources if not isinstance(s, Tensor)), first)
         if node.target in CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
             return first  # codes have no float dtype, and all float values are float32

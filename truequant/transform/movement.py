@@ -13,6 +13,7 @@ from torch.fx import Node as GraphNode
 from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
 from truequant.planning.float_ops import MOVING_OPS
+from truequant.transform.constants import constants
 from truequant.transform.lowering import CASTS, Codes, Floats, Lowered, Lowering, Parts, Unmovable, sizes
 from truequant.transform.taking import arguments, fixed, reordered, repeated, take, upsample
 
@@ -88,6 +89,9 @@ def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
     tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
     parts = [low.values[t] for t in tensors]
     parts = [p for p in parts if not isinstance(p, Tensor) or p.numel()]  # a cache begins with an empty tensor
+    site = low.site_of(node)
+    if site is not None and site.plan.constants and site.exact():
+        parts = constants(low, node, site, tensors)
     if any(isinstance(p, Tensor) for p in parts):
         return low.tables.island(low, node, name)
     if len(parts) == 1 and node.target is aten.cat.default:

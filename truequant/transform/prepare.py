@@ -24,6 +24,7 @@ from truequant.fake import (
     QATModuleWrapper,
     Ranked,
     RuntimeSite,
+    Stream,
     Untrained,
     WeightQuantizer,
     keep_delta,
@@ -141,6 +142,9 @@ class _Preparation:
             self._initialize_weight(site)
         root: Any = self.model
         root.binding.outermost, root.binding.plan = True, self.plan
+        root.binding.streams = tuple(
+            q for q in self.quantizers.values() if isinstance(q, FakeQuantize) and q.stream is not None
+        )
         root.binding.inputs = self._inputs()
         root.binding.untrained = Untrained(self.model)
         root.binding.parts = Parts.of(self.model, self.plan)
@@ -214,6 +218,9 @@ class _Preparation:
                 quantizer = WeightQuantizer(q.scheme, q.channels, tied=q.tied)
             else:
                 quantizer = FakeQuantizeScores(q.scheme) if q.kind == "scores" else FakeQuantize(q.scheme, q.channels)
+                if q.stream is not None:
+                    quantizer.stream = Stream(q.stream, q.chosen)
+                    quantizer.mark_width()
                 quantizer.owns_clock = False
             quantizer.name, quantizer.clock = q.name, self.clock
             keep_delta(quantizer)
@@ -244,7 +251,7 @@ class _Preparation:
                 weight.sums_codes = self.plan.config.fusions.linear
             self.sites[site.name] = RuntimeSite(
                 site, self.clock, self.modules[site.owner], tuple(self._activation(r) for r in site.reads), weight,
-                self._activation(site.emits), self._activation(site.quantizer), arithmetic=self.plan.arithmetic(site),
+                self._activation(site.emits), self._activation(site.quantizer), named_rule=self.plan.target.arithmetic,
                 weights={name: self._weight(q) for name, q in site.weights},
             )  # fmt: skip
         hidden = {s.emits for s in self.plan.sites if any(self.sites[name].plan.action == "masked" for name in s.fused)}
@@ -311,4 +318,4 @@ def _acts(site: Site) -> bool:
     """Whether something else happens at a site than in the float model."""
     own = site.action == "clamp" and site.fused_into is None and site.emits is not None
     folded = site.action == "norm" and site.fused_into is not None  # nothing, on codes
-    return site.quantizer is not None or site.writes_back or site.action in ACT or own or folded
+    return site.quantizer is not None or site.writes_back or site.action in ACT or own or folded or bool(site.constants)

@@ -31,7 +31,7 @@ _FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.view_as: lambda x, other: x.view(other.shape),
     Tensor.reshape_as: lambda x, other: x.reshape(other.shape),
     torch.broadcast_tensors: _broadcast,
-    # Whether padding stands at the end, so that an encoder may drop it: it never does here. Releases before 2.9 cannot trace it.
+    # Whether an encoder may drop padding at the end: it never does here. torch before 2.9 cannot trace the question.
     torch._nested_tensor_from_mask_left_aligned: lambda *_: False,
 }
 

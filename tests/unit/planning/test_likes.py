@@ -29,9 +29,9 @@ def grid(net: Net, y: Tensor) -> Tensor:
 
 CONSTANTS: dict[str, tuple[Callable[[Net, Tensor], Tensor], list[str]]] = {
     "meshgrid": (grid, ["mul_0", "add_0"]),
-    "to": (lambda net, y: y + torch.arange(4).to(y), ["add_0"]),
+    "to": (lambda net, y: y + torch.arange(4).to(y), []),
     "buffer": (lambda net, y: y + net.positions.type_as(y), []),  # type: ignore[operator]
-    "expanded": (lambda net, y: y + net.positions.expand_as(y), ["add_0"]),  # type: ignore[operator]
+    "expanded": (lambda net, y: y + net.positions.expand_as(y), []),  # type: ignore[operator]
     "computed": (lambda net, y: y * torch.exp(-torch.arange(4).type_as(y)), ["mul_0"]),
     "triangle": (lambda net, y: y * torch.tril(torch.ones(4, 4)).type_as(y), ["mul_0"]),
     "number": (lambda net, y: y * y.new_tensor(2.0), []),

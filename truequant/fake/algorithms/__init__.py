@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from truequant.fake.algorithms import dorefa, lsq, lsq_plus, pact, rounding, tqt, twn
-from truequant.fake.algorithms.algorithm import Algorithm, Fake
+from truequant.fake.algorithms.algorithm import Algorithm, Fake, stored_scale
 from truequant.schemes import (
     LSQ,
     PACT,
@@ -37,4 +37,4 @@ def fake_of(scheme: QuantScheme, training: bool) -> Fake:
     return algorithm_of(scheme).fake
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "algorithm_of", "fake_of"]
+__all__ = ["ALGORITHMS", "Algorithm", "algorithm_of", "fake_of", "stored_scale"]

@@ -44,6 +44,26 @@ def with_gain(value: Tensor, gain: Tensor) -> Tensor:
     return result
 
 
+class _Stored(torch.autograd.Function):
+    """Scales as a file keeps them, their gradient straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, scheme: QuantScheme) -> Tensor:
+        return numerics.stored_scale(scale, scheme)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def stored_scale(scale: Tensor, scheme: QuantScheme) -> Tensor:
+    """A learned scale as the scheme's file keeps it, its gradient that of the scale before it was rounded."""
+    if scheme.scale_dtype == "float32":
+        return scale
+    result: Tensor = _Stored.apply(scale, scheme)  # type: ignore[no-untyped-call]
+    return result
+
+
 def straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: QuantScheme) -> Tensor:
     """Fake quantization of a scale that is not learned (Jacob et al. 2018, equation 12)."""
     identity = scheme.gradient == "identity"

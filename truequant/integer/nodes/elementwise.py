@@ -10,7 +10,7 @@ from torch import Tensor
 from truequant import numerics
 from truequant.errors import ConversionError
 from truequant.integer.edge import Edge
-from truequant.integer.nodes.base import Binary, Shape, Unary, broadcast
+from truequant.integer.nodes.base import Binary, Node, Shape, Unary, broadcast
 from truequant.integer.nodes.checks import check_clamp, check_entries, check_meaning, check_ratio, check_rule, check_tensor
 from truequant.integer.storage import elementwise, scale_of, storage, table_dtype, zero_point_of
 from truequant.kernels import sum_of_codes
@@ -153,6 +153,41 @@ class Lookup(Unary):
                 f"{self.label}: no such row", got=f"{int(x.min())} … {int(x.max())}", expected=f"0 … {rows - 1}"
             )
         return self.entries.to(x.device)[x.long()]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant(Node):
+    """Codes that are stored, in the storage of the edge. like: an edge whose axis 0 says how often they are repeated along
+    theirs, which is 1.
+    """
+
+    output: str
+    codes: Tensor
+    like: str | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.like is None else (self.like,)
+
+    def check(self, edges: Mapping[str, Edge]) -> None:
+        target = edges[self.output]
+        check_tensor(self, "codes", self.codes, storage(target), None)
+        check_entries(self, self.codes, target)
+        if self.like is not None and self.codes.shape[:1] != (1,):
+            raise ConversionError(f"{self.label}: it is repeated", got=f"shape {tuple(self.codes.shape)}", expected="(1, …)")
+
+    def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        if self.like is None:
+            return tuple(self.codes.shape)
+        if not shapes[0]:
+            raise self.misfit(shapes[0], "an axis 0")
+        return (shapes[0][0], *self.codes.shape[1:])
+
+    def run(self, edges: Mapping[str, Edge], inputs: Sequence[Tensor]) -> Tensor:
+        if self.like is None:
+            return self.codes
+        (like,) = inputs
+        return self.codes.to(like.device).expand(like.shape[0], *self.codes.shape[1:])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
 from truequant.runtimes.onnx.kernels import kernels_of
-from truequant.runtimes.onnx.writer import Writer
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 
 def _moved(writer: Writer, node: Any, inputs: list[str], **attributes: Any) -> None:
@@ -133,9 +133,22 @@ def depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
     writer.node("Reshape", [moved, joined], node.output, name=node.output)
 
 
+def _constant(writer: Writer, node: program_nodes.Constant) -> None:
+    """Stored codes, repeated along the batch where the program says so."""
+    codes = writer.constant(f"{node.output}.codes", numpy_of(node.codes).astype(writer.dtype(writer.edge(node.output))))
+    if node.like is None:
+        writer.node("Identity", [codes], node.output, name=node.output)
+        return
+    batch = writer.measured(node.like, f"{node.output}.batch", 0, 1)
+    rest = writer.integers(f"{node.output}.rest", tuple(node.codes.shape[1:]))
+    shape = writer.joined(f"{node.output}.shape", [batch, rest])
+    writer.node(kernels_of(node).op, [codes, shape], node.output, name=node.output)
+
+
 MOVEMENTS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.MaxPool: max_pool, program_nodes.Clamp: _clamp, program_nodes.Reshape: reshape,
     program_nodes.Transpose: _transpose, program_nodes.Slice: _slice, program_nodes.Take: _take,
     program_nodes.Upsample: upsample, program_nodes.DepthToSpace: depth_to_space, program_nodes.Pad: _pad,
     program_nodes.PadRepeated: _pad_repeated, program_nodes.Concat: _concat,
+    program_nodes.Constant: _constant,
 }  # fmt: skip

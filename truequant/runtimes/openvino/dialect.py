@@ -15,7 +15,8 @@ def _require(program: IntegerProgram) -> None:
     for node in program.nodes:
         if is_wide(node, program.edges):
             raise ExportError(
-                f"'{node.output}': OpenVINO's form has no codes of 16 bits", fix="form='qdq', or activations of 8 bits"
+                f"'{node.output}': OpenVINO's form has no codes of 16 bits",
+                fix="form='qdq', or activations of 8 bits: QConfig(wide_streams=False), no rule of 16",
             )
 
 

@@ -19,6 +19,7 @@ from truequant.errors import ExportError
 from truequant.files import atomic_write
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import (
+    Constant,
     Conv,
     Dequantize,
     DynamicLinear,
@@ -116,6 +117,10 @@ class QuantizingModule(nn.Module):
                 edge = program.edges[node.output]
                 self._constant(node.output, "table", None, (node.entries.int() - shift(edge)).to(code_dtype(edge)))
 
+            elif isinstance(node, Constant):
+                edge = program.edges[node.output]
+                self._constant(node.output, "codes", None, (node.codes.int() - shift(edge)).to(code_dtype(edge)))
+
         self.forward = self._forward_with_signature()
 
     def parameter_names(self) -> list[str]:
@@ -156,6 +161,9 @@ class QuantizingModule(nn.Module):
                 source = edges[node.input]
                 index = index + (shift(source) - source.qmin)
             return self._stored(node.output, "table")[index]
+        if isinstance(node, Constant):
+            codes = self._stored(node.output, "codes")
+            return codes if node.like is None else codes.expand(held[node.like].shape[0], *codes.shape[1:])
         values = [self._value(held[name], edges[name]) if name in edges else held[name] for name in node.reads]
         if isinstance(node, (Conv, Linear)):
             layer: Callable[..., Tensor] = conv if isinstance(node, Conv) else linear
