@@ -46,7 +46,7 @@ from truequant.integer import Int8Model, load
 from truequant.observers import ActivationObserver, MovingAverageStatistics
 from truequant.planning import Plan, plan, register_op
 from truequant.reports import report
-from truequant.runtimes import compile, export_gguf, export_onnx, export_program, lint
+from truequant.runtimes import compile, export_gguf, export_onnx, export_program, export_tflite, lint
 from truequant.schemes import (
     EWGS,
     LSQ,
@@ -109,9 +109,9 @@ __all__ = [
     "MultiplyAccumulates", "Nearest", "PerChannel", "PerGroup", "PerTensor", "Percentile", "Plan", "PowerOfTwoScale",
     "QATModuleWrapper", "QATPreparer", "QATSchedule", "QConfig", "QuantScheme", "Rule", "Sensitivity", "Size", "SmoothQuant",
     "StatefulSampler", "Statistics", "Stochastic", "TruequantError", "Verification", "assert_exact", "calibrate", "codes",
-    "compile", "convert", "detect_anomaly", "evaluate", "export_gguf", "export_onnx", "export_program", "figures", "freeze",
-    "int1", "int2", "int3", "int4", "int7", "int8", "int16", "lint", "load", "load_checkpoint", "oscillation_dampening",
-    "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "reestimate_batchnorm", "register_op",
-    "replace_relu6", "replay", "report", "restore_float", "save_checkpoint", "search", "sensitivity", "statistics", "uint1",
-    "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "update_ewgs", "verify",
+    "compile", "convert", "detect_anomaly", "evaluate", "export_gguf", "export_onnx", "export_program", "export_tflite",
+    "figures", "freeze", "int1", "int2", "int3", "int4", "int7", "int8", "int16", "lint", "load", "load_checkpoint",
+    "oscillation_dampening", "parameter_groups", "plan", "prepare", "quantizers", "quantizers_off", "reestimate_batchnorm",
+    "register_op", "replace_relu6", "replay", "report", "restore_float", "save_checkpoint", "search", "sensitivity",
+    "statistics", "uint1", "uint2", "uint3", "uint4", "uint8", "uint16", "unfreeze", "update_ewgs", "verify",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 from truequant.errors import ArgumentError
 from truequant.integer import Int8Model
 from truequant.runtimes import RUNTIMES as DEPLOYED
-from truequant.runtimes import ShippedFile, runtime_of
+from truequant.runtimes import ShippedFile, require_target, runtime_of
 from truequant.schemes import TARGETS
 
 
@@ -42,6 +42,7 @@ def _deployed(name: str) -> Callable[[Subject], Runner]:
     def make(subject: Subject) -> Runner:
         program = subject.int8.program
         runtime = runtime_of(name)
+        require_target(program, runtime, "verify")
         floats = runtime.floats(program)
         if subject.file is not None and name == "onnxruntime":
             return Runner(subject.file.codes, subject.file, floats)

@@ -23,7 +23,7 @@ from truequant.integer.binding import bind, takes
 from truequant.integer.nodes import FloatLinear
 from truequant.planning import arguments_of, items_of, tensors_of
 from truequant.runtimes import RUNTIMES as DEPLOYED
-from truequant.runtimes import ShippedFile, digest, machine, promises
+from truequant.runtimes import ShippedFile, default_runtime, digest, machine, promises
 
 Source = Int8Model | IntegerProgram | str | os.PathLike[str]
 
@@ -48,7 +48,8 @@ def verify(
     batches: items, each a tensor, a tuple of positional inputs, or a dict of keyword inputs; of an `(x, y)` item a model
         with one input takes `x`. `inputs` maps an item to the inputs where that is not so.
     runtimes: "reference" is the integer program, "onnxruntime" the exported file: its inner edges are read from a copy
-        whose integer kernels are the shipped file's, its outputs from the shipped file itself. By default both, or what
+        whose integer kernels are the shipped file's, its outputs from the shipped file itself; "litert"
+        likewise for programs for target "xnnpack". By default "reference" and the runtime of the program's target, or what
         `qat` None leaves to compare. A target that has no runtime here ("tensorrt") is reported as UNVERIFIED.
     metric: `metric(output, item)`, a mean over the examples of one batch, such as an accuracy; reported for what is expected
         and for each runtime.
@@ -62,7 +63,8 @@ def verify(
     if require is not None and require not in REQUIREMENTS:
         raise ArgumentError(f"verify: no requirement {require!r}", got=repr(require), expected=", ".join(REQUIREMENTS))
     subject = subject_of(int8)
-    names = tuple(runtimes) if runtimes is not None else ("onnxruntime",) if qat is None else ("reference", "onnxruntime")
+    deployed = default_runtime(subject.int8.program)
+    names = tuple(runtimes) if runtimes is not None else (deployed,) if qat is None else ("reference", deployed)
     runners = {name: runner_of(name, subject) for name in names}
     run = _Run(qat, subject, {name: r for name, r in runners.items() if r is not None}, metric)
     with Bars(progress) as bars:

@@ -14,8 +14,8 @@ from truequant.schemes import PRESETS, QConfig
 
 DEFAULT_PRESET = "int8"
 GRADES = ("EXACT", "EXACT BETWEEN ISLANDS")
-FORMS = ("qdq", "qoperator", "openvino", "torch.export")
-RUNTIMES = ("reference", "onnxruntime", "openvino", "torch.export")
+FORMS = ("qdq", "qoperator", "openvino", "tflite", "torch.export")
+RUNTIMES = ("reference", "onnxruntime", "openvino", "litert", "torch.export")
 METHODS = (
     "min-max", "percentile", "mse", "entropy", "histogram", "ada-round", "bias-correction", "block-reconstruction",
     "cross-layer-equalization", "gptq", "smooth-quant",

@@ -15,21 +15,23 @@ from truequant.analysis import median_seconds
 from truequant.integer.binding import takes as program_takes
 from truequant.planning import Takes, arguments_of, inputs_of
 from truequant.reports import Stage
+from truequant.runtimes import RUNTIMES, default_runtime
 
 _ROUNDS = 5
 Form = Callable[..., Any]
 
 
 def stages_of(qat: nn.Module, int8: tq.Int8Model, items: Sequence[Any]) -> list[Stage]:
-    """The evaluated model with its quantizers off and on, the Int8 program, and onnxruntime where it is installed."""
+    """The evaluated model with its quantizers off and on, the Int8 program, and its target's runtime where it is installed."""
 
     def in_float(*args: Any, **kwargs: Any) -> Any:
         with tq.quantizers_off(qat):
             return qat(*args, **kwargs)
 
     forms: dict[str, Form] = {"trained weights in float": in_float, "QAT as evaluated": qat, "Int8 program": int8}
-    if find_spec("onnxruntime") is not None:
-        forms["onnxruntime"] = tq.compile(int8, "onnxruntime")
+    deployed = default_runtime(int8.program)
+    if find_spec(RUNTIMES[deployed].package or deployed) is not None:
+        forms[deployed] = tq.compile(int8, deployed)
     sizes = {"trained weights in float": 4 * sum(p.numel() for p in qat.parameters()), "Int8 program": int8.size_bytes}
     takes = program_takes(int8.program)
     args, kwargs = arguments_of(items[0], takes, None)

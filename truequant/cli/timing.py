@@ -51,7 +51,8 @@ def forms_of_int8(int8: tq.Int8Model, shapes: Any, name: str) -> dict[str, Call]
 def _deployed(int8: tq.Int8Model, args: Any, kwargs: Any) -> dict[str, Call]:
     found: dict[str, Call] = {"Int8 program": partial(int8, *args, **kwargs)}
     for name, runtime in RUNTIMES.items():
-        if runtime.exact and find_spec(name) is not None:
+        computed = runtime.targets is None or int8.program.target in runtime.targets
+        if runtime.exact and computed and find_spec(runtime.package or name) is not None:
             found[name] = partial(tq.compile(int8, name), *args, **kwargs)
     return found
 

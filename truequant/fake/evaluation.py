@@ -189,7 +189,7 @@ def _elementwise(site: PlannedSite, function: Callable[..., Any], args: Sequence
             return y
     codes = _codes(site, 0, left), _codes(site, 1, right)
     if site.plan.action == "sub":
-        return result(site, numerics.sub(*codes, *grids, *bounds))
+        return result(site, numerics.sub(*codes, *grids, *bounds, site.arithmetic))
     rule = numerics.add if site.plan.action == "add" else numerics.mul
     return result(site, rule(*codes, *grids, *bounds, site.arithmetic))
 
@@ -273,7 +273,7 @@ def _average(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
     count = 1
     for axis in axes:
         count *= x.shape[axis]
-    factor = numerics.global_average_factor(reads.effective_scale(), emits.effective_scale(), count)
+    factor = numerics.global_average_factor(reads.effective_scale(), emits.effective_scale(), count, site.arithmetic)
     return result(site, numerics.requantize(acc, factor, emits.zero_point, *site_bounds(site, emits)))
 
 

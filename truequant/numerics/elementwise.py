@@ -1,7 +1,8 @@
 """Named rules of add, mul and tables. Codes are float32 tensors of integers, scales and zero points float32 tensors.
 
 Rule "onnxruntime" states what QLinearAdd and QLinearMul compute on x86 CPUs with FMA (measured over all 65,536 pairs of
-codes). Rule "portable" is dequantize, float32 op, quantize.
+codes). Rule "portable" is dequantize, float32 op, quantize. Rule "xnnpack" is what XNNPACK computes on signed codes: sums and
+differences in fixed point, products as on x86 (64-bit Arm rounds them in fixed point: other codes at ties).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from truequant.errors import ArgumentError
 from truequant.numerics.affine import Bound, clamp, dequantize, quantize
-from truequant.schemes import ArithmeticRule
+from truequant.schemes import RULES, ArithmeticRule
 
 Qparams = tuple[Tensor, Tensor]
 """Scale and zero point of an edge."""
@@ -35,10 +36,14 @@ def add(
     onnxruntime: ra = sa / sy, rb = sb / sy, C = zy - fma(ra, za, rb * zb), q = clamp(rint(fma(ra, a, fma(rb, b, C)))).
     fused False: what its kernels compute on x86 CPUs without FMA (0 of 6,291,456 pairs of codes differ on two of them):
     C = zy - (ra * za + rb * zb), q = clamp(rint(rb * b + (ra * a + C))).
+    xnnpack: ra and rb as above, h = 20 - floor(log2(max(ra, rb))), A = rint(ra * 2^h), B = rint(rb * 2^h),
+    q = clamp(((2^(h - 1) + A * (a - za) + B * (b - zb)) >> h) + zy).
     """
     (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
     if rule == "portable":
         return quantize(dequantize(a, sa, za) + dequantize(b, sb, zb), sy, zy, low, high)
+    if rule == "xnnpack":
+        return _in_fixed_point(a, b, a_params, b_params, y_params, low, high, 1.0)
     _known(rule)
     ra, rb = sa / sy, sb / sy
     if not fused:
@@ -69,9 +74,28 @@ def add_on_arm(
     return clamp((rounded + zy).float(), low, high).to(a.device)
 
 
-def sub(a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound) -> Tensor:
-    """Codes of the difference: dequantize, float32 op, quantize under every target, since none has an integer kernel for it."""
+def _in_fixed_point(
+    a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound, sign: float
+) -> Tensor:
+    """`a + sign * b` by rule "xnnpack". float64 holds all of its integers, and a product with a power of two."""
     (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
+    ratios = torch.stack(torch.broadcast_tensors(sa / sy, sb / sy))
+    shift = (21 - torch.frexp(ratios.amax(0))[1]).double()
+    left, right = torch.round(ratios.double() * torch.exp2(shift))
+    sums = left * (a.double() - za) + sign * right * (b.double() - zb)
+    return clamp((torch.floor(sums * torch.exp2(-shift) + 0.5) + zy).float(), low, high)
+
+
+def sub(
+    a: Tensor, b: Tensor, a_params: Qparams, b_params: Qparams, y_params: Qparams, low: Bound, high: Bound,
+    rule: ArithmeticRule = "portable",
+) -> Tensor:  # fmt: skip
+    """Codes of the difference. xnnpack: as its sum, with `- B`. Other rules: dequantize, float32 op, quantize, since their
+    runtimes have no integer kernel for it.
+    """
+    (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
+    if rule == "xnnpack":
+        return _in_fixed_point(a, b, a_params, b_params, y_params, low, high, -1.0)
     return quantize(dequantize(a, sa, za) - dequantize(b, sb, zb), sy, zy, low, high)
 
 
@@ -81,11 +105,13 @@ def mul(
     """Codes of the product.
 
     onnxruntime: M = float32(float32(sa * sb) / sy), p = (a - za) * (b - zb) in integers,
-    q = clamp(rint(float32(float32(M * p) + zy))).
+    q = clamp(rint(float32(float32(M * p) + zy))). xnnpack: the same M and p, q = clamp(rint(float32(M * p)) + zy).
     """
     (sa, za), (sb, zb), (sy, zy) = a_params, b_params, y_params
     if rule == "portable":
         return quantize(dequantize(a, sa, za) * dequantize(b, sb, zb), sy, zy, low, high)
+    if rule == "xnnpack":
+        return clamp(torch.round(((sa * sb) / sy) * ((a - za) * (b - zb))) + zy, low, high)
     _known(rule)
     return clamp(torch.round(((sa * sb) / sy) * ((a - za) * (b - zb)) + zy), low, high)
 
@@ -109,5 +135,5 @@ def table(
 
 
 def _known(rule: str) -> None:
-    if rule != "onnxruntime":
-        raise ArgumentError(f"no arithmetic rule {rule!r}", got=rule, expected="'onnxruntime' or 'portable'")
+    if rule not in RULES:
+        raise ArgumentError(f"no arithmetic rule {rule!r}", got=rule, expected=" or ".join(map(repr, RULES)))

@@ -39,7 +39,11 @@ def window_average(
     if rule == "portable":
         return quantize(mean, sy, zy, low, high)
     if rule != "onnxruntime":
-        raise ArgumentError(f"no arithmetic rule {rule!r}", got=repr(rule), expected="'onnxruntime' or 'portable'")
+        raise ArgumentError(
+            f"no arithmetic rule {rule!r} of averages over uneven windows",
+            got=repr(rule),
+            expected="'onnxruntime' or 'portable'",
+        )
     return clamp(torch.round(mean / sy + zy), low, high)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from truequant.numerics.affine import Bound, along_axis, clamp
+from truequant.schemes import ArithmeticRule
 
 
 def multiplier(input_scale: Tensor, weight_scale: Tensor, output_scale: Tensor) -> Tensor:
@@ -43,6 +44,13 @@ def clamp_codes(
     return low, high
 
 
-def global_average_factor(input_scale: Tensor, output_scale: Tensor, count: int) -> Tensor:
-    """`float32(sx / float32(sy * n))`: the multiplier of a mean over n elements, as GlobalAveragePool computes it."""
+def global_average_factor(
+    input_scale: Tensor, output_scale: Tensor, count: int, rule: ArithmeticRule = "onnxruntime"
+) -> Tensor:
+    """`float32(sx / float32(sy * n))`: the multiplier of a mean over n elements, as GlobalAveragePool computes it.
+
+    xnnpack: `float32(float32(sx * float32(1 / n)) / sy)`, that of a depthwise layer of ones.
+    """
+    if rule == "xnnpack":
+        return multiplier(input_scale, torch.full_like(input_scale, 1.0 / count), output_scale)
     return input_scale.float() / (output_scale.float() * float(count))

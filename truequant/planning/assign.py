@@ -10,6 +10,7 @@ from truequant.planning.actions import KEEP_SIGN
 from truequant.planning.algorithms import check_activation, check_dynamic, check_weight
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS, Role
+from truequant.planning.pooling import pool_arguments, uneven
 from truequant.planning.products import is_product
 from truequant.planning.recurrent import OPS as RECURRENT
 from truequant.planning.recurrent import weights_of
@@ -68,8 +69,15 @@ def leave_in_float(graph: Graph, overrides: dict[int, Overrides], config: QConfi
             node.action, node.reason = "float", f"{said.rule}"
         elif node.action == "layer" and (config.weight if said.weight is INHERIT else said.weight) is None:
             node.action, node.reason = "float", "no scheme for its weight"
-        elif node.action == "normalize" and not config.target.runs_here:
+        elif node.action == "normalize" and not config.target.norms:
             node.action, node.reason = "float", f"target '{config.target}' normalizes in float"
+        elif node.action == "pool" and not config.target.uneven_averages and _uneven(node, graph):
+            node.action, node.reason = "float", f"target '{config.target}' has no rule for averages over uneven windows"
+
+
+def _uneven(node: Node, graph: Graph) -> bool:
+    arguments = pool_arguments(node.call.op.name, node.call.args, node.call.kwargs, graph.shape(node.reads[0]))
+    return arguments is not None and uneven(arguments)
 
 
 def ends(graph: Graph) -> tuple[set[int], set[int]]:

@@ -18,7 +18,7 @@ from truequant.schemes import TARGETS
 _OPTIONAL = {
     "onnx": "onnxruntime", "onnxruntime": "onnxruntime", "matplotlib": "plots", "lightning": "lightning",
     "transformers": "huggingface", "accelerate": "huggingface", "tensorboard": "tensorboard", "wandb": "wandb",
-    "torchmetrics": "metrics",
+    "torchmetrics": "metrics", "ai_edge_litert": "litert",
 }  # fmt: skip
 """Packages that something of truequant needs, and the extra that brings each."""
 _DOT_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8")
@@ -94,6 +94,8 @@ def promise(target: str, processor: Cpu, machine: str) -> str:
     if not TARGETS[target].runs_here:
         return "no runtime of it runs here: verify says UNVERIFIED"
     x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
+    if target == "xnnpack":
+        return "exact in LiteRT's XNNPACK delegate, on x86 and on 64-bit Arm, but for products at ties on Arm"
     if target == "portable":
         return "the portable rule (dequantize, float32, quantize); no runtime is proven to keep it bit for bit"
     if not x86 and target == "onnxruntime-arm64" and machine.lower() in ("aarch64", "arm64"):

@@ -25,18 +25,16 @@ def promises(
     between = " between float islands" if any(isinstance(node, Island) for node in program.nodes) else ""
     lines = []
     for runtime in (RUNTIMES[name] for name in runtimes if name in RUNTIMES):
-        if runtime.exceptions is None:
+        if runtime.exceptions is None or (runtime.targets is not None and target.name not in runtime.targets):
             continue
         also = " and on 64-bit Arm" if "64-bit Arm" in target.other_cpus and runtime.name == "onnxruntime" else ""
         name, exceptions = runtime.name, [*runtime.exceptions(program, target), *_in_float(program)]
         if name in different:
             lines.append(f"{name}: nothing is promised, since it computes other codes from equal ones on this machine")
         elif exceptions:
-            lines.append(f"{name}, promised{between}: the same codes on every x86 CPU{also} but")
+            lines.append(f"{name}, promised{between}: the same codes on {runtime.machines}{also} but")
         else:
-            lines.append(
-                f"{name}, promised{between}: the same codes on every x86 CPU, with VNNI or without, with FMA or without{also}"
-            )
+            lines.append(f"{name}, promised{between}: the same codes on {runtime.machines}{runtime.kinds}{also}")
         lines += [f"{name}, {line}" for line in exceptions]
     return tuple(lines)
 

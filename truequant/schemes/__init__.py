@@ -40,6 +40,7 @@ from truequant.schemes.targets import (
     ONNXRUNTIME_VNNI,
     PORTABLE,
     QNN,
+    RULES,
     TARGETS,
     TENSORRT,
     XNNPACK,
@@ -53,7 +54,7 @@ from truequant.schemes.text import LARGEST_FILE
 __all__ = [
     "ACTIVATION_8", "EWGS", "INHERIT", "INTEGER_TYPES", "LARGEST_FILE", "MSE", "ONNXRUNTIME", "ONNXRUNTIME_ARM",
     "ONNXRUNTIME_SSE",
-    "ONNXRUNTIME_VNNI", "PORTABLE", "PRESETS", "QNN", "TARGETS", "TENSORRT", "WEIGHT_8",
+    "ONNXRUNTIME_VNNI", "PORTABLE", "PRESETS", "QNN", "RULES", "TARGETS", "TENSORRT", "WEIGHT_8",
     "XNNPACK", "ArithmeticRule", "Choice", "Cpu", "Dynamic", "Ends", "Entropy", "Freezing", "Fusions",
     "Granularity", "Histogram", "Inherit", "IntegerType", "MinMax", "MovingAverage", "Nearest",
     "Observation", "OpRule", "PerChannel", "PerGroup", "PerTensor", "Percentile", "QConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ArithmeticRule = Literal["onnxruntime", "portable"]
+ArithmeticRule = Literal["onnxruntime", "portable", "xnnpack"]
 Cpu = Literal["x86", "x86 without FMA", "64-bit Arm"]
 """Kinds of CPUs that onnxruntime's kernels round by; "x86" has FMA."""
 Activations = Literal["any", "signed and symmetric", "signed", "unsigned"]
@@ -36,6 +36,8 @@ class Target:
     per_channel: the ops whose weights may have a scale for each channel, "layer" for all.
     runs_here: whether a runtime of this target can be run and compared here. Where not, plan and export keep its
         constraints, and verification grades it UNVERIFIED.
+    norms: whether its runtimes normalize in integers; uneven_averages: whether they average windows of unequal numbers of
+        elements by a rule that is known. The plan leaves in float what it has no rule for.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Target:
     per_channel: tuple[str, ...] = ("layer",)
     runs_here: bool = True
     arm64: bool = False
+    norms: bool = True
+    uneven_averages: bool = True
 
     @property
     def other_cpus(self) -> tuple[Cpu, ...]:
@@ -103,7 +107,21 @@ _PORTABLE_RULES = (
     OpRule("add, sub, mul", "any", "dequantize, float32 op, quantize", _ROUNDED_FIRST),
     *(rule for rule in _ONNXRUNTIME_RULES[3:] if rule.op not in _OF_ONNXRUNTIME),
 )
-RULES: dict[ArithmeticRule, tuple[OpRule, ...]] = {"onnxruntime": _ONNXRUNTIME_RULES, "portable": _PORTABLE_RULES}
+_XNNPACK_RULES = (
+    _ONNXRUNTIME_RULES[1],
+    OpRule("add, sub", "s8",
+           "h = 20 - floor(log2(max(ra, rb))), A = rint(ra * 2^h), B = rint(rb * 2^h); "
+           "clamp((A * (a - za) +- B * (b - zb)) / 2^h + zy)",
+           "half up, then the zero point is added"),
+    OpRule("mul", "s8", "clamp(rint(float32(float32(sa * sb) / sy) * ((a - za) * (b - zb))) + zy)", _ROUNDED_FIRST),
+    OpRule("global average", "s8", "clamp(rint(float32(acc) * float32(float32(sx * float32(1 / n)) / sy)) + zy)",
+           _ROUNDED_FIRST),
+    OpRule("table", "s8", "entries[q], computed once in float64", _ROUNDED_FIRST),
+    OpRule("data movement", "any", "codes unchanged", "none"),
+)  # fmt: skip
+RULES: dict[ArithmeticRule, tuple[OpRule, ...]] = {
+    "onnxruntime": _ONNXRUNTIME_RULES, "portable": _PORTABLE_RULES, "xnnpack": _XNNPACK_RULES,
+}  # fmt: skip
 """What each named rule means, op by op."""
 
 ONNXRUNTIME = Target("onnxruntime", "onnxruntime", saturating_pairs=True)
@@ -118,16 +136,18 @@ PORTABLE = Target("portable", "portable", saturating_pairs=False)
 """Dequantize, float32 op, quantize: for runtimes whose arithmetic is not known here."""
 TENSORRT = Target(
     "tensorrt", "portable", saturating_pairs=False, activations="signed and symmetric", activation_bits=(8,),
-    weight_bits=(8,), runs_here=False,
+    weight_bits=(8,), runs_here=False, norms=False,
 )  # fmt: skip
 """TensorRT: signed symmetric activations, one scale a tensor; signed symmetric weights, one scale a channel or a tensor."""
 XNNPACK = Target(
-    "xnnpack", "portable", saturating_pairs=False, activations="signed", activation_bits=(8,), weight_bits=(8,), runs_here=False
-)
-"""XNNPACK, also as ExecuTorch's delegate: signed activations with a zero point; signed symmetric weights a channel."""
+    "xnnpack", "xnnpack", saturating_pairs=False, activations="signed", activation_bits=(8,), weight_bits=(8,), norms=False,
+    uneven_averages=False,
+)  # fmt: skip
+"""XNNPACK as LiteRT's delegate on phones and PCs, and ExecuTorch's: signed activations with a zero point; signed symmetric
+weights a channel."""
 QNN = Target(
     "qnn", "portable", saturating_pairs=False, activations="unsigned", activation_bits=(8, 16), integer_bits=16,
-    weight_bits=(8,), per_channel=("conv",), runs_here=False,
+    weight_bits=(8,), per_channel=("conv",), runs_here=False, norms=False,
 )  # fmt: skip
 """QNN (Hexagon): unsigned activations of 8 or 16 bits with a zero point; signed symmetric weights, a scale a channel in
 convolutions only."""

@@ -172,11 +172,16 @@ def _elementwise(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         raise ConversionError(f"'{site.plan.name}' reads a value that is not quantized")
     output, lowest, highest = low.result(site)
     if site.plan.action == "sub":
-        low.emit(program_nodes.Sub(left.name, right.name, output.name, lowest, highest))
+        low.emit(program_nodes.Sub(left.name, right.name, output.name, lowest, highest, **_own_rule(site)))
         return output
     kind = program_nodes.Add if site.plan.action == "add" else program_nodes.Mul
     low.emit(kind(left.name, right.name, output.name, site.arithmetic, lowest, highest))
     return output
+
+
+def _own_rule(site: RuntimeSite) -> dict[str, Any]:
+    """The rule of a difference or an average where it is not the one that all other targets share."""
+    return {"rule": site.arithmetic} if site.arithmetic == "xnnpack" else {}
 
 
 def _table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
@@ -213,7 +218,8 @@ def _average(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     rank = node.all_input_nodes[0].meta["val"].dim()
     axes = average_axes(site.plan.op, node.args, node.kwargs, rank)
     assert axes is not None
-    low.emit(program_nodes.GlobalAverage(source.name, output.name, axes, node.meta["val"].dim() == rank, lowest, highest))
+    kept = node.meta["val"].dim() == rank
+    low.emit(program_nodes.GlobalAverage(source.name, output.name, axes, kept, lowest, highest, **_own_rule(site)))
     return output
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import truequant as tq
 from tests.programs import edge, program, values_of
-from truequant.errors import SchemeError
+from truequant.errors import ArgumentError, SchemeError
 from truequant.integer.nodes import Add
 from truequant.runtimes import adds_that_differ, census, onnx_bytes, promises
 from truequant.schemes import ONNXRUNTIME, QNN, TARGETS, TENSORRT, XNNPACK, Target
@@ -50,7 +50,7 @@ def test_widths() -> None:
         tq.QConfig().for_target("tflite")
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "xnnpack", "qnn"])
+@pytest.mark.parametrize("name", ["tensorrt", "qnn"])
 @pytest.mark.parametrize("preset", ["w8a8", "w8a8-pow2", "w4a4"])
 def test_a_config_for_a_target_goes_all_the_way(name: str, preset: str, tmp_path: Path) -> None:
     target = TARGETS[name]
@@ -69,6 +69,21 @@ def test_a_config_for_a_target_goes_all_the_way(name: str, preset: str, tmp_path
     report = tq.verify(qat, int8, [X], runtimes=("reference", name))
     assert [r.grade for r in report.runtimes.values()] == ["EXACT", "UNVERIFIED"]
     assert f"target '{name}': no runtime of it runs here" in str(report)
+
+
+def test_a_runtime_refuses_a_target_that_it_does_not_compute(tmp_path: Path) -> None:
+    qat = tq.prepare(Block(), X, tq.QConfig().for_target("xnnpack"))
+    tq.calibrate(qat, [X])
+    int8 = tq.convert(qat)
+    text = "runtime 'onnxruntime' does not compute the arithmetic of target 'xnnpack'"
+    for call in (
+        lambda: tq.export_onnx(int8, tmp_path / "net.onnx"),
+        lambda: tq.compile(int8),
+        lambda: tq.verify(qat, int8, [X], runtimes=["onnxruntime"]),
+    ):
+        with pytest.raises(ArgumentError, match=text) as found:
+            call()
+        assert "fix:      runtime 'litert'; or calibrate again for one of its targets" in str(found.value)
 
 
 def test_a_target_that_runs_here_changes_nothing() -> None:

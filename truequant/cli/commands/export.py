@@ -26,7 +26,7 @@ def export(
     form: Annotated[
         str,
         typer.Option(
-            help="qdq: portable; qoperator: exact at every level; openvino; torch.export: not ONNX, for ExecuTorch.",
+            help="qdq: portable; qoperator: exact at every level; openvino; tflite: for LiteRT; torch.export: for ExecuTorch.",
             autocompletion=one_of(FORMS),
         ),
     ] = "qdq",
@@ -50,6 +50,11 @@ def export(
             run.result({"files": {str(out): size}, "ops": ops})
             return
         int8 = tq.load(model)
+        if form == "tflite":
+            size = tq.export_tflite(int8, out)
+            show_files(run, {str(out): size})
+            run.result({"files": {str(out): size}})
+            return
         size = tq.export_onnx(int8, out, form=form, program=self_contained)  # type: ignore[arg-type]
         kernels = census(out.read_bytes(), folder=str(out.parent))
         show_files(run, {str(out): size})

@@ -10,6 +10,7 @@ from torch import Tensor
 from truequant.errors import ConversionError
 from truequant.integer.edge import SMALLEST_NORMAL, Edge
 from truequant.integer.nodes.base import Node
+from truequant.schemes import RULES
 
 MAX_SIZE = 2**31 - 1
 """Bound of every size, padding, stride and position that a node names."""
@@ -61,8 +62,8 @@ def check_ratio(node: Node, edges: Mapping[str, Edge], *, of_product: bool = Fal
 
 def check_rule(node: Node, rule: str) -> None:
     """A rule that `numerics` knows."""
-    if rule not in ("onnxruntime", "portable"):
-        raise ConversionError(f"{node.label}: no such rule", got=repr(rule), expected="'onnxruntime' or 'portable'")
+    if rule not in RULES:
+        raise ConversionError(f"{node.label}: no such rule", got=repr(rule), expected=" or ".join(map(repr, RULES)))
 
 
 def check_meaning(node: Node, edges: Mapping[str, Edge], *, clamped: bool = False) -> None:

@@ -116,16 +116,18 @@ class Mul(_ByRule):
 
 @dataclass(frozen=True, slots=True)
 class Sub(_Pointwise):
-    """The difference `left - right` of two edges: dequantized, subtracted in float32, quantized."""
+    """The difference `left - right` of two edges by a named rule: but for "xnnpack" dequantized, subtracted, quantized."""
 
     low: int
     high: int
+    rule: ArithmeticRule = "portable"
 
     def check(self, edges: Mapping[str, Edge]) -> None:
         check_clamp(self, self.low, self.high, edges[self.output])
+        check_rule(self, self.rule)
 
     def _codes(self, a: Tensor, b: Tensor, params: _Params) -> Tensor:
-        return numerics.sub(a, b, *params, self.low, self.high)
+        return numerics.sub(a, b, *params, self.low, self.high, self.rule)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

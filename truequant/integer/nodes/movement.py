@@ -279,12 +279,17 @@ class PadRepeated(Moving, Unary):
         return (*shape[:kept], *(n + sum(pair) for n, pair in zip(shape[kept:], self.padding, strict=True)))
 
     def moved(self, x: Tensor) -> Tensor:
-        for axis, (begin, end) in enumerate(self.padding, x.dim() - len(self.padding)):
-            n = x.shape[axis]
-            places = torch.arange(-begin, n + end, device=x.device)
+        first = x.dim() - len(self.padding)
+        for index, (begin, end) in enumerate(self.padding):
             if begin or end:
-                x = x.index_select(axis, self._of(places, n))
+                axis = first + index
+                x = x.index_select(axis, self.places(index, x.shape[axis]).to(x.device))
         return x
+
+    def places(self, index: int, n: int) -> Tensor:
+        """Which of the `n` places of the axis that `padding[index]` is about stands at each place of the result."""
+        begin, end = self.padding[index]
+        return self._of(torch.arange(-begin, n + end), n)
 
     def _of(self, places: Tensor, n: int) -> Tensor:
         """The places within `0 … n - 1` that stand at `places`."""

@@ -24,18 +24,20 @@ MAX_TAPS = 2**16
 @dataclass(frozen=True, slots=True)
 class GlobalAverage(Unary):
     """Mean over `axes` (negative, counted from the end), an integer sum of `xq - zx`, then
-    `clamp(rint(float32(acc) * float32(sx / float32(sy * n))) + zy)`. The axes stay with length 1 where `keepdim`.
+    `clamp(rint(float32(acc) * M) + zy)`, M by the rule. The axes stay with length 1 where `keepdim`.
     """
 
     axes: tuple[int, ...]
     keepdim: bool
     low: int
     high: int
+    rule: ArithmeticRule = "onnxruntime"
     sums = True
 
     def check(self, edges: Mapping[str, Edge]) -> None:
         check_clamp(self, self.low, self.high, edges[self.output])
         check_ratio(self, edges)
+        check_rule(self, self.rule)
         if not self.axes or len(set(self.axes)) != len(self.axes) or max(self.axes) >= 0:
             raise ConversionError(f"{self.label}: impossible axes", got=self.axes, expected="distinct, counted from the end")
 
@@ -58,7 +60,7 @@ class GlobalAverage(Unary):
             raise ConversionError(f"{self.label}: an accumulator may leave int32", got=f"a mean over {count} codes")
         # Where the bound makes int32 exact, torch sums it faster than int64.
         sums = x.sum(self.axes, keepdim=self.keepdim, dtype=torch.int64 if large else torch.int32) - count * source.zero_point
-        factor = global_average_factor(scale_of(source, x), scale_of(target, x), count)
+        factor = global_average_factor(scale_of(source, x), scale_of(target, x), count, self.rule)
         return requantize(sums, factor, zero_point_of(target, x), self.low, self.high).to(storage(target))
 
 
