@@ -70,7 +70,9 @@ def test_clamps_and_bounds() -> None:
 def test_an_unknown_rule(rule: object) -> None:
     with pytest.raises(ArgumentError) as caught:
         rule(ALL, ALL, q(1, 0), q(1, 0), q(1, 0), 0, 255, "magic")  # type: ignore[operator]
-    assert str(caught.value) == ("no arithmetic rule 'magic'\n  got:      magic\n  expected: 'onnxruntime' or 'portable' or 'xnnpack'")
+    assert str(caught.value) == (
+        "no arithmetic rule 'magic'\n  got:      magic\n  expected: 'onnxruntime' or 'portable' or 'xnnpack'"
+    )
 
 
 def test_fma_rounds_once() -> None:
