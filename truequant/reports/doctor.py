@@ -95,7 +95,7 @@ def promise(target: str, processor: Cpu, machine: str) -> str:
         return "no runtime of it runs here: verify says UNVERIFIED"
     x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
     if target == "xnnpack":
-        return "exact in LiteRT's XNNPACK delegate, on x86 and on 64-bit Arm, but for products at ties on Arm"
+        return "exact in LiteRT's XNNPACK delegate on x86 with AVX2; its Arm kernels round products otherwise and were not run"
     if target == "portable":
         return "the portable rule (dequantize, float32, quantize); no runtime is proven to keep it bit for bit"
     if not x86 and target == "onnxruntime-arm64" and machine.lower() in ("aarch64", "arm64"):

@@ -74,7 +74,7 @@ RUNTIMES: dict[str, Runtime] = {r.name: r for r in (
     Runtime(
         "litert", litert.LitertModel, litert.LitertEdges, package="ai_edge_litert", exceptions=litert.exceptions,
         targets=(XNNPACK.name,),
-        machines="x86 CPUs with AVX2 and on 64-bit Arm", kinds="",
+        machines="x86 CPUs with AVX2", kinds="",
     ),
     Runtime("torch.export", torch.ExportedModel, torch.ExportedEdges, exact=False),
 )}  # fmt: skip
