@@ -99,4 +99,4 @@ def test_the_words_of_options_are_those_of_the_rooms() -> None:
     assert set(options.RUNTIMES) == {"reference", *RUNTIMES}
     assert set(options.GRADES) < set(REQUIREMENTS)
     form = inspect.signature(tq.export_onnx, eval_str=True).parameters["form"]
-    assert set(options.FORMS) - {"torch.export"} == set(get_args(form.annotation))
+    assert set(options.FORMS) - {"tflite", "torch.export"} == set(get_args(form.annotation))
