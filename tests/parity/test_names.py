@@ -96,6 +96,14 @@ def test_inputs(tmp_path: Path) -> None:
     assert names(nn.Sequential(nn.Linear(4, 4)), (X,), tmp_path) == (["input"], ["output"])
 
 
+def test_a_layer_that_returns_floats_keeps_its_name(tmp_path: Path) -> None:
+    """Its weights are known by it, in the program and in reports."""
+    qat = tq.prepare(nn.Sequential(nn.Linear(32, 4)), torch.randn(2, 32), "w4a16")
+    tq.calibrate(qat, [torch.randn(2, 32)])
+    tq.export_onnx(tq.convert(qat.eval()), tmp_path / "m.onnx")
+    assert [o.name for o in onnx.load(tmp_path / "m.onnx").graph.output] == ["0"]
+
+
 def test_a_name_that_a_layer_has(tmp_path: Path) -> None:
     """`batch` and `fc` are layers too, whose edges have these names."""
     inputs = ({"left": X, "right": X}, X)

@@ -43,15 +43,19 @@ def output_names(outputs: Any) -> Iterator[tuple[str, str]]:
 def with_output_names(
     nodes: Sequence[Node], outputs: Any, plan: Plan, inputs: Collection[str]
 ) -> tuple[tuple[Node, ...], dict[str, str]]:
-    """The nodes, and the new name of each value that the model returns once, that a node writes and that none reads."""
-    taken = {*_of_sites(plan), *inputs, *(node.output for node in nodes)}
+    """The nodes, and the new name of each value that the model returns once, that a node writes and that none reads.
+
+    A layer that returns floats keeps its own name, by which its weights are known.
+    """
+    sites = _of_sites(plan)
+    taken = {*sites, *inputs, *(node.output for node in nodes)}
     written = {node.output: at for at, node in enumerate(nodes)}
     read = {name for node in nodes for name in node.reads}
     wanted = list(output_names(outputs))
     times = Counter([value for value, _ in wanted] + [name for _, name in wanted])
     changed, table = list(nodes), {value: value for value, _ in wanted}
     for value, name in wanted:
-        if value in written and value not in read and times[value] == times[name] == 1 and _free(name, taken):
+        if value in written and value not in sites | read and times[value] == times[name] == 1 and _free(name, taken):
             node: Any = changed[written[value]]
             changed[written[value]] = replace(node, output=name)
             table[value] = name
