@@ -3,7 +3,7 @@
 from truequant.fake.anomaly import detect_anomaly
 from truequant.fake.attention import attention_scale, byte_table, shown_by, wide_table
 from truequant.fake.call_sites import Ranked
-from truequant.fake.clock import Clock, local
+from truequant.fake.clock import Clock, local, marking
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of, written_scale
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
@@ -61,6 +61,7 @@ __all__ = [
     "keep_delta",
     "layer_weight",
     "local",
+    "marking",
     "norm_parameters",
     "outermost",
     "qat_class",

@@ -157,21 +157,24 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
-        constants = self.constants
-        constant = constants is not None and constants.alone(func, args, kwargs)
+        constant = self.constants is not None and self.constants.alone(func, args, kwargs)
         if constant and self.ranked is not None:
             return self._noted(func(*args, **kwargs))
         name = counted_as(op, args, kwargs).name
         ordinal = self.seen.get(name, 0)
         self.seen[name] = ordinal + 1
         site = self.sites.get((name, ordinal))
-        if site is None:
-            if constant:
-                return self._noted(func(*args, **kwargs))
-            self._expect(op, name, ordinal, args)
-            return func(*args, **kwargs)
+        if site is not None:
+            return self._at(site, func, args, kwargs)
+        if constant:
+            return self._noted(func(*args, **kwargs))
+        self._expect(op, name, ordinal, args)
+        return func(*args, **kwargs)
+
+    def _at(self, site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """A call at its site: as the float model's where nothing else is planned, else as the site's action says."""
         if self.recomputes and (checkpoint_around() is not self.around or self.had_gradients != torch.is_grad_enabled()):
-            refuse_part(self.binding.name, name, self.around, self.had_gradients)
+            refuse_part(self.binding.name, site.plan.op, self.around, self.had_gradients)
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
         if self.plain and site.carries is None and not overwrites and not plan.constants:

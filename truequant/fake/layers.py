@@ -26,7 +26,9 @@ def trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: 
     if site.plan.affine is not None and quantizer.tied:
         return None
     reads = site.reads[0] if site.norm is None and site.own_bias else None
-    operands = kernel.layer_operands(weight, bias, quantizer.__dict__, None if reads is None else reads.__dict__)
+    if (step := quantizer.step()) is None:
+        return None
+    operands = kernel.layer_operands(weight, bias, quantizer.__dict__, step, None if reads is None else reads.__dict__)
     if operands is NotImplemented:
         return None
     sums = (site.reads[0], quantizer) if quantizer.sums_codes else ()

@@ -23,6 +23,8 @@ from truequant.planning.actions import BARE, HAND_ON
 
 Function = Callable[..., Any]
 _COMPUTES = evaluation.COMPUTES | {"attend": attention.COMPUTES["attend"]}
+_ATTENDS = frozenset(("attention", "softmax", "weights", "masked"))
+_KEEP_THEIR_GRID = frozenset(("movement", "concat"))
 
 
 @dataclass(eq=False)
@@ -37,11 +39,8 @@ class RuntimeSite(PlannedSite):
     # -- one call ------------------------------------------------------------------------------------------------------
     def run(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call `function` as the plan says and pass its result through the quantizer that sits here."""
-        name = self.plan.name
-        if local.marking:
-            fused_norm = self.layer is not None and self.layer.exact()
-            y = self._normalizes(args, kwargs) if fused_norm else traceable(self.plan.op, function, args, kwargs)
-            return self.finish(mark(y, name) if isinstance(y, Tensor) else y)
+        if local.marking is not None:
+            return self._marked(function, args, kwargs)
         if not self.clock.enabled:
             return function(*args, **kwargs)
         action = self.plan.action
@@ -51,24 +50,39 @@ class RuntimeSite(PlannedSite):
             y = self._in_one_pass(args, kwargs)
             if y is not None:
                 return y
-        if action in ("attention", "softmax", "weights", "masked"):
+        if action in _ATTENDS:
             return self.finish(self._attends(function, args, kwargs))
         if action == "norm":
-            folded = self.layer is not None and self.layer.exact()
-            y = self._normalizes(args, kwargs) if folded else function(*args, **kwargs)
-        elif self.exact() and (compute := _COMPUTES.get(action)) is not None and self._computes():
-            with torch.no_grad():
-                y = compute(self, function, args, kwargs)
-            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-                y = _straight_through(y, function(*args, **kwargs))
-        elif local.recorder is not None and action in ("movement", "concat"):
+            return self.finish(self._unfolded(function, args, kwargs))
+        exact = self.exact()
+        if exact and (compute := _COMPUTES.get(action)) is not None and self._computes():
+            return self.finish(self._computed(compute, function, args, kwargs))
+        if local.recorder is not None and action in _KEEP_THEIR_GRID:
             y = function(*args, **kwargs)
             self._record_movement(y)
-        elif action in HAND_ON or not self.exact():
-            return self._finish_result([function(*args, **kwargs)])
-        else:
-            return self._finish_result([on_contiguous(function, args, kwargs)])
-        return self.finish(y)
+            return self.finish(y)
+        # As in the float model; in evaluation, where torch sums in the order of memory, on contiguous tensors.
+        sums = exact and action not in HAND_ON
+        return self._finish_result([on_contiguous(function, args, kwargs) if sums else function(*args, **kwargs)])
+
+    def _marked(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """While it is traced for conversion: the op, and a mark where its result is one tensor."""
+        folds = self.layer is not None and self.layer.exact()
+        y = self._read(args, kwargs) if folds else traceable(self.plan.op, function, args, kwargs)
+        return self.finish(mark(y, self.plan.name) if isinstance(y, Tensor) else y)
+
+    def _unfolded(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """A map of channels that is no site of its own: evaluation computes it with its layer."""
+        folds = self.layer is not None and self.layer.exact()
+        return self._read(args, kwargs) if folds else function(*args, **kwargs)
+
+    def _computed(self, compute: Function, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """What the program computes on codes; where a gradient is wanted, with that of `function`."""
+        with torch.no_grad():
+            y: Tensor = compute(self, function, args, kwargs)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
+            return _straight_through(y, function(*args, **kwargs))
+        return y
 
     def _with_constants(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments with the constants among them on their grids."""
@@ -93,13 +107,9 @@ class RuntimeSite(PlannedSite):
             if self.plan.action == "attention":
                 return attention.attention_in_training(self, args, kwargs)
             return attention.softmax_in_training(self, function, args, kwargs)
-        with torch.no_grad():
-            y = attention.COMPUTES[self.plan.action](self, function, args, kwargs)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
-            return _straight_through(y, function(*args, **kwargs))
-        return y
+        return self._computed(attention.COMPUTES[self.plan.action], function, args, kwargs)
 
-    def _normalizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _read(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Of a map of channels: what it reads."""
         return args[self.plan.operand or 0] if args else kwargs["input"]
 

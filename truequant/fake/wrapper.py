@@ -60,7 +60,9 @@ class QATModuleWrapper(nn.Module):
         key = key_of(binding.name, binding.multiple, binding.callers)
         if binding.outermost:
             return self._outermost(args, kwargs)
-        around: CallSites | None = None if compiling() else local.calls
+        around: CallSites | None = local.calls
+        if around is not None and compiling():
+            around = None
         suspended, outer, frame = suspend(), local.frame, Frame(key, binding.name)
         if around is not None and around.frame is not outer:
             around = None
@@ -94,8 +96,8 @@ class QATModuleWrapper(nn.Module):
             with CallSites(self, binding, frame, self.training) as calls:
                 outputs = self._own_forward(binding, args, kwargs)
             calls.finish()
-            if local.marking:
-                local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
+            if local.marking is not None:
+                local.marking.miscounted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
             return outputs
         return super().forward(*args, **kwargs)
 
@@ -117,18 +119,10 @@ class QATModuleWrapper(nn.Module):
         return super().forward(*args, **kwargs) if form is None else form(self, *args, **kwargs)
 
     def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module: Any = self
-        action = site.plan.action
-        if action in GRIDLESS:
-            return run_linear(site, F.linear, args[0] if args else kwargs["input"], module.weight, module.bias)
-        if action == "layer":
-            linear: Any = F.linear if site.plan.op == "linear" else getattr(module, "_conv_forward", None)
-            if site.plan.op in TRANSPOSED:
-                linear = module_call(site.plan.op, module, args, kwargs)
-            x, weight, bias = args[0] if args else kwargs["input"], layer_weight(site.plan.op, module), module.bias
-            y = layers.trained(site, linear, x, weight, bias)
-            return site.run_layer(linear, x, weight, bias) if y is None else y
-        forward = super().forward
+        """The call of a module that is a site itself: the first case that fits."""
+        action, forward = site.plan.action, super().forward
+        if action == "layer" or action in GRIDLESS:
+            return self._layer(site, args, kwargs)
         if site.weights and site.clock.enabled:
             return site.run(lambda *a, **k: self._with_weights(site, forward, a, k), args, kwargs)
         if action == "weighted":
@@ -142,17 +136,25 @@ class QATModuleWrapper(nn.Module):
                 return forward(*args, **kwargs)
         return site.run(forward, read_by_view(site, args), kwargs)
 
+    def _layer(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A linear layer or a convolution of torch's: its sum of products is a function of three tensors."""
+        module: Any = self
+        x, op, bias = args[0] if args else kwargs["input"], site.plan.op, module.bias
+        if site.plan.action != "layer":
+            return run_linear(site, F.linear, x, module.weight, bias)
+        linear: Any = F.linear if op == "linear" else getattr(module, "_conv_forward", None)
+        if op in TRANSPOSED:
+            linear = module_call(op, module, args, kwargs)
+        weight = layer_weight(op, module)
+        y = layers.trained(site, linear, x, weight, bias)
+        return site.run_layer(linear, x, weight, bias) if y is None else y
+
     def _with_weights(
         self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A recurrent layer whose forward reads its quantized weights, which shadow the parameters for this call."""
-        module: Any = self
-        quantized: dict[str, Any] = {n: quantizer.on_grid(getattr(module, n)) for n, quantizer in site.weights.items()}
-        if module.__dict__.get("_flat_weights") is not None:
-            names = module._flat_weights_names
-            flat = [None if n is None else quantized[n] if n in quantized else getattr(module, n) for n in names]
-            quantized["_flat_weights"] = flat
-        with shadowed(module, **quantized):
+        quantized = {n: quantizer.on_grid(getattr(self, n)) for n, quantizer in site.weights.items()}
+        with shadowed(self, **quantized):
             return forward(*args, **kwargs)
 
     def _weighted(self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
 
 from truequant.errors import CalibrationError, ConversionError, StateError
-from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
+from truequant.fake import QATModuleWrapper, RuntimeSite, outermost, quantizers
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.binding import WIDENED
 from truequant.planning import Plan, TensorSpec, arguments_in, call_in, names_in, renamed, tensors_of
@@ -50,7 +50,7 @@ def convert(model: nn.Module) -> Int8Model:
         root.binding.untrained.check(root, root.binding.clock.step)
     _check(root)
     sites = runtime_sites(root)
-    with _marking(root):
+    with _evaluating(root):
         program = _lower(traced(root, plan), root, plan, sites)
     int8 = Int8Model(program)
     _try(root, plan, int8)
@@ -140,16 +140,14 @@ def _check(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _marking(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with marks instead of quantizers; modes are put back without committing anything."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; modes are put back without committing anything."""
     modes = {m: m.training for m in model.modules()}
     try:
         for module in modes:
             module.training = False
-        local.marking = True
         yield
     finally:
-        local.marking = False
         for module, mode in modes.items():
             module.training = mode
 
@@ -166,6 +164,7 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
         sites,
         {q.name: q.quantizer for q in model.binding.inputs},
         constants,
+        found.miscounted,
     )
     specs = dict(zip(signature.user_inputs, plan.inputs, strict=False))
     given, inputs = input_names(plan), list[ProgramInput]()
