@@ -206,4 +206,4 @@ class TestFormatsOfFloats:
     def test_the_type_of_that_name_is_ours(self, given: object) -> None:
         with pytest.raises(SchemeError) as caught:
             tq.QuantScheme(given)  # type: ignore[arg-type]
-        assert caught.value.fix == "tq.int8"
+        assert caught.value.fix == "tq.types.int8"

@@ -90,8 +90,8 @@ def float_format(given: object) -> str | None:
     if not any(part in name for part in _FLOATS):
         return None
     return (
-        "truequant has integers alone, whose codes can be compared bit for bit: tq.int8, tq.int4 …; for FP8, MXFP4 and NVFP4 "
-        "take NVIDIA's ModelOpt or torchao"
+        "truequant has integers alone, whose codes can be compared bit for bit: tq.types.int8, tq.types.int4 …; for FP8, MXFP4 "
+        "and NVFP4 take NVIDIA's ModelOpt or torchao"
     )
 
 
