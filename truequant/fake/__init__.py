@@ -7,11 +7,11 @@ from truequant.fake.clock import Clock, local, marking
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of, written_scale
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
+from truequant.fake.float_linears import fake_quantize_tokens, integer_weight, ready
 from truequant.fake.inputs import InputQuantizer
-from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.limits import Limits
-from truequant.fake.linears import fake_quantize_tokens, integer_weight, ready
 from truequant.fake.parts import Parts
+from truequant.fake.quantized_layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights

@@ -15,9 +15,9 @@ from truequant.fake.algorithms import fake_of, lsq, lsq_plus
 from truequant.fake.clock import Clock, in_backward, is_recomputed, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
-from truequant.fake.idle import beside
 from truequant.fake.steps import COMMITS, FIRST, IN_FORCE, OBSERVES, Step, is_hooked
 from truequant.fake.streams import Stream
+from truequant.fake.unused_scales import with_zero_gradients
 from truequant.observers import ActivationObserver, greatest, several
 from truequant.planning import WIDE_BITS, is_wide_stream, of_width
 from truequant.schemes import Nearest, Percentile, PerChannel, QuantScheme
@@ -118,7 +118,7 @@ class FakeQuantize(Grid):
                 return y
         if step.observes:
             self._observe(x.detach(), step)
-        return self.quantize(x) if quantizes else beside(x, self.learned_parameters())
+        return self.quantize(x) if quantizes else with_zero_gradients(x, self.learned_parameters())
 
     def _searched(self, step: Step) -> Step:
         """`step` as kernels take it, which search no histogram: its range is searched here, once a step."""

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from truequant.fake import attention, evaluation, passes
+from truequant.fake import attention, evaluation, one_pass
+from truequant.fake.batch_statistics import BatchStatistics, float_statistics, reads_float_statistics
 from truequant.fake.clock import local
 from truequant.fake.layouts import on_contiguous
 from truequant.fake.marks import mark
-from truequant.fake.norms import BatchStatistics, float_statistics, reads_float_statistics
 from truequant.fake.planned import PlannedSite
 from truequant.fake.products import product
-from truequant.fake.registered import traceable
+from truequant.fake.user_ops import traceable
 from truequant.planning import LINEAR_OPS
-from truequant.planning.actions import BARE, HAND_ON
+from truequant.planning.actions import BARE, NOTHING_BUT_THE_OP
 
 Function = Callable[..., Any]
 _COMPUTES = evaluation.COMPUTES | {"attend": attention.COMPUTES["attend"]}
@@ -32,7 +32,7 @@ class RuntimeSite(PlannedSite):
     """A planned site that is called."""
 
     layer: RuntimeSite | None = None
-    carries: RuntimeSite | None = None
+    quantized_at: RuntimeSite | None = None
     statistics: BatchStatistics | None = None
     """Of a layer in training, until the BatchNorm behind it takes them: those of its float weights."""
 
@@ -46,7 +46,7 @@ class RuntimeSite(PlannedSite):
         action = self.plan.action
         if self.plan.constants:
             args, kwargs = self._with_constants(args, kwargs)
-        if self.carries is not None or action == "clamp":
+        if self.quantized_at is not None or action == "clamp":
             y = self._in_one_pass(args, kwargs)
             if y is not None:
                 return y
@@ -62,7 +62,7 @@ class RuntimeSite(PlannedSite):
             self._record_movement(y)
             return self.finish(y)
         # As in the float model; in evaluation, where torch sums in the order of memory, on contiguous tensors.
-        sums = exact and action not in HAND_ON
+        sums = exact and action not in NOTHING_BUT_THE_OP
         return self._finish_result([on_contiguous(function, args, kwargs) if sums else function(*args, **kwargs)])
 
     def _marked(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -91,7 +91,7 @@ class RuntimeSite(PlannedSite):
         for place in self.plan.constants:
             quantizer = self.reads[place]
             assert quantizer is not None
-            leaves[tensors[place]] = passes.called(quantizer, leaves[tensors[place]])
+            leaves[tensors[place]] = one_pass.called(quantizer, leaves[tensors[place]])
         found: tuple[Sequence[Any], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
         return found
 
@@ -116,13 +116,13 @@ class RuntimeSite(PlannedSite):
     def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         """The quantized result of a clamp or sum; None where op and quantizer run apart."""
         x = args[0] if args else None
-        if getattr(x, passes.CARRIED, None) is self:
+        if getattr(x, one_pass.QUANTIZED_AT, None) is self:
             return x
-        if self.carries is None or self.exact():
+        if self.quantized_at is None or self.exact():
             return None
         if self.plan.action == "clamp":
-            return passes.clamped(self, args, kwargs)
-        return passes.added(self, args, kwargs) if self.plan.action == "add" else None
+            return one_pass.clamped(self, args, kwargs)
+        return one_pass.added(self, args, kwargs) if self.plan.action == "add" else None
 
     def run_layer(
         self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
@@ -156,7 +156,7 @@ class RuntimeSite(PlannedSite):
     def _finish_result(self, result: list[Any]) -> Any:
         """As `finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
         if self.quantizer is not None and isinstance(result[0], Tensor):
-            y = passes.alone(self.quantizer, result)
+            y = one_pass.quantized_in_place(self.quantizer, result)
             if y is not None:
                 return y
         return self.finish(result.pop())

@@ -13,9 +13,9 @@ from truequant.fake.algorithms.freezing import Oscillation
 from truequant.fake.clock import Clock, in_backward
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
-from truequant.fake.idle import beside
 from truequant.fake.searched import Searched, is_searched
 from truequant.fake.steps import IN_FORCE, OBSERVES, Step, is_hooked
+from truequant.fake.unused_scales import with_zero_gradients
 from truequant.observers import weight_range
 from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
 
@@ -220,7 +220,7 @@ class WeightQuantizer(Grid):
         if not self._calibrated:  # the weight of a function call, which is seen for the first time here
             self.initialize(weight, factor)
         if not self.quantizing or self.clock.calibrating:
-            return beside(weight, self.learned_parameters())
+            return with_zero_gradients(weight, self.learned_parameters())
         if self.training and self.holds_search and self.follows_weight():
             self.hold(self.scale_of(weight, factor))
         if (y := self._compiled(weight)) is not None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from truequant.errors import PlanError, StateError
-from truequant.fake import layers, normalizing
+from truequant.fake import batch_norms, layer_steps
 from truequant.fake.by_hand import by_hand
 from truequant.fake.call_sites import (
     TAKE_THIS_PATH,
@@ -31,10 +31,10 @@ from truequant.fake.call_sites import (
 )
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
+from truequant.fake.float_linears import run_linear
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.hooks import uncounted
 from truequant.fake.inputs import quantize_inputs
-from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
 from truequant.fake.precision import in_other_precision, parameters_in_single, single
 from truequant.fake.quantizers import FakeQuantize
@@ -90,9 +90,10 @@ class QATModuleWrapper(nn.Module):
             return super().forward(*args, **kwargs)
         if around is not None and binding.frames is not None and not binding.planned(frame.key, self.training):
             self._expect(frame.key, sorted(binding.frames[self.training]), args, kwargs, around)
-        looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)
-        seen = binding.acts or (binding.watched and looked_at) or (binding.ranked is not None and not compiling())
-        if seen and binding.clock.enabled:
+        recorded = local.recorder is not None or local.marking is not None or (binding.islands and not self.training)
+        counted = binding.ranked is not None and not compiling()
+        counted = counted or binding.needs_calls or (binding.needs_recorded_calls and recorded)
+        if counted and binding.clock.enabled:
             with CallSites(self, binding, frame, self.training) as calls:
                 outputs = self._own_forward(binding, args, kwargs)
             calls.finish()
@@ -128,7 +129,7 @@ class QATModuleWrapper(nn.Module):
         if action == "weighted":
             return site.finish(self._weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
-            return normalizing.of_module(site, site.layer, forward, args, kwargs)
+            return batch_norms.of_module(site, site.layer, forward, args, kwargs)
         if self.__dict__.get("inplace") is True or getattr(type(self), "inplace", False) is True:
             return self._in_place(site, args, kwargs)
         if action in NEED_ARGUMENTS and site.exact():
@@ -146,7 +147,7 @@ class QATModuleWrapper(nn.Module):
         if op in TRANSPOSED:
             linear = module_call(op, module, args, kwargs)
         weight = layer_weight(op, module)
-        y = layers.trained(site, linear, x, weight, bias)
+        y = layer_steps.trained(site, linear, x, weight, bias)
         return site.run_layer(linear, x, weight, bias) if y is None else y
 
     def _with_weights(

@@ -3,6 +3,7 @@
 from truequant.planning.actions import FLOAT
 from truequant.planning.algorithms import check_dynamic
 from truequant.planning.attention import HIDES, attention_arguments
+from truequant.planning.batch_norms import norm_arguments
 from truequant.planning.batches import Takes, arguments_of, inputs_of, items_of, takes_of
 from truequant.planning.calls import arguments_in, as_arguments, as_example, call_in, call_of, positional_in
 from truequant.planning.codec import config_from_json, config_to_json, scheme_from_json, scheme_to_json
@@ -11,8 +12,7 @@ from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.fitting import check_modules, check_plain
 from truequant.planning.formulas import Affine
-from truequant.planning.normalizing import NORM_OPS, norm_operands
-from truequant.planning.norms import norm_arguments
+from truequant.planning.norm_rules import NORM_OPS, norm_operands
 from truequant.planning.ops import (
     LINEAR_OPS,
     Op,
@@ -32,10 +32,10 @@ from truequant.planning.plan import Plan, check_plan, plan_from_json, plan_to_js
 from truequant.planning.pooling import average_axes, pool_arguments, uneven
 from truequant.planning.products import contraction
 from truequant.planning.records import OwnerPlan, QuantizerPlan, Site, TensorSpec
-from truequant.planning.registered import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.resizing import linear_factors, phase_weights, whole
 from truequant.planning.structures import build, is_tree, mapped, named_leaves, names_in, renamed, tree_of
 from truequant.planning.table import where_to
+from truequant.planning.user_ops import RegisteredOp, decode_call, encode_call, register_op, registered_op, renumbered
 from truequant.planning.widths import WIDE_BITS, is_wide_stream, of_width
 
 __all__ = [

@@ -28,7 +28,7 @@ from truequant.planning.constants import Constants, Learned
 from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
 from truequant.planning.formulas import Formula, Formulas
-from truequant.planning.likes import LIKE, told_apart
+from truequant.planning.likes import LIKE, without_examples
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
 from truequant.planning.outputs import strangers_of, tensors_of
@@ -164,7 +164,7 @@ class _Recorder(TorchFunctionMode):
         if op is None:
             return func(*args, **kwargs)
         op = counted_as(op, args, kwargs)
-        seen = told_apart(func, args, kwargs) if func in LIKE else (tuple(args), dict(kwargs))
+        seen = without_examples(func, args, kwargs) if func in LIKE else (tuple(args), dict(kwargs))
         tensors = [t for t in pytree.tree_leaves(seen) if isinstance(t, Tensor)]
         inputs = [(t, i) for t in tensors if (i := self.held.read(t)) is not None]
         around = self.stack[-1]
@@ -172,7 +172,7 @@ class _Recorder(TorchFunctionMode):
         ranks = self.trace.op_ranks.setdefault((around.name, self.frame), Counter())
         ordinal, rank = counts[op.name], ranks[op.name]
         counts[op.name] += 1
-        constant = not inputs and around.constants.alone(func, args, kwargs)
+        constant = not inputs and around.constants.suffice(func, args, kwargs)
         ranks[op.name] += not constant
         if not inputs:
             result = func(*args, **kwargs)
@@ -259,7 +259,7 @@ class _Recorder(TorchFunctionMode):
             self.trace.strangers = tuple(strangers_of(outputs))
             self.trace.outputs = [index for t in tensors_of(outputs) if (index := self.held.read(t)) is not None]
         around = self.stack[-1].constants
-        if around.alone(None, args, kwargs):
+        if around.suffice(None, args, kwargs):
             around.note(outputs)
 
     def _reframe(self) -> None:

@@ -18,7 +18,7 @@ from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
 from truequant.planning.joined import CONSTANTS, joined
 from truequant.planning.leaves import is_leaf, site_name
-from truequant.planning.normalizing import BY_ROW, norm_rule
+from truequant.planning.norm_rules import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
 from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
 from truequant.planning.products import is_product, product
@@ -97,9 +97,9 @@ class Graph(Values):
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
         self._parent: dict[int, int] = {}
-        self.look()
+        self.find_readers()
 
-    def look(self) -> None:
+    def find_readers(self) -> None:
         """See who reads and writes each value; what is computed with a norm before it reads nothing of its own."""
         self.readers: dict[int, list[Node]] = {}
         self.writer: dict[int, Node] = {}

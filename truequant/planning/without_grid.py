@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from truequant.numerics import too_long
 from truequant.planning.actions import BARE
+from truequant.planning.float_linears import gridless
 from truequant.planning.graph import Graph, Node
-from truequant.planning.linears import gridless
 from truequant.planning.norm_parts import release_parts
 from truequant.schemes import QuantScheme
 

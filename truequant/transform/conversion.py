@@ -23,8 +23,8 @@ from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 from truequant.transform.naming import input_names, with_output_names
-from truequant.transform.registered import CALL, movement
 from truequant.transform.tracing import Traced, fixed_size, traced
+from truequant.transform.user_ops import CALL, movement
 
 _TRACING = threading.Lock()
 """Held while functions of Python's and torch's are replaced: one trace at a time."""

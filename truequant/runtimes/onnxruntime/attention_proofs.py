@@ -29,11 +29,11 @@ def require_exact_attention(program: IntegerProgram, write: Write) -> int:
         for node in nodes:
             rows.feed(trial, node)
     compared = 0
-    for node, found, expected in trial.results(write):
+    for tried, found, expected in trial.results(write):
         if (differ := first_difference(found, expected)) is not None:
             at, count = differ
             raise ExportError(
-                f"'{node.output}': onnxruntime computes another code of this {type(node).__name__}",
+                f"'{tried.output}': onnxruntime computes another code of this {type(tried).__name__}",
                 got=f"{int(found[at])}, {count} of {found.numel()} differ", expected=int(expected[at]),
                 fix="leave it in float by a rule, and please report it",
             )  # fmt: skip

@@ -17,13 +17,13 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from truequant import kernels, numerics
-from truequant.fake.norms import NormCall
+from truequant.fake.batch_statistics import NormCall
 from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.steps import Step
 from truequant.planning import clamp_bounds
 
-CARRIED = "truequant_carried"
+QUANTIZED_AT = "truequant_quantized_at"
 """Attribute of a tensor that went through the clip and the quantizer of a later site already: that site."""
 _CLIPS = {"relu": kernels.RELU, "relu6": kernels.HARDTANH, "hardtanh": kernels.HARDTANH, "clamp": kernels.CLAMP}
 
@@ -49,7 +49,7 @@ def called(quantizer: FakeQuantize, x: Tensor) -> Tensor:
     return result
 
 
-def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
+def quantized_in_place(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
     """The quantized tensor of a list, in its own memory where nothing but the list holds it."""
     return _quantized(quantizer, x, None, kernels.NO_CLIP)
 
@@ -57,7 +57,7 @@ def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
 def finished(site: PlannedSite, result: list[Any]) -> Any:
     """As `site.finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
     if site.quantizer is not None and isinstance(result[0], Tensor):
-        y = alone(site.quantizer, result)
+        y = quantized_in_place(site.quantizer, result)
         if y is not None:
             return y
     return site.finish(result.pop())
@@ -80,7 +80,7 @@ def clamped(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
 
 def added(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The quantized sum of two activations, clipped where a clamp alone reads it."""
-    end = site.carries
+    end = site.quantized_at
     if kwargs or len(args) != 2 or end is None or end.quantizer is None:
         return None
     if not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
@@ -90,7 +90,7 @@ def added(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None
     def compute(kernel: ModuleType, step: Step) -> Any:
         return kernel.quantize(*_in_one_layout(*args), quantizer.__dict__, step, *clip)
 
-    return _handed_on(site, quantizer.in_pass(compute))
+    return _marked_done(site, quantizer.in_pass(compute))
 
 
 def _in_one_layout(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def normalized(site: PlannedSite, x: Tensor, made: Callable[[], NormCall]) -> Te
 
     made: the call, with the bias that is meant.
     """
-    end = site.carries
+    end = site.quantized_at
     if end is None or end.quantizer is None or _hooked(site.owner):
         return None
     quantizer, clip = end.quantizer, _clip_of(end)
@@ -130,7 +130,7 @@ def normalized(site: PlannedSite, x: Tensor, made: Callable[[], NormCall]) -> Te
         arguments = call.x, call.weight, call.bias, call.mean, call.var, call.eps, call.share
         return kernel.quantize_norm(*arguments, quantizer.__dict__, step, *clip)
 
-    return _handed_on(site, quantizer.in_pass(compute))
+    return _marked_done(site, quantizer.in_pass(compute))
 
 
 def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
@@ -154,9 +154,9 @@ def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
     return layer.shifted_bias(weight, bias, dtype)
 
 
-def _handed_on(site: PlannedSite, y: Tensor | None) -> Tensor | None:
-    if y is not None and site.carries is not site:
-        setattr(y, CARRIED, site.carries)
+def _marked_done(site: PlannedSite, y: Tensor | None) -> Tensor | None:
+    if y is not None and site.quantized_at is not site:
+        setattr(y, QUANTIZED_AT, site.quantized_at)
     return y
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from truequant.fake import passes
-from truequant.fake.norms import NormCall, normalized
+from truequant.fake import one_pass
+from truequant.fake.batch_statistics import NormCall, normalized
 from truequant.fake.shadowing import shadowed
 from truequant.fake.sites import RuntimeSite
 from truequant.planning import norm_arguments
@@ -28,12 +28,12 @@ def of_module(
         _count_batch(module)
         return site.finish(normalized(call, batch))
     is_one_call = module.track_running_stats and module.momentum is not None and not isinstance(module, nn.SyncBatchNorm)
-    if is_one_call and site.carries is not None:
-        y = passes.normalized(site, x, lambda: NormCall.of_module(module, x, _bias(layer, module, x)))
+    if is_one_call and site.quantized_at is not None:
+        y = one_pass.normalized(site, x, lambda: NormCall.of_module(module, x, _bias(layer, module, x)))
         if y is not None:
             _count_batch(module)
             return y
-    shifted = passes.shifted_bias(layer, x.dtype)
+    shifted = one_pass.shifted_bias(layer, x.dtype)
     if shifted is None:
         return site.finish(forward(*args, **kwargs))
     if not is_one_call:
@@ -51,7 +51,7 @@ def of_function(
     """`function`, which is `F.batch_norm`, called with these arguments."""
     given = norm_arguments(args, kwargs)
     x, batch = given["input"], layer.take_statistics()
-    shifted = passes.shifted_bias(layer, x.dtype)
+    shifted = one_pass.shifted_bias(layer, x.dtype)
     if shifted is not None:
         given["bias"] = shifted
     if not given["training"] or given["running_mean"] is None:
@@ -59,12 +59,12 @@ def of_function(
     call = NormCall(x, *(given[name] for name in ("running_mean", "running_var", "weight", "bias", "momentum", "eps")))
     if batch is not None:
         return site.finish(normalized(call, batch))
-    y = passes.normalized(site, x, lambda: call) if site.carries is not None else None
+    y = one_pass.normalized(site, x, lambda: call) if site.quantized_at is not None else None
     return site.finish(function(**given)) if y is None else y
 
 
 def _bias(layer: RuntimeSite, module: Any, x: Tensor) -> Tensor | None:
-    shifted = passes.shifted_bias(layer, x.dtype)
+    shifted = one_pass.shifted_bias(layer, x.dtype)
     own: Tensor | None = module.bias
     return own if shifted is None else shifted
 
