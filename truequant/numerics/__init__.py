@@ -31,7 +31,6 @@ from truequant.numerics.norms import (
     normalized,
     too_long,
 )
-from truequant.numerics.pooling import pooled_length, window_average
 from truequant.numerics.qparams import (
     MAX_SCALE,
     MIN_SCALE,
@@ -49,7 +48,7 @@ __all__ = [
     "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "add_on_arm", "along_axis",
     "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
     "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
-    "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",
+    "norm_constants", "normalized", "pair_bound", "parameter_shape", "power_of_two", "products_in_int16",
     "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale",
-    "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values",
 ]  # fmt: skip

@@ -16,7 +16,8 @@ from truequant.errors import ConversionError
 from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, norm_parameters, table_of
 from truequant.integer import nodes as program_nodes
 from truequant.integer.storage import storage
-from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
+from truequant.planning import LINEAR_OPS
+from truequant.planning.pooling import average_axes, pool_arguments, uneven
 from truequant.transform import user_ops
 from truequant.transform.constants import constants
 from truequant.transform.contraction import contract, operands_of
