@@ -98,4 +98,4 @@ def float_format(given: object) -> str | None:
 def instead_of(given: object) -> str | None:
     """What to write where something else was given for a dtype: ours of the same name, or who has formats of floats."""
     name = str(given).removeprefix("torch.").lower()
-    return f"tq.{name}" if name in INTEGER_TYPES else float_format(given)
+    return f"tq.types.{name}" if name in INTEGER_TYPES else float_format(given)
