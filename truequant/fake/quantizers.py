@@ -42,10 +42,10 @@ class FakeQuantize(Grid):
 
     stream: Stream | None = None
     """Of a residual stream: what is known of its width."""
-    counts: bool = True
-    """Whether a histogram is counted, beside minimum and maximum."""
     first_scale: Tensor | None = None
     """The scale of the first range, or of the last calibration."""
+    counts: bool = True
+    """Whether a histogram is counted, beside minimum and maximum."""
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
