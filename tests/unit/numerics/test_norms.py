@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import agreement, oracle
+from tests import agreement, oracle, oracle_rows
 from tests.programs import edge
 from truequant.integer.nodes import Edge, Normalize
 from truequant.numerics import NormRule, norm_constants, too_long
@@ -45,11 +45,11 @@ def one(node: Normalize, edges: dict[str, Edge], x: Tensor) -> Tensor:
     node.check(edges)
     found = node.run(edges, [x])
     grids = {name: oracle.Qparams(e.scale, e.zero_point, e.qmin, e.qmax) for name, e in edges.items()}
-    rule = oracle.Norm(node.kind, node.axes, node.groups, node.eps, node.outside, node.correction)
+    rule = oracle_rows.Norm(node.kind, node.axes, node.groups, node.eps, node.outside, node.correction)
     gain, bias = (None if t is None else t.numpy() for t in (node.gain, node.bias))
-    values = oracle.norm(x.numpy(), rule, gain, bias, grids["x"], grids.get("y"))
+    values = oracle_rows.norm(x.numpy(), rule, gain, bias, grids["x"], grids.get("y"))
     if "y" in edges:
-        assert np.array_equal(found.numpy(), oracle.norm_codes(values, grids["y"], node.low, node.high))
+        assert np.array_equal(found.numpy(), oracle_rows.norm_codes(values, grids["y"], node.low, node.high))
     else:
         assert np.array_equal(found.numpy().view(np.int32), values.view(np.int32))
     return found
