@@ -12,7 +12,7 @@ from rich.console import Console
 from truequant.checkpoints import Checkpoint, CheckpointManager
 from truequant.cli.recipe import OutputSection
 from truequant.errors import ArgumentError
-from truequant.training import Position
+from truequant.training.loop import Position
 
 Best = Literal["loss", "test-loss", "none"]
 

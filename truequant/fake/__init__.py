@@ -3,10 +3,12 @@
 from truequant.fake.anomaly import detect_anomaly
 from truequant.fake.attention import attention_scale, byte_table, shown_by, wide_table
 from truequant.fake.call_sites import Ranked
+from truequant.fake.clipping import input_clipping
 from truequant.fake.clock import Clock, local
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of, written_scale
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
+from truequant.fake.exploded import warn_of_exploded_ranges
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.limits import Limits
@@ -55,6 +57,7 @@ __all__ = [
     "forget",
     "freeze",
     "has_delta",
+    "input_clipping",
     "integer_weight",
     "integers",
     "interpolation_weights",
@@ -77,6 +80,7 @@ __all__ = [
     "table_of",
     "unfreeze",
     "unswap",
+    "warn_of_exploded_ranges",
     "watching",
     "wide_table",
     "written_scale",

@@ -41,6 +41,8 @@ class FakeQuantize(Grid):
 
     stream: Stream | None = None
     """Of a residual stream: what is known of its width."""
+    first_scale: Tensor | None = None
+    """The scale of the first range, or of the last calibration."""
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
@@ -307,6 +309,7 @@ class FakeQuantize(Grid):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.stream is not None and self.stream.chosen:
             self.mark_width()
+        self.first_scale = None
         self._seen_step = -1  # what is loaded as pending belongs to a step before the next, whatever the clock says then
 
     def set_bits(self, bits: int) -> bool:
@@ -333,6 +336,12 @@ class FakeQuantize(Grid):
             self._set(torch.where(known, scale, self.scale), torch.where(known, zero_point, self.zero_point))
             for parameter in self.learned_parameters():
                 parameter.zero_()
+            if first and not torch.compiler.is_compiling():
+                self.remember_range()
+
+    def remember_range(self) -> None:
+        """Of the range in force: it is the one from which a training starts."""
+        self.first_scale = self.effective_scale().detach().clone()
 
     def train(self, mode: bool = True) -> FakeQuantize:
         """`eval()` commits what is pending."""

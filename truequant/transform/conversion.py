@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
 
 from truequant.errors import CalibrationError, ConversionError, StateError
-from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
+from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers, warn_of_exploded_ranges
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.binding import WIDENED
 from truequant.planning import Plan, TensorSpec, arguments_in, call_in, names_in, renamed, tensors_of
@@ -49,6 +49,7 @@ def convert(model: nn.Module) -> Int8Model:
     if root.binding.untrained is not None:
         root.binding.untrained.check(root, root.binding.clock.step)
     _check(root)
+    warn_of_exploded_ranges(root)
     sites = runtime_sites(root)
     with _marking(root):
         program = _lower(traced(root, plan), root, plan, sites)

@@ -30,7 +30,7 @@ def test_every_name_that_a_kernel_reads_is_an_attribute() -> None:
     found = dict(quantizers(qat))
     activation = next(q for q in found.values() if isinstance(q, FakeQuantize))
     weight = next(q for q in found.values() if isinstance(q, WeightQuantizer))
-    counting = FakeQuantize(tq.QuantScheme(tq.uint8, observer=tq.Histogram()))
+    counting = FakeQuantize(tq.QuantScheme(tq.types.uint8, observer=tq.ranges.Histogram()))
     objects = (activation, activation.observer, activation.clock, counting.observer, weight, local, qat[1])
     known = {"__dict__"}.union(*map(attributes, objects))
     named = read_by_kernels()
