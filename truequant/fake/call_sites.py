@@ -183,7 +183,8 @@ class CallSites(TorchFunctionMode):
                 return run(*args, **kwargs)
             if plan.action in PLAIN:
                 return passes.finished(site, [run(*args, **kwargs)])
-        if self.evaluates and site.quantizer is site.emits is site.carries is None and not overwrites and not plan.constants:
+        bare = site.quantizer is None and site.emits is None and site.carries is None
+        if self.evaluates and bare and not overwrites and not plan.constants:
             if plan.action in HAND_ON:
                 return run(*args, **kwargs)
             if plan.action == "float":
