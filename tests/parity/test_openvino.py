@@ -180,7 +180,7 @@ assert seen
 @pytest.mark.parametrize(("channels", "outputs", "kernel"), [(72, 24, 1), (24, 72, 1), (32, 8, 1), (8, 40, 3)])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_one_pixel(channels: int, outputs: int, kernel: int, batch: int) -> None:
-    """Squeeze and excite on one image: with AVX-512, OpenVINO's own scaling of a channel beyond a block of 16 is another one."""
+    """Squeeze and excite on one image: with AVX-512, OpenVINO's own scaling of channels beyond a block of 16 is wrong."""
     generator = torch.Generator().manual_seed(channels)
     layer = random_conv(generator, "x", "y", (outputs, channels, kernel, kernel))
     layer = dataclasses.replace(layer, weight=layer.weight // 2)
