@@ -24,8 +24,13 @@ def _names_of(module: str) -> dict[str, str]:
     source = getattr(spec.loader, "get_source", lambda _: None)(module) if spec else None
     if source is None:  # installed without sources, as frozen programs are
         return dict.fromkeys(import_module(module).__all__, module)
-    imports = (statement for statement in ast.parse(source).body if isinstance(statement, ast.ImportFrom))
-    return {alias.name: str(statement.module) for statement in imports for alias in statement.names}
+    found: dict[str, str] = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ImportFrom):
+            whole = statement.names[0].name == "*"
+            names = import_module(str(statement.module)).__all__ if whole else [alias.name for alias in statement.names]
+            found |= dict.fromkeys(names, str(statement.module))
+    return found
 
 
 def _rooms() -> dict[str, str]:

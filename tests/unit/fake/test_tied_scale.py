@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import truequant as tq
-from truequant.fake.norms import reads_float_statistics
+from truequant.fake.batch_statistics import reads_float_statistics
 
 
 def test_training_uses_the_grid_of_the_folded_weight() -> None:
