@@ -28,7 +28,7 @@ from truequant.runtimes import onnx_bytes
 from truequant.runtimes.onnx.forms import FormName
 from truequant.runtimes.openvino.session import compiled, run
 
-MODELS = ("LeNet, tanh", "VGG", "ResNet", "DenseNet", "MobileNetV3", "ShuffleNetV2", "U-Net", "YOLO")
+MODELS = ("LeNet, tanh", "VGG", "ResNet", "DenseNet", "MobileNetV2", "MobileNetV3", "ShuffleNetV2", "U-Net", "YOLO")
 FORMS: tuple[FormName, ...] = ("qdq", "openvino")
 RESULTS = Path(__file__).resolve().parent / "results" / "openvino_differences.json"
 
@@ -64,7 +64,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(MODELS))
-    parser.add_argument("--presets", nargs="*", default=["w8a8", "w8a8-pow2"])
+    parser.add_argument("--presets", nargs="*", default=["int8", "w8a8", "w8a8-pow2"])
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -236,7 +236,7 @@ FAULTS = (  # one a line
     Fault("operands of an add in the other order, scales too", "y", _swap_operands, subject="pairs"),
     Fault("zero points of an add exchanged", "add_0", _swap_zero_points),
     Fault("zero point of a factor off by one", "mul_0", lambda f: f.change(f.operand("mul_0", 0), 2, lambda z: z + 1)),
-    Fault("one entry of a table off by one", "hardswish_0", lambda f: f.change(f.gathering("hardswish_0"), 0, lambda t: at(t, 70, lambda v: v + 1))),
+    Fault("one entry of a table off by one", "sigmoid_0", lambda f: f.change(f.gathering("sigmoid_0"), 0, lambda t: at(t, 70, lambda v: v + 1))),
     Fault("table shifted by one entry", "sigmoid_0", lambda f: f.change(f.gathering("sigmoid_0"), 0, lambda t: np.roll(t, 1))),
     Fault("inputs of a concat exchanged", "cat_0", _concat),
     Fault("padding with code 0 in place of the zero point", "pad_0", _pad_value),

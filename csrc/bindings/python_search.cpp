@@ -25,32 +25,27 @@ at::Tensor sized(at::IntArrayRef sizes, at::ScalarType dtype) {
 
 }  // namespace
 
-// least_error(rows, low, high, qmin, qmax, signed, power of two): the chosen fraction of each row's range.
-//
-// rows: float32, the elements that share a scale on the last axis; low, high: the range of each.
+// least_error(rows, scales, zero points, qmin, qmax): for each row (R, N) the index of its first grid, of (R, K), with the least error.
 PyObject* least_error(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 7, "least_error takes 7 arguments, got ", count);
-  const at::Tensor *rows = readable(args[0], at::kFloat), *low = readable(args[1], at::kFloat), *high = readable(args[2], at::kFloat);
-  if (rows == nullptr || low == nullptr || high == nullptr || is_watched() || rows->dim() == 0 || low->numel() != high->numel() ||
-      low->numel() * rows->size(-1) != rows->numel()) {
+  TORCH_CHECK(count == 5, "least_error takes 5 arguments, got ", count);
+  const at::Tensor *rows = readable(args[0], at::kFloat), *scales = readable(args[1], at::kFloat);
+  const at::Tensor* zero_points = readable(args[2], at::kFloat);
+  const float qmin = static_cast<float>(PyFloat_AsDouble(args[3])), qmax = static_cast<float>(PyFloat_AsDouble(args[4]));
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (rows == nullptr || scales == nullptr || zero_points == nullptr || is_watched() || rows->dim() != 2 || scales->dim() != 2 ||
+      scales->size(0) != rows->size(0) || !scales->sizes().equals(zero_points->sizes())) {
     return not_implemented();
   }
-  Scheme scheme{};
-  scheme.qmin = static_cast<float>(PyFloat_AsDouble(args[3]));
-  scheme.qmax = static_cast<float>(PyFloat_AsDouble(args[4]));
-  scheme.is_symmetric = true;
-  scheme.is_signed = args[5] == Py_True;
-  scheme.power_of_two = args[6] == Py_True;
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  at::Tensor fraction;
+  at::Tensor chosen;
   {
     const WithoutGil released;
     const at::AutoDispatchBelowAutograd below;
-    fraction = sized(low->sizes(), at::kFloat);
-    least_error(floats(*rows), low->numel(), rows->size(-1), floats(*low), floats(*high), scheme, floats(fraction));
+    chosen = sized({rows->size(0)}, at::kLong);
+    least_error({floats(*rows), floats(*scales), floats(*zero_points), rows->size(0), rows->size(1), scales->size(1), qmin, qmax},
+                static_cast<int64_t*>(chosen.mutable_data_ptr()));
   }
-  return THPVariable_Wrap(std::move(fraction));
+  return THPVariable_Wrap(std::move(chosen));
   END_HANDLE_TH_ERRORS
 }
 

@@ -18,9 +18,15 @@ struct GroupTokens {
   const int32_t* sums;
 };
 
+// Grids that elements may lie on: multiples of a scale from `low` to `high`.
+struct Candidates {
+  const float *scale, *low, *high;
+  int64_t count;
+};
+
 struct SearchKernels {
-  // errors[k] = the squared error of `n` elements on the grid scales[k] with zero point 0, float64, in 16 lanes; NaN counts 0.
-  void (*errors)(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors);
+  // errors[k] = the squared error of `n` elements on the k-th grid, float64, in 16 lanes; NaN counts 0.
+  void (*errors)(const float* x, int64_t n, const Candidates& grids, double* errors);
   // y = clamp(rint(x / scale), qmin, qmax) * scale, and the same codes; NaN has code 0.
   void (*on_grid)(const float* x, float* y, int64_t n, float scale, float qmin, float qmax);
   void (*bytes)(const float* x, int8_t* codes, int64_t n, float scale, float qmin, float qmax);

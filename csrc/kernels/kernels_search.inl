@@ -14,11 +14,11 @@ Vector::F known_code(Vector::F v, Vector::F step, Vector::F low, Vector::F high)
 
 // KNOWN: no element is NaN.
 template <bool KNOWN>
-void errors_of(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors) {
+void errors_of(const float* x, int64_t n, const Candidates& grids, double* errors) {
   constexpr int64_t lanes = 16, parts = lanes / Vector::width;
-  const Vector::F low = Vector::set(qmin), high = Vector::set(qmax), zero = Vector::set(0.0f);
-  for (int64_t k = 0; k < count; ++k) {
-    const Vector::F step = Vector::set(scales[k]);
+  const Vector::F zero = Vector::set(0.0f);
+  for (int64_t k = 0; k < grids.count; ++k) {
+    const Vector::F step = Vector::set(grids.scale[k]), low = Vector::set(grids.low[k]), high = Vector::set(grids.high[k]);
     Doubles sum = Doubles::set(0.0);
     const auto add = [&](const float* from) {
       Vector::F error[parts];
@@ -47,10 +47,10 @@ void errors_of(const float* x, int64_t n, const float* scales, int64_t count, fl
 
 inline bool largest_of(const float* x, int64_t n, float& reach);
 
-inline void errors_of_scales(const float* x, int64_t n, const float* scales, int64_t count, float qmin, float qmax, double* errors) {
+inline void errors_of_grids(const float* x, int64_t n, const Candidates& grids, double* errors) {
   float reach;
-  if (largest_of(x, n, reach)) errors_of<true>(x, n, scales, count, qmin, qmax, errors);
-  else errors_of<false>(x, n, scales, count, qmin, qmax, errors);
+  if (largest_of(x, n, reach)) errors_of<true>(x, n, grids, errors);
+  else errors_of<false>(x, n, grids, errors);
 }
 
 // Whether no element is NaN; if KNOWN and one is, what was written is of no use.
@@ -120,4 +120,4 @@ inline bool largest_of(const float* x, int64_t n, float& reach) {
 #define TRUEQUANT_GROUPS nullptr
 #endif
 
-#define TRUEQUANT_SEARCH {errors_of_scales, values_on_grid, bytes_of_values, largest_of, TRUEQUANT_GROUPS}
+#define TRUEQUANT_SEARCH {errors_of_grids, values_on_grid, bytes_of_values, largest_of, TRUEQUANT_GROUPS}

@@ -109,48 +109,41 @@ struct Tokens {
 
 }  // namespace
 
-void least_error(const float* rows, int64_t count, int64_t length, const float* low, const float* high, const Scheme& scheme,
-                 float* fraction) {
+void least_error(const Searched& of, int64_t* chosen) {
   const auto errors = kernels().search.errors;
-  float parts[kFractions];
-  for (int64_t k = 0; k < kFractions; ++k) parts[k] = static_cast<float>(static_cast<double>(kFractions - k) / kFractions);
-  const auto scales = [&](int64_t row, float* scale) {
-    if (scheme.power_of_two) {
-      for (int64_t k = 0; k < kFractions; ++k) scale[k] = scale_and_zero_point(low[row] * parts[k], high[row] * parts[k], scheme).scale;
-      return;
+  const auto measure = [&](int64_t row, int64_t first, int64_t last, float* ends, double* error) {
+    const float* zero_points = of.zero_points + row * of.grids;
+    for (int64_t k = first; k < last; ++k) {  // a code less its zero point lies between them
+      ends[k] = of.qmin - zero_points[k];
+      ends[of.grids + k] = of.qmax - zero_points[k];
     }
-    const float below = low[row], above = high[row], sign = scheme.is_signed ? -1.0f : 0.0f;
-    for (int64_t k = 0; k < kFractions; ++k) {  // the same of finite numbers, several at once
-      const float first = sign * std::min(below * parts[k], 0.0f), second = std::max(above * parts[k], 0.0f);
-      scale[k] = std::min(std::max(std::max(first, second) / scheme.qmax, kMinScale), kMaxScale);
-    }
+    const Candidates some{of.scales + row * of.grids + first, ends + first, ends + of.grids + first, last - first};
+    errors(of.rows + row * of.length, of.length, some, error + first);
   };
-  const auto choose = [&](int64_t row, const double* error) {
-    double best = INFINITY;
-    fraction[row] = 1.0f;
-    for (int64_t k = 0; k < kFractions; ++k) {
-      if (!(error[k] < best)) continue;
-      best = error[k];
-      fraction[row] = parts[k];
+  const auto choose = [&](const double* error) {
+    int64_t first = 0;
+    double least = error[0];
+    for (int64_t k = 1; k < of.grids; ++k) {
+      if (!(error[k] < least)) continue;
+      least = error[k];
+      first = k;
     }
+    return first;
   };
-  if (count == 1) {
-    float scale[kFractions];
-    double error[kFractions];
-    scales(0, scale);
-    parallel_for(0, kFractions, grain(length), [&](int64_t first, int64_t last) {
-      errors(rows, length, scale + first, last - first, scheme.qmin, scheme.qmax, error + first);
-    });
-    choose(0, error);
+  if (of.count == 1) {
+    std::vector<float> ends(2 * of.grids);
+    std::vector<double> error(of.grids);
+    parallel_for(0, of.grids, grain(of.length),
+                 [&](int64_t first, int64_t last) { measure(0, first, last, ends.data(), error.data()); });
+    *chosen = choose(error.data());
     return;
   }
-  parallel_for(0, count, std::max<int64_t>(1, kElementsPerThread / (kFractions * length)), [&](int64_t first, int64_t last) {
-    float scale[kFractions];
-    double error[kFractions];
+  parallel_for(0, of.count, std::max<int64_t>(1, kElementsPerThread / (of.grids * of.length)), [&](int64_t first, int64_t last) {
+    std::vector<float> ends(2 * of.grids);
+    std::vector<double> error(of.grids);
     for (int64_t row = first; row < last; ++row) {
-      scales(row, scale);
-      errors(rows + row * length, length, scale, kFractions, scheme.qmin, scheme.qmax, error);
-      choose(row, error);
+      measure(row, 0, of.grids, ends.data(), error.data());
+      chosen[row] = choose(error.data());
     }
   });
 }

@@ -7,12 +7,15 @@
 
 namespace truequant {
 
-constexpr int64_t kFractions = 80;
+// Rows of `length` elements, each with `grids` candidates of a scale and a zero point, and the codes of all of them.
+struct Searched {
+  const float *rows, *scales, *zero_points;
+  int64_t count, length, grids;
+  float qmin, qmax;
+};
 
-// For each of `count` rows of `length` elements, the fraction of its range with the least squared error: of `kFractions`, from the
-// whole range down, the first of the least. `scheme` is symmetric.
-void least_error(const float* rows, int64_t count, int64_t length, const float* low, const float* high, const Scheme& scheme,
-                 float* fraction);
+// chosen[row] = the first of its grids with the least squared error; NaN counts 0.
+void least_error(const Searched& of, int64_t* chosen);
 
 // A number that tells bytes from others: what follows from two tensors of other bits is the same with a chance of 2^-64.
 uint64_t fingerprint(const void* memory, int64_t bytes);

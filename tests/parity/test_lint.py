@@ -20,6 +20,7 @@ from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import Add, Attend, Conv, Island, Linear, Normalize, Softmax, Sub, Table
 from truequant.runtimes import onnx_bytes
 from truequant.runtimes.onnxruntime.census import optimized
+from truequant.runtimes.onnxruntime.float_tables import float_kernel_of
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.packages import onnx
 
@@ -69,7 +70,7 @@ class Observed:
             return any(name in self.writers and self.writers[name].op_type == "DequantizeLinear" for name in node.input)
 
         found = {r for r, n in self.nodes if n.op_type in FLOAT_OPS and dequantized(n) and not self.on_integers(n)}
-        return {root for root in found if not isinstance(self.kinds[root], (Island, Normalize))}
+        return {root for root in found if not isinstance(self.kinds[root], (Island, Normalize, Table))}
 
     def islands(self) -> set[str]:
         quantizing = ("QuantizeLinear", "DequantizeLinear")
@@ -103,7 +104,9 @@ def agrees(of: IntegerProgram, form: Any, level: Any) -> tq.runtimes.Lint:
     assert dict(predicted.fused) == seen.kernels()
     assert nodes("level", "wide") == seen.float_kernels()
     assert nodes("pairs") == seen.gathered(*(type(n) for n in of.nodes if not isinstance(n, (Table, Softmax, Attend))))
-    assert nodes("table") == seen.gathered(Table)
+    in_float = {n.output for n in of.nodes if isinstance(n, Table) and float_kernel_of(of, n) is not None}
+    assert nodes("table") == seen.gathered(Table) | in_float
+    assert not seen.gathered(Table) & in_float
     assert nodes("clamp") == {r for r in seen.where("Clip") if not isinstance(seen.kinds[r], Island)}
     assert nodes("values") == seen.where("ConvInteger", "MatMulInteger") - attending
     assert nodes("float") >= seen.islands()  # of several results of one op only the first has nodes of its own
@@ -114,7 +117,7 @@ def agrees(of: IntegerProgram, form: Any, level: Any) -> tq.runtimes.Lint:
     quantized = {r for r, n in seen.nodes if n.op_type == "QuantizeLinear" and not seen.put_in_order(n)}
     pooled = {pool.output for n in of.nodes if isinstance(n, Conv) and (pool := pooling_of(of, n, form)) is not None}
     assert (
-        quantized - attending
+        quantized - attending - in_float
         == {n.output for n in of.nodes if type(n).__name__ in ("Quantize", "Normalize")} | nodes("level", "wide") | pooled
     )
     return predicted

@@ -175,3 +175,15 @@ assert seen
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+
+
+@pytest.mark.parametrize(("channels", "outputs", "kernel"), [(72, 24, 1), (24, 72, 1), (32, 8, 1), (8, 40, 3)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_pixel(channels: int, outputs: int, kernel: int, batch: int) -> None:
+    """Squeeze and excite on one image: with AVX-512, OpenVINO's own scaling of channels beyond a block of 16 is wrong."""
+    generator = torch.Generator().manual_seed(channels)
+    layer = random_conv(generator, "x", "y", (outputs, channels, kernel, kernel))
+    layer = dataclasses.replace(layer, weight=layer.weight // 2)
+    p = program(layer, {"x": edge(0.02, 7), "y": edge(0.5, 3)}, "x")
+    codes = random_codes((batch, channels, kernel, kernel), p.edges["x"], generator)
+    assert_same(p, values_of(codes, p.edges["x"]))

@@ -25,6 +25,7 @@ from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.float_linears import run_linear
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
+from truequant.fake.layouts import on_contiguous
 from truequant.fake.limits import Limits
 from truequant.fake.materialized import read_by_view
 from truequant.fake.parts import Parts
@@ -135,8 +136,11 @@ class CallSites(TorchFunctionMode):
         self.sites: Sites = table.get(frame.key, {})
         self.seen: dict[str, int] = {}
         self.outer: CallSites | None = None
-        self.plain = training and not local.marking and local.recorder is None and not torch.compiler.is_compiling()
+        unwatched = not local.marking and local.recorder is None and not torch.compiler.is_compiling()
+        self.plain = training and unwatched
         """Whether an op that has neither weights nor a kernel of its own runs here as it does in the float model."""
+        self.evaluates = not training and unwatched and not binding.clock.calibrating
+        """Whether one between floats does so too, but for the layout of what it reads."""
         self.recomputes = training and not torch.compiler.is_compiling() and not in_backward()
         if self.recomputes:
             self.around, self.had_gradients = checkpoint_around(), torch.is_grad_enabled()
@@ -182,6 +186,12 @@ class CallSites(TorchFunctionMode):
                 return run(*args, **kwargs)
             if plan.action in PLAIN:
                 return one_pass.finished(site, [run(*args, **kwargs)])
+        bare = site.quantizer is None and site.emits is None and site.quantized_at is None
+        if self.evaluates and bare and not overwrites and not plan.constants:
+            if plan.action in NOTHING_BUT_THE_OP:
+                return run(*args, **kwargs)
+            if plan.action == "float":
+                return on_contiguous(run, args, kwargs)
         args = read_by_view(site, args)
         outer, local.frame = local.frame, Frame(self.frame.key, self.frame.name)
         try:

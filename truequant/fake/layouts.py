@@ -6,6 +6,7 @@ The program's islands read contiguous tensors, so the evaluated model's do. Trai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -23,25 +24,35 @@ def on_contiguous(function: Callable[..., Any], args: Sequence[Any], kwargs: Map
     """
     if torch.compiler.is_compiling():
         return function(*args, **kwargs)  # compiled code orders its sums in its own way
+    if isinstance(function, _OF_TORCH):
+        return _read(function, args, kwargs)
     with _ContiguousReads():
         return function(*args, **kwargs)
+
+
+_OF_TORCH = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
+"""What makes one call of a function of torch's: itself."""
 
 
 class _ContiguousReads(TorchFunctionMode):
     """Sees parameters too, which a module's forward reads and its caller does not pass."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        op = op_of(func)
-        moves = op is None or (op.role in (Role.MOVEMENT, Role.IDENTITY) and op.name != "interpolate")
-        if moves or writes_in_place(func) or kwargs.get("inplace") or kwargs.get("out") is not None:
-            return func(*args, **kwargs)
-        copies: list[Tensor] = []
-        laid_out, named = _laid_out(args, copies), _laid_out(kwargs, copies)
-        result = func(*laid_out, **named)
-        if copies and _shares(result, copies):  # a view of a copy: writing into it would not reach the tensor itself
-            return func(*args, **kwargs)
-        return result
+        return _read(func, args, kwargs or {})
+
+
+def _read(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """One call, whose tensors are made contiguous where it computes with them."""
+    op = op_of(function)
+    moves = op is None or (op.role in (Role.MOVEMENT, Role.IDENTITY) and op.name != "interpolate")
+    if moves or writes_in_place(function) or kwargs.get("inplace") or kwargs.get("out") is not None:
+        return function(*args, **kwargs)
+    copies: list[Tensor] = []
+    laid_out, named = _laid_out(tuple(args), copies), _laid_out(kwargs, copies)
+    result = function(*laid_out, **named)
+    if copies and _shares(result, copies):  # a view of a copy: writing into it would not reach the tensor itself
+        return function(*args, **kwargs)
+    return result
 
 
 def _laid_out(value: Any, copies: list[Tensor]) -> Any:

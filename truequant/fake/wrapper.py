@@ -234,8 +234,9 @@ class QATModuleWrapper(nn.Module):
 
     def _check_norms(self) -> None:
         """What replaces BatchNorm behind our back would be trained, and the one that is gone evaluated and converted."""
-        modules = {id(m) for m in self.modules()}
-        bindings = [m.binding for m in self.modules() if isinstance(m, QATModuleWrapper)]
+        there = list(self.modules())
+        modules = {id(m) for m in there}
+        bindings = [m.binding for m in there if isinstance(m, QATModuleWrapper)]
         for site in (site for binding in bindings for site in (binding.leaf or {}).values()):
             if site.norm is not None and id(site.norm) not in modules:
                 raise StateError(

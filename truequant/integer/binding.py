@@ -16,11 +16,55 @@ WIDENED = ("bfloat16", "float16")
 _NOTHING: Any = object()
 
 
+class Binder:
+    """What a program takes, made ready once for all its calls."""
+
+    def __init__(self, program: IntegerProgram) -> None:
+        self._program = program
+        self._inputs = {tensor.name: tensor for tensor in program.inputs}
+        self._tensors: tuple[ProgramInput, ...] = ()
+        """Of a program that is called with tensors by position and nothing else: these."""
+        if program.call is None:
+            return
+        parts = dict(program.call["items"])
+        self._names = [parameter["text"] for parameter in parts["parameters"]]
+        self._expected = self._named(parts["args"]) | dict(parts["kwargs"]["items"])
+        self._defaults = dict(parts["defaults"]["items"])
+        self._positional = sum(key in self._names or isinstance(key, int) for key in self._expected)
+        if not parts["kwargs"]["items"] and all(isinstance(tree, str) for tree in parts["args"]):
+            self._tensors = tuple(self._inputs[tree] for tree in parts["args"])
+
+    def __call__(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Tensor]:
+        """The inputs by name. ArgumentError unless structure, constants, dtypes and shapes are those of the signature."""
+        if not kwargs and self._tensors and len(args) == len(self._tensors):
+            return {tensor.name: _checked(value, tensor) for tensor, value in zip(self._tensors, args, strict=True)}
+        found = _flat(self._program, args, kwargs).items() if self._program.call is None else self._matched(args, kwargs)
+        return {name: _checked(value, self._inputs[name]) for name, value in found}
+
+    def _named(self, given: Sequence[Any]) -> dict[int | str, Any]:
+        return {self._names[i] if i < len(self._names) else i: value for i, value in enumerate(given)}
+
+    def _matched(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+        """Arguments by position or by name, as the model's forward takes them."""
+        program, expected = self._program, self._expected
+        given = self._named(args)
+        if set(kwargs) & set(given) or any(isinstance(key, int) and key not in expected for key in given):
+            raise _other(program, f"{len(args)} positional, keywords {sorted(kwargs)}")
+        given.update(kwargs.items())
+        for key, value in given.items():
+            if key not in expected and not (key in self._defaults and _same(build(self._defaults[key], {}), value)):
+                raise _other(program, _said(str(key), value))
+        for key, tree in expected.items():
+            if key in given:
+                yield from _leaves(tree, given[key], str(key), program)
+            elif any(names_in(tree)):  # constants are part of what ships, and may be left out
+                missing = len(args) < self._positional and not kwargs
+                raise _other(program, f"{len(args)} positional, keywords []" if missing else f"no '{key}'")
+
+
 def bind(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Tensor]:
-    """The program's inputs by name. ArgumentError unless structure, constants, dtypes and shapes are those of the signature."""
-    found = _flat(program, args, kwargs) if program.call is None else dict(_matched(program, args, kwargs))
-    inputs = {tensor.name: tensor for tensor in program.inputs}
-    return {name: _checked(value, inputs[name]) for name, value in found.items()}
+    """The inputs of one call, see `Binder`."""
+    return Binder(program)(args, kwargs)
 
 
 def takes(program: IntegerProgram) -> Takes:
@@ -47,31 +91,6 @@ def _flat(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[str, 
         raise _other(program, f"{len(args)} positional, keywords {sorted(kwargs)}")
     bound: dict[str, object] = {tensor.name: value for tensor, value in zip(positional, args, strict=True)}
     return bound | {named[key].name: value for key, value in kwargs.items()}
-
-
-def _matched(program: IntegerProgram, args: Sequence[object], kwargs: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Arguments by position or by name, as the model's forward takes them."""
-    parts = dict(program.call["items"])
-    names = [parameter["text"] for parameter in parts["parameters"]]
-
-    def named(given: Sequence[Any]) -> dict[int | str, Any]:
-        return {names[i] if i < len(names) else i: value for i, value in enumerate(given)}
-
-    given, expected = named(args), named(parts["args"]) | dict(parts["kwargs"]["items"])
-    defaults = dict(parts["defaults"]["items"])
-    positional = sum(key in names or isinstance(key, int) for key in expected)
-    if set(kwargs) & set(given) or any(isinstance(key, int) and key not in expected for key in given):
-        raise _other(program, f"{len(args)} positional, keywords {sorted(kwargs)}")
-    given.update(kwargs.items())
-    for key, value in given.items():
-        if key not in expected and not (key in defaults and _same(build(defaults[key], {}), value)):
-            raise _other(program, _said(str(key), value))
-    for key, tree in expected.items():
-        if key in given:
-            yield from _leaves(tree, given[key], str(key), program)
-        elif any(names_in(tree)):  # constants are part of what ships, and may be left out
-            missing = len(args) < positional and not kwargs
-            raise _other(program, f"{len(args)} positional, keywords []" if missing else f"no '{key}'")
 
 
 def _leaves(tree: Any, value: Any, path: str, program: IntegerProgram) -> Iterator[tuple[str, object]]:
@@ -141,19 +160,24 @@ def _text(tree: Any, types: Mapping[str, str]) -> str:
 def _checked(value: object, expected: ProgramInput) -> Tensor:
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"input '{expected.name}' is not a tensor", got=type(value).__name__, expected=_type(expected))
-    if expected.dtype == "float32" and str(value.dtype).removeprefix("torch.") in WIDENED:
+    dtype = DTYPES[expected.dtype]
+    if value.dtype is not dtype and expected.dtype == "float32" and str(value.dtype).removeprefix("torch.") in WIDENED:
         value = value.float()
-    if value.dtype != DTYPES[expected.dtype]:
+    if value.dtype is not dtype:
         raise ArgumentError(
             f"input '{expected.name}' has a wrong dtype",
             got=value.dtype,
-            expected=DTYPES[expected.dtype],
-            fix=f"x.to({DTYPES[expected.dtype]})",
+            expected=dtype,
+            fix=f"x.to({dtype})",
         )
     shape = tuple(value.shape)
-    if len(shape) != len(expected.shape) or any(b not in (a, None) for a, b in zip(shape, expected.shape, strict=True)):
+    if shape != expected.shape and not _fits(shape, expected.shape):
         raise ArgumentError(f"input '{expected.name}' has a wrong shape", got=shape, expected=_type(expected))
     return value
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(b in (a, None) for a, b in zip(shape, expected, strict=True))
 
 
 def _type(tensor: ProgramInput) -> str:

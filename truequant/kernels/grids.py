@@ -23,16 +23,16 @@ def _answer(y: Any) -> Any:
     return None if y is NotImplemented else y
 
 
-def least_error(rows: Tensor, low: Tensor, high: Tensor, scheme: QuantScheme) -> Tensor | None:
-    """The fraction of each row's range `[low, high]` with the least squared error: what `observers.weight_range` finds."""
-    if (native := _native(rows)) is None or not scheme.is_symmetric or scheme.of_file:
+def least_error(rows: Tensor, scales: Tensor, zero_points: Tensor, qmin: float, qmax: float) -> Tensor | None:
+    """For each row of values the first of its grids with the least squared error, an index as int64; NaN counts for nothing.
+
+    rows: float32, `(R, N)`; scales, zero_points: float32, `(R, K)`.
+    """
+    if (native := _native(rows)) is None:
         return None
     found: Tensor | None = _answer(
-        native.least_error(
-            rows.contiguous(), low.contiguous(), high.contiguous(), scheme.qmin, scheme.qmax, scheme.dtype.signed,
-            scheme.power_of_two,
-        )
-    )  # fmt: skip
+        native.least_error(rows.contiguous(), scales.contiguous(), zero_points.contiguous(), qmin, qmax)
+    )
     return found
 
 

@@ -12,8 +12,9 @@ from truequant.observers.minmax import finite_range, grouped
 from truequant.schemes import MSE, Histogram, Percentile, QuantScheme
 
 FRACTIONS = 80
-Search = Callable[[Tensor, Tensor, Tensor, QuantScheme], Tensor | None]
-"""What finds the fractions of `_least_error` by a kernel; None where it cannot."""
+_ROWS = 4096
+Search = Callable[[Tensor, Tensor, Tensor, float, float], Tensor | None]
+"""What finds the first grid of the least squared error for each row: `kernels.least_error`. None where it cannot."""
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def weight_range(weight: Tensor, scheme: QuantScheme, search: Search | None = No
     low, high = torch.nan_to_num(low, 0.0, 0.0, 0.0), torch.nan_to_num(high, 0.0, 0.0, 0.0)
     if isinstance(scheme.observer, (MSE, Histogram)):
         rows = grouped(weight, scheme.granularity).float()
-        found = search(rows, low, high, scheme) if search is not None else None
+        found = _searched(rows, low, high, scheme, search) if search is not None else None
         return _least_error(rows, low, high, scheme) if found is None else (low * found, high * found)
     if isinstance(scheme.observer, Percentile):
         rows = grouped(weight, scheme.granularity).float().abs()
@@ -51,3 +52,17 @@ def _least_error(rows: Tensor, low: Tensor, high: Tensor, scheme: QuantScheme) -
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, fraction, chosen)
     return low * chosen, high * chosen
+
+
+def _searched(rows: Tensor, low: Tensor, high: Tensor, scheme: QuantScheme, search: Search) -> Tensor | None:
+    """The fractions of `_least_error`, some rows at once: the grids of a group of 32 take more memory than its values."""
+    fractions = (torch.arange(FRACTIONS, 0, -1, dtype=torch.float64, device=rows.device) / FRACTIONS).float()
+    parts = (v.reshape(low.numel(), -1).split(_ROWS) for v in (rows, low, high))
+    found = []
+    for part, below, above in zip(*parts, strict=True):
+        grids = numerics.scale_and_zero_point(below * fractions, above * fractions, scheme)
+        chosen = search(part, *grids, scheme.qmin, scheme.qmax)
+        if chosen is None:
+            return None
+        found.append(fractions[chosen])
+    return torch.cat(found).view(low.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, TypeVar
 
 import torch
@@ -220,7 +220,8 @@ _PROPERTIES = frozenset(
 
 
 _OTHERS: dict[Callable[..., Any], Op] = {}
-"""Builtin functions that are not in the table, as far as they were called: to find the name of one takes long."""
+"""Functions and methods written in C that are not in the table, as far as they were called: to find a name takes long."""
+_IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 
 
 def _answered_while_tracing(function: Answer) -> Answer:
@@ -241,7 +242,7 @@ def op_of(function: Callable[..., Any]) -> Op | None:
     name = getattr(function, "__name__", "")
     if name in _PROPERTIES:
         return None
-    if torch.compiler.is_compiling() or not isinstance(function, BuiltinFunctionType):
+    if torch.compiler.is_compiling() or not isinstance(function, _IN_C):
         return Op(_label(function), Role.FLOAT, (function,))
     op = _OTHERS.get(function)
     if op is None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.unit.kernels.levels import LEVELS
 from truequant import kernels, numerics
-from truequant.observers import grouped, weight_range
+from truequant.observers import weight_range
 from truequant.schemes import (
     MSE,
     Histogram,
-    MinMax,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -26,11 +26,20 @@ from truequant.schemes import (
     int8,
     uint4,
 )
+from truequant.schemes.presets import Q4_0, Q8_0
 
 SCHEMES = [
     QuantScheme(int4, PerGroup(32), observer=MSE()), QuantScheme(int3, PerGroup(7), observer=MSE()),
     QuantScheme(int8, PerChannel(0), observer=MSE()), QuantScheme(int2, PerTensor(), observer=Histogram()),
     QuantScheme(int4, PerChannel(0), observer=MSE(), scale=PowerOfTwoScale()),
+]  # fmt: skip
+OF_FILES = [
+    Q4_0, Q8_0, QuantScheme(int3, PerGroup(9), observer=MSE(), full_range=True),
+    QuantScheme(int4, PerChannel(0), observer=MSE(), scale_dtype="bfloat16"),
+]  # fmt: skip
+WITH_ZERO_POINTS = [
+    QuantScheme(uint4, PerGroup(32), observer=MSE()), QuantScheme(int4, PerChannel(0), symmetric=False, observer=MSE()),
+    QuantScheme(uint4, PerTensor(), observer=MSE(), scale_dtype="float16"),
 ]  # fmt: skip
 
 
@@ -48,21 +57,47 @@ def bits(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_a_search_chooses_the_fraction_of_plain_torch(level: str, scheme: QuantScheme) -> None:
+@pytest.mark.parametrize("scheme", [*SCHEMES, *OF_FILES, *WITH_ZERO_POINTS], ids=str)
+def test_a_search_chooses_the_range_of_plain_torch(level: str, scheme: QuantScheme) -> None:
+    asked: list[bool] = []
+
+    def search(rows: Tensor, scales: Tensor, zero_points: Tensor, qmin: float, qmax: float) -> Tensor | None:
+        found = kernels.least_error(rows, scales, zero_points, qmin, qmax)
+        asked.append(found is not None)
+        return found
+
     with kernels.using(level):
         for weight in weights():
-            low, high = weight_range(weight, scheme.with_(observer=MinMax()))
-            found = kernels.least_error(grouped(weight, scheme.granularity), low, high, scheme)
-            assert found is not None
-            wanted = weight_range(weight, scheme)
-            assert torch.equal(bits(low * found), bits(wanted[0]))
-            assert torch.equal(bits(high * found), bits(wanted[1]))
+            found, wanted = weight_range(weight, scheme, search), weight_range(weight, scheme)
+            assert torch.equal(bits(found[0]), bits(wanted[0]))
+            assert torch.equal(bits(found[1]), bits(wanted[1]))
+    assert len(asked) >= len(weights())
+    assert all(asked)
 
 
-def test_no_kernel_searches_for_a_zero_point() -> None:
-    rows = torch.rand(2, 8)
-    assert kernels.least_error(rows, rows.amin(1), rows.amax(1), QuantScheme(uint4)) is None
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_first_of_equal_grids_is_chosen(level: str) -> None:
+    """Of numpy's: each row's squared error on each of its grids, in float64."""
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(50, 19)).astype(np.float32)
+    scales = generator.choice(np.float32([0.01, 0.1, 0.25, 0.5]), (50, 12))
+    zero_points = generator.integers(0, 16, (50, 12)).astype(np.float32)
+    codes = np.clip(np.rint(rows[:, None] / scales[..., None]) + zero_points[..., None], 0, 15)
+    values = (codes - zero_points[..., None]).astype(np.float32) * scales[..., None]
+    errors = ((values - rows[:, None]).astype(np.float64) ** 2).sum(-1)
+    with kernels.using(level):
+        found = kernels.least_error(*(torch.from_numpy(v) for v in (rows, scales, zero_points)), 0.0, 15.0)
+    assert found is not None
+    assert found.tolist() == errors.argmin(-1).tolist()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_grids_of_other_rows_or_dtypes_are_left_to_torch(level: str) -> None:
+    rows, grids = torch.rand(2, 8), torch.rand(2, 3)
+    with kernels.using(level):
+        assert kernels.least_error(rows, grids[:1], grids[:1], 0.0, 15.0) is None
+        assert kernels.least_error(rows, grids, grids[:, :2], 0.0, 15.0) is None
+        assert kernels.least_error(rows.double(), grids, grids, 0.0, 15.0) is None
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -34,7 +34,8 @@ def test_what_the_rows_say() -> None:
     assert KERNELS[Conv].exact == {"QLinearConv", "ConvInteger"}
     assert KERNELS[Linear].exact == {"QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
     assert KERNELS[Add].exact == {"QLinearAdd", "GatherElements"}
-    assert KERNELS[Sub].exact == KERNELS[Table].exact == {"GatherElements"}
+    assert KERNELS[Sub].exact == {"GatherElements"}
+    assert KERNELS[Table].exact == {"GatherElements", "QuantizeLinear"}
     assert KERNELS[MaxPool].exact == {"MaxPool", "NhwcMaxPool"}
     assert KERNELS[nodes.Reshape].exact == KERNELS[nodes.Pad].exact == frozenset()
     assert set(COMPUTING) == {

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind
+from truequant.integer.binding import Binder, bind
 from truequant.integer.nodes import Dequantize, Quantize
 from truequant.planning import build
 from truequant.runtimes.litert.graph import tflite_file
@@ -21,10 +21,10 @@ class LitertModel:
     """
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0) -> None:
-        self.program, self._session = program, Session(tflite_file(program), threads)
+        self.program, self._bind, self._session = program, Binder(program), Session(tflite_file(program), threads)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        found = self._session.run(quantized(self.program, bind(self.program, args, kwargs)))
+        found = self._session.run(quantized(self.program, self._bind(args, kwargs)))
         values = {
             node.output: node.run(self.program.edges, [found[node.input]])
             for node in self.program.nodes

@@ -89,7 +89,7 @@ KERNELS: dict[type[Node], Kernels] = {
     AveragePool: Kernels("AveragePool", "QLinearAveragePool", MICROSOFT, wide_as_values=True),
     GlobalAverage: Kernels("GlobalAveragePool", "QLinearGlobalAveragePool", MICROSOFT, wide_as_values=True),
     Normalize: Kernels(others=("QuantizeLinear",)),
-    Table: Kernels(table="GatherElements"),
+    Table: Kernels(table="GatherElements", others=("QuantizeLinear",)),
     Lookup: Kernels(table="Gather"),
     MaxPool: Kernels("MaxPool", others=("MaxPool", "NhwcMaxPool"), wide_as_values=True),
     Pad: Kernels("Pad", wide_as_values=True),

@@ -34,6 +34,7 @@ from truequant.runtimes.onnx.kernels import COMPUTING, kernels_of
 from truequant.runtimes.onnx.layer_constants import packs
 from truequant.runtimes.onnx.reading import read_program
 from truequant.runtimes.onnx.writer import limits_of
+from truequant.runtimes.onnxruntime.float_tables import float_kernel_of
 from truequant.runtimes.onnxruntime.pair_proofs import proven
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.onnxruntime.session import Level
@@ -213,7 +214,9 @@ def _table(setting: _Setting, node: Node) -> Iterator[Miss]:
     else:
         why = f"{node.function} is a table of codes, a pass of its own"
         fix = "a relu or relu6 is part of the kernel before it"
-    yield Miss(node.output, "table", kernels_of(node).table, why, fix)
+    kernel = float_kernel_of(setting.program, node) if runs_here(setting.program) else None
+    runs = kernels_of(node).table if kernel is None else f"{kernel.op} between quantizers"
+    yield Miss(node.output, "table", runs, why, fix)
 
 
 def _clamp(setting: _Setting, node: Node) -> Iterator[Miss]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind
+from truequant.integer.binding import Binder, bind
 from truequant.planning import build
 from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.graph import placed
@@ -20,14 +20,13 @@ class CompiledModel:
     """A model in onnxruntime: torch tensors in and out, the structure that the model returns."""
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0, level: Level = "all", form: Layout = "qdq") -> None:
-        self.program = program
+        self.program, self._bind, self._outputs = program, Binder(program), list(program.output_names())
         with placed(program, form_of(program, form)) as (data, folder):
             require_integer_kernels(program, data, level, folder)
             self._session = session(data, threads=threads, level=level, folder=folder)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        feeds = bind(self.program, args, kwargs)
-        return build(self.program.outputs, run(self._session, feeds))
+        return build(self.program.outputs, run(self._session, self._bind(args, kwargs), self._outputs))
 
     def __repr__(self) -> str:
         return f"CompiledModel(onnxruntime, {len(self.program.nodes)} nodes)"

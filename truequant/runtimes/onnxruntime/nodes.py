@@ -13,6 +13,7 @@ from truequant.runtimes.onnx.nodes import binary
 from truequant.runtimes.onnx.writer import Writer
 from truequant.runtimes.onnxruntime import pixels
 from truequant.runtimes.onnxruntime.channels_last import between_convolutions, read_by, write_flat
+from truequant.runtimes.onnxruntime.float_tables import float_kernel_of, write_float
 from truequant.runtimes.onnxruntime.pair_proofs import proven
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of, write_pooling, write_sums
 
@@ -49,7 +50,11 @@ def _binary(writer: Writer, node: Add | Sub | Mul) -> None:
 
 
 def _table(writer: Writer, node: Table) -> None:
-    write_table(writer, node, _looked_up)
+    kernel = float_kernel_of(writer.program, node)
+    if kernel is None:
+        write_table(writer, node, _looked_up)
+    else:
+        write_float(writer, node, kernel)
 
 
 def _looked_up(writer: Writer, node: Add | Sub | Mul | Table, entries: Any, index: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -67,34 +66,10 @@ def run(active: Any, feeds: Mapping[str, Tensor], names: list[str] | None = None
     onnxruntime reads the inputs where torch keeps them, and allocates the outputs, whose memory the returned tensors own.
     """
     wanted = names or [o.name for o in active.get_outputs()]
-    given = {name: t.detach().cpu().contiguous() for name, t in feeds.items()}
+    given = {name: t.numpy(force=True) for name, t in feeds.items()}
     try:
-        return _run(active, given, wanted)
+        found = active.run(wanted, given)
     except Exception as error:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
         raise ExportError(f"onnxruntime cannot run the ONNX file on inputs of {shapes}", got=_said(error), fix=_FIX) from error
-
-
-def _run(active: Any, given: Mapping[str, Tensor], wanted: list[str]) -> dict[str, Tensor]:
-    if any(t.numel() == 0 for t in given.values()):  # nothing to point at
-        found = active.run(wanted, {name: t.numpy() for name, t in given.items()})
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in zip(wanted, found, strict=True)}
-    binding = active.io_binding()
-    for name, t in given.items():
-        binding.bind_input(name, "cpu", 0, _numpy_dtype(t.dtype), tuple(t.shape), t.data_ptr())
-    for name in wanted:
-        binding.bind_output(name, "cpu")
-    active.run_with_iobinding(binding)
-    return {name: _tensor(value) for name, value in zip(wanted, binding.get_outputs(), strict=True)}
-
-
-@cache
-def _numpy_dtype(dtype: torch.dtype) -> Any:
-    return torch.empty(0, dtype=dtype).numpy().dtype
-
-
-def _tensor(value: Any) -> Tensor:
-    """The tensor of an output, in the output's own memory where onnxruntime can lend it (bool has no such form there)."""
-    if hasattr(value, "__dlpack__") and value.data_type() != "tensor(bool)":
-        return torch.utils.dlpack.from_dlpack(value)
-    return torch.from_numpy(value.numpy())
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in zip(wanted, found, strict=True)}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from truequant.integer import IntegerProgram
-from truequant.integer.binding import bind
+from truequant.integer.binding import Binder, bind
 from truequant.planning import build
 from truequant.runtimes.onnx.graph import placed
 from truequant.runtimes.openvino.dialect import FORM
@@ -18,13 +18,13 @@ class OpenvinoModel:
     """A model in OpenVINO: torch tensors in and out, the structure that the model returns."""
 
     def __init__(self, program: IntegerProgram, *, threads: int = 0) -> None:
-        self.program = program
+        self.program, self._bind = program, Binder(program)
         with placed(program, FORM) as (data, folder):
             self._model = compiled(data, threads, folder)
         self._request = self._model.create_infer_request()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return build(self.program.outputs, run(self._request, bind(self.program, args, kwargs)))
+        return build(self.program.outputs, run(self._request, self._bind(args, kwargs)))
 
     def kernels(self) -> dict[str, int]:
         """How many kernels of each kind and precision it runs: `Convolution u8` is an int8 one."""

@@ -117,8 +117,14 @@ def _weight(writer: Writer, node: Conv | Linear, codes: Any, part: str) -> str:
 
 def _finish(writer: Writer, node: Conv | Linear, acc: str, shape: tuple[int, ...]) -> None:
     """Bias and requantization. The first Round changes nothing, but keeps OpenVINO from distributing product over sum."""
-    bias = _number(writer, node.output, "bias", numpy_of(node.bias).reshape(shape))
+    pixel = len(shape) > 1 and all(n == 1 for n in writer.shapes[node.output][2:])
+    if pixel:
+        # With AVX-512, OpenVINO 2026.4 scales some channels of one pixel of one image wrongly where its convolution does it.
+        acc = _step(writer, node.output, "Reshape", [acc, writer.integers("channels", [0, -1])], "channels")
+    bias = _number(writer, node.output, "bias", numpy_of(node.bias).reshape((-1,) if pixel else shape))
     acc = _step(writer, node.output, "Round", [_step(writer, node.output, "Add", [acc, bias], "biased")], "whole_sum")
+    if pixel:
+        acc = _step(writer, node.output, "Reshape", [acc, writer.integers("pixel", [0, *shape[1:]])], "pixel")
     name, source = node.output, writer.edge(node.input)
     product = (np.float32(source.scale) * scales(node)).astype(np.float32)
     if name not in writer.program.edges:
