@@ -51,7 +51,7 @@ class RuntimeSite(PlannedSite):
             y = self._in_one_pass(args, kwargs)
             if y is not None:
                 return y
-        if action in ("attention", "softmax", "weights", "masked"):
+        if action in ("attention", "softmax", "weights", "masked", "biased"):
             return self.finish(self._attends(function, args, kwargs))
         if action == "norm":
             folded = self.layer is not None and self.layer.exact()
@@ -92,6 +92,8 @@ class RuntimeSite(PlannedSite):
         if not self.exact():
             if self.plan.action == "attention":
                 return attention.attention_in_training(self, args, kwargs)
+            if self.plan.action == "biased":
+                return attention.biased_in_training(self, function, args)
             return attention.softmax_in_training(self, function, args, kwargs)
         with torch.no_grad():
             y = attention.COMPUTES[self.plan.action](self, function, args, kwargs)

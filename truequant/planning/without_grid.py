@@ -30,6 +30,8 @@ def without_grid(graph: Graph, schemes: Schemes, tokens: Schemes) -> None:
             if node.action == "normalize" and schemes.get(graph.grid(node.end)) is None:
                 _release_movements(node)
             reads = [schemes.get(graph.grid(v)) for v in node.reads]
+            if node.action == "biased":  # of floats that a product computes
+                reads = []
             if None in reads:
                 gridless(node, tokens.get(graph.grid(node.reads[0])))
             elif (
