@@ -266,4 +266,10 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
         return torch.round(a.double() @ b.double())
 
 
-COMPUTES: dict[str, Compute] = {"softmax": _softmax, "weights": _weights, "attend": _attend, "attention": _attention, "biased": _biased}
+COMPUTES: dict[str, Compute] = {
+    "softmax": _softmax,
+    "weights": _weights,
+    "attend": _attend,
+    "attention": _attention,
+    "biased": _biased,
+}

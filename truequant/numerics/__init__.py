@@ -53,10 +53,11 @@ from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
 __all__ = [
     "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights",
-    "NormConstants", "NormKind", "NormRule", "Normalization", "Pointwise", "Qparams", "accumulator_bound", "add", "add_on_arm", "along_axis",
-    "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
-    "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
-    "norm_constants", "normalized", "pair_bound", "parameter_shape", "pointwise", "pooled_length", "power_of_two", "product_values", "products_in_int16",
-    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale",
-    "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "NormConstants", "NormKind", "NormRule", "Normalization", "Pointwise", "Qparams", "accumulator_bound", "add",
+    "add_on_arm", "along_axis", "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize",
+    "dynamic_linear", "expand", "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul",
+    "multiplier", "norm_codes", "norm_constants", "normalized", "pair_bound", "parameter_shape", "pointwise", "pooled_length",
+    "power_of_two", "product_values", "products_in_int16", "quantize", "raised", "range_of", "recover", "requantize",
+    "row_sums", "scale_and_zero_point", "softmax", "stored_scale", "sub", "table", "taps_of_a_phase", "token_codes",
+    "too_long", "weight_values", "window_average",
 ]  # fmt: skip

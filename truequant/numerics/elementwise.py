@@ -8,7 +8,6 @@ differences in fixed point, products as on x86 (64-bit Arm rounds them in fixed 
 from __future__ import annotations
 
 from collections.abc import Callable
-
 from typing import Literal
 
 import torch

@@ -101,7 +101,9 @@ def leave_floats(graph: Graph, schemes: Mapping[int, QuantScheme | None]) -> Non
 def _is_exact(value: int, graph: Graph, schemes: Mapping[int, QuantScheme | None]) -> bool:
     while True:
         writer = graph.writer.get(value)
-        if schemes.get(graph.grid(value)) is not None or (writer is not None and (writer.integer or writer.action == "pointwise")):
+        if schemes.get(graph.grid(value)) is not None or (
+            writer is not None and (writer.integer or writer.action == "pointwise")
+        ):
             return True
         if writer is None or writer.action not in ("movement", "norm") or len(writer.reads) != 1:
             return False

@@ -52,9 +52,7 @@ def biased(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     return _sum(low, node, operands, output, site, bias)
 
 
-def _sum(
-    low: Lowering, node: GraphNode, operands: Sequence[Any], output: Codes, site: RuntimeSite, bias: GraphNode
-) -> Codes:
+def _sum(low: Lowering, node: GraphNode, operands: Sequence[Any], output: Codes, site: RuntimeSite, bias: GraphNode) -> Codes:
     """The codes of scores and their bias, two values; hidden where the bias hides a place."""
     name = low.unique(f"{output.name}@sum")
     terms = values(low, node, name, operands, repeats=False)

@@ -22,8 +22,8 @@ from truequant.transform.computing import ACTIONS
 from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
-from truequant.transform.pointwise import POINTWISE
 from truequant.transform.naming import input_names, with_output_names
+from truequant.transform.pointwise import POINTWISE
 from truequant.transform.registered import CALL, movement
 from truequant.transform.tracing import Traced, fixed_size, traced
 

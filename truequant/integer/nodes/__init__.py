@@ -34,14 +34,12 @@ NODE_TYPES: tuple[type[Node], ...] = (
     DynamicLinear, Normalize, Softmax, Attend, Constant, Pointwise,
 )  # fmt: skip
 """Every kind that a program may hold, and a file may name."""
-FLOATING = tuple(
-    kind for kind in NODE_TYPES if (kind.reading, kind.writing) == ("values", "values") and not kind.rounds_once
-)
+FLOATING = tuple(kind for kind in NODE_TYPES if (kind.reading, kind.writing) == ("values", "values") and not kind.rounds_once)
 """Nodes that read and write values, whose sums a runtime orders in its own way."""
 
 __all__ = [
     "FLOATING", "NODE_TYPES", "Add", "Attend", "AveragePool", "Clamp", "Concat", "Constant", "Conv", "DepthToSpace",
     "Dequantize", "DynamicLinear", "Edge", "FloatLinear", "GlobalAverage", "Island", "Linear", "Lookup", "MatMul", "MaxPool",
-    "Moving", "Mul", "Node", "Normalize", "Pad", "PadRepeated", "Pointwise", "Quantize", "Reshape", "Shape", "Slice", "Softmax", "Sub",
-    "Table", "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
+    "Moving", "Mul", "Node", "Normalize", "Pad", "PadRepeated", "Pointwise", "Quantize", "Reshape", "Shape", "Slice",
+    "Softmax", "Sub", "Table", "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
 ]  # fmt: skip

@@ -83,9 +83,7 @@ KERNELS: dict[type[Node], Kernels] = {
     Linear: Kernels(
         "Gemm", "QGemm", MICROSOFT, "MatMulInteger", others=("QLinearMatMul", "MatMulIntegerToFloat"), wide_as_values=True
     ),
-    MatMul: Kernels(
-        "MatMul", "QLinearMatMul", sums="MatMulInteger", others=("MatMulIntegerToFloat",), wide_as_values=True
-    ),
+    MatMul: Kernels("MatMul", "QLinearMatMul", sums="MatMulInteger", others=("MatMulIntegerToFloat",), wide_as_values=True),
     Add: Kernels("Add", "QLinearAdd", MICROSOFT, table="GatherElements", wide_as_values=True),
     Sub: Kernels("Sub", table="GatherElements", wide_as_values=True),
     Mul: Kernels("Mul", "QLinearMul", MICROSOFT, table="GatherElements", wide_as_values=True),

@@ -128,7 +128,8 @@ def _pooled(
 
 WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: conv, Linear: linear,
-    program_nodes.MatMul: matmul, program_nodes.Pointwise: _pointwise, program_nodes.Add: binary, program_nodes.Sub: binary, program_nodes.Mul: binary,
+    program_nodes.MatMul: matmul, program_nodes.Pointwise: _pointwise,
+    program_nodes.Add: binary, program_nodes.Sub: binary, program_nodes.Mul: binary,
     program_nodes.Table: _table, program_nodes.Lookup: write_lookup, program_nodes.GlobalAverage: _average,
     program_nodes.AveragePool: _average_pool, program_nodes.Normalize: normalize, program_nodes.Island: write_island,
     program_nodes.WeightOnlyLinear: float_linears.weight_only, program_nodes.DynamicLinear: float_linears.dynamic,
