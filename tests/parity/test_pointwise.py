@@ -291,7 +291,7 @@ def test_the_plan_says_so() -> None:
 
 
 def test_rules_win() -> None:
-    x, wide = example(Rotary()), tq.QuantScheme(tq.uint8)
+    x, wide = example(Rotary()), tq.QuantScheme(tq.types.uint8)
     plan = tq.plan(Rotary(), x, tq.QConfig(rules=(tq.Rule("q", output=wide),)))
     assert plan.site("q").emits is not None
     assert plan.site("k").emits is None

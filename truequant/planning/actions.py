@@ -95,9 +95,9 @@ COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("
 NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
 OF_SCORES, READS_VALUES = _where("of_scores"), _where("reads_values")
 KEEP_SIGN, NAMED_RULE, BARE, ANY_WIDTH = _where("keeps_sign"), _where("named_rule"), _where("bare"), _where("any_width")
-ACT = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
+DIFFERS = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
 """Actions at which something else than in the float model happens, with or without a quantizer behind."""
-HAND_ON = MOVES | {"identity", "pointwise"}
+NOTHING_BUT_THE_OP = MOVES | {"identity", "pointwise"}
 """Actions that are nothing but the op, in training and in evaluation, where no quantizer is behind it."""
 BETWEEN_CODES: frozenset[str] = frozenset(("float", "pointwise"))
 """Actions whose float result has a name of its own beside the codes that the quantizer behind it makes of it."""

@@ -14,10 +14,10 @@ import torch
 
 from truequant.planning.actions import MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
+from truequant.planning.batch_norms import why_not_fixed
 from truequant.planning.elementwise import ARITHMETIC, EACH_NUMBER
 from truequant.planning.formulas import Affine
 from truequant.planning.graph import Graph, Node
-from truequant.planning.norms import why_not_fixed
 from truequant.planning.ops import LINEAR_OPS, Role
 
 
@@ -31,7 +31,7 @@ def fuse(graph: Graph) -> None:
             _scaled(node, graph)
     for node in graph.nodes:
         if node.action == "norm" and node.fused_into is None:
-            _stand_alone(node, graph)
+            _as_own_site(node, graph)
     for node in graph.nodes:
         if node.integer:
             _follow(node, graph)
@@ -159,7 +159,7 @@ def _permutation(node: Node, graph: Graph) -> tuple[int, ...] | None:
     return tuple(n - 2 for n in moved.shape)
 
 
-def _stand_alone(norm: Node, graph: Graph) -> None:
+def _as_own_site(norm: Node, graph: Graph) -> None:
     """A map of channels on codes is an integer layer of one weight a channel."""
     if norm.call.op.role is Role.NORM and (why := _why_not_fixed(norm, graph)) is not None:
         norm.action, norm.reason = "float", why
@@ -171,10 +171,10 @@ def _stand_alone(norm: Node, graph: Graph) -> None:
     elif on_codes and norm.call.op.role is not Role.NORM and norm.call.op.name in ARITHMETIC:
         norm.action, norm.reason = "pointwise", EACH_NUMBER
     else:
-        norm.action, norm.reason = "float", _why_alone(norm, graph)
+        norm.action, norm.reason = "float", _why_not_folded(norm, graph)
 
 
-def _why_alone(norm: Node, graph: Graph) -> str:
+def _why_not_folded(norm: Node, graph: Graph) -> str:
     """Why a map of channels is computed with no layer."""
     value = norm.reads[0]
     before = graph.writer.get(value)

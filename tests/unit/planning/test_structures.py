@@ -245,6 +245,6 @@ def test_a_loss_is_named_before_training() -> None:
 
 
 def test_a_weight_scheme_of_a_table_is_said_to_do_nothing() -> None:
-    rule = tq.Rule("table", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))
+    rule = tq.Rule("table", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))
     plan = tq.plan(Labelled(), {"ids": torch.arange(4)}, tq.QConfig().with_rules(rule))
     assert f"{rule!r}: no weight of 'table' is quantized by it: rows of a table have the codes of output=" in plan.notes

@@ -17,7 +17,7 @@ from truequant.numerics import pointwise
 
 @dataclass(frozen=True, slots=True)
 class Pointwise(Node):
-    """`function` of two values, broadcast: their sum, difference, product or quotient in their order; or the negative of one."""
+    """`function` of two values, broadcast: their sum, difference, product or quotient in order; or the negative of one."""
 
     function: Function
     inputs: tuple[str, ...]
