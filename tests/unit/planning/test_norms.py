@@ -154,7 +154,7 @@ def test_a_step_that_is_read_elsewhere_is_no_part() -> None:
     assert norms(Between(both), x) == []
     (site,) = norms(Between(mean_too), x)
     actions = {s.name: s.action for s in tq.plan(Between(mean_too), x).sites}
-    assert (actions["rsqrt_0"], actions["pow_0"]) == ("within", "float")
+    assert (actions["rsqrt_0"], actions["pow_0"]) == ("within", "table")
     assert site.fused == ()
 
 
