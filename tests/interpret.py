@@ -41,6 +41,9 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             return oracle.requantize(acc, x, scales, y, node.low, node.high, axis)
         case nodes.MatMul():
             acc = oracle.matmul(*arrays, params[node.left], params[node.right])
+            if y is None:
+                scale = np.float32(np.float32(x.scale) * np.float32(params[node.right].scale)) * np.float32(node.factor)
+                return np.asarray(acc).astype(np.float64).astype(np.float32) * scale
             return oracle.requantize(acc, x, [params[node.right].scale], y, node.low, node.high, -1)
         case nodes.Add() | nodes.Mul():
             rule = oracle.add if isinstance(node, nodes.Add) else oracle.mul
@@ -57,8 +60,11 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             given = scores, [*masks, *stored], node.causal, node.table.tolist()
             return oracle_rows.weights(*given) if y is None else oracle_rows.softmax(*given, y, node.low, node.high)
         case nodes.Constant():
-            codes = node.codes.numpy().astype(np.int64)
+            codes = node.codes.numpy().astype(np.float32 if y is None else np.int64)
             return codes if node.like is None else np.concatenate([codes] * len(arrays[0]))
+        case nodes.Pointwise():
+            functions = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative}
+            return functions[node.function](*arrays, dtype=np.float32)
         case nodes.Lookup():
             return node.entries.numpy().astype(np.int64)[arrays[0]]
         case nodes.Table():

@@ -212,12 +212,14 @@ def test_lengths_that_change() -> None:
             assert all(result.grade == "EXACT" for result in report.runtimes.values()), str(report)
 
 
-def test_a_biased_mask_stays_an_island_and_the_plan_says_so() -> None:
-    bias = in_one_call(attn_mask=torch.linspace(-1.0, 1.0, 13).expand(13, 13))
-    sites = {s.name: s for s in tq.plan(Heads(bias), tokens()).sites}
-    assert (sites["scaled_dot_product_attention_0"].action, sites["scaled_dot_product_attention_0"].reason) == (
-        "float", "it adds a bias to its scores",
-    )  # fmt: skip
+def test_the_plan_tells_a_bias_from_a_mask() -> None:
+    for mask, bias in (
+        (torch.linspace(-1.0, 1.0, 13), "finite"),
+        (torch.linspace(-1e9, 1.0, 13), "hiding"),
+        (torch.zeros(13), None),
+    ):
+        site = tq.plan(Heads(in_one_call(attn_mask=mask.expand(13, 13))), tokens()).site("scaled_dot_product_attention_0")
+        assert (site.action, site.bias) == ("attention", bias)
 
 
 @pytest.mark.parametrize("out", ["softmax_0", "matmul_0", "matmul_1"])

@@ -246,12 +246,3 @@ def test_sums_of_8_bits_by_rule_hold_in_openvino() -> None:
     assert {str(q.scheme.dtype) for q in qat.binding.plan.quantizers if q.kind == "constant"} == {"uint8"}
     report = tq.verify(qat, tq.convert(qat), [example(qat)], runtimes=("onnxruntime", "openvino"))
     assert [report.runtimes[name].codes_different for name in ("onnxruntime", "openvino")] == [0, 0]
-
-
-def test_a_learned_token_stays_float() -> None:
-    """On the grid of the patches it would lose most of its bits where it is far smaller than they are."""
-    model = Tokens()
-    token = model.cls
-    del model.cls
-    model.cls = nn.Parameter(token)
-    assert [site.name for site in tq.plan(model, example(model)).in_float()] == ["cat_0", "add_0"]

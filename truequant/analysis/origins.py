@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from truequant.integer import IntegerProgram, execute
-from truequant.integer.nodes import FLOATING, Moving
+from truequant.integer.nodes import FLOATING, Moving, Node
 
 
 def island_fed(program: IntegerProgram, floats: Collection[str] = ()) -> tuple[frozenset[str], frozenset[str]]:
@@ -30,11 +30,16 @@ def island_fed(program: IntegerProgram, floats: Collection[str] = ()) -> tuple[f
             behind.add(node.output)
         if in_float and node.output in program.edges:
             fed.add(node.output)
-        elif isinstance(node, FLOATING) or in_float or (isinstance(node, Moving) and values & set(names)):
+        elif isinstance(node, FLOATING) or in_float or (_keeps_values(node) and values & set(names)):
             values.add(node.output)
         elif values & set(names):
             fed.add(node.output)
     return frozenset(fed), frozenset(behind)
+
+
+def _keeps_values(node: Node) -> bool:
+    """Whether what a float island gave other values for is other values behind the node too, and no codes."""
+    return isinstance(node, Moving) or node.rounds_once
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,18 @@ def shown_by(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > HIDES
 
 
+def _added(site: PlannedSite, args: Sequence[Any]) -> Tensor:
+    """The bias of a sum of scores and a bias."""
+    bias: Tensor = args[1 - (site.plan.operand or 0)]
+    return bias
+
+
+def biased_in_training(site: PlannedSite, function: Callable[..., Tensor], args: Sequence[Any]) -> Tensor:
+    """Scores and their bias, minus infinity where the bias hides a place."""
+    y = function(*args)
+    return torch.where(shown_by(_added(site, args)), y, -math.inf) if site.plan.bias == "hiding" else y
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 def softmax_in_training(site: PlannedSite, function: Callable[..., Tensor], args: Sequence[Any], kwargs: Arguments) -> Tensor:
     """Softmax of scores; a row that sees nothing gives zeros. Weights are rounded as `numerics.attention` has them."""
@@ -101,7 +113,9 @@ def attention_in_training(site: PlannedSite, args: Sequence[Any], kwargs: Argume
     given = attention_arguments(args, kwargs)
     q, k, v = _heads(given)
     scores = (q * attention_scale(given)) @ k.transpose(-2, -1)
-    shown = _seen(given, scores)
+    shown = _seen(site, given, scores)
+    if site.plan.bias is not None:
+        scores = scores + given["attn_mask"]
     quantizer = site.scores
     assert quantizer is not None
     if shown is not None:
@@ -127,9 +141,9 @@ def attention_scale(given: Arguments) -> float:
     return 1.0 / math.sqrt(given["query"].shape[-1]) if scale is None else float(scale)
 
 
-def _seen(given: Arguments, scores: Tensor) -> Tensor | None:
+def _seen(site: PlannedSite, given: Arguments, scores: Tensor) -> Tensor | None:
     """Where places are seen; None where all are."""
-    mask = given["attn_mask"]
+    mask = None if site.plan.bias == "finite" else given["attn_mask"]
     shown = None if mask is None else shown_by(mask)
     if given["is_causal"]:
         below = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -219,14 +233,28 @@ def _attention(site: PlannedSite, function: Callable[..., Any], args: Sequence[A
     assert grids[1] is not None
     assert grids[2] is not None
     acc = _sums(q, k.transpose(-2, -1))
-    unscaled = written_scale(scores, attention_scale(given))
-    factor = numerics.multiplier(grids[0].effective_scale(), grids[1].effective_scale(), unscaled)
-    codes = numerics.requantize(acc, factor, scores.zero_point, scores.scheme.qmin, scores.scheme.qmax)
+    scales = grids[0].effective_scale(), grids[1].effective_scale()
+    ends = scores.scheme.qmin, scores.scheme.qmax
+    if site.plan.bias is None:
+        factor = numerics.multiplier(*scales, written_scale(scores, attention_scale(given)))
+        codes = numerics.requantize(acc, factor, scores.zero_point, *ends)
+    else:
+        values = numerics.product_values(acc, *scales, attention_scale(given))
+        codes = numerics.quantize(values + given["attn_mask"].detach().float(), *params(scores), *ends)
     if local.recorder is not None:
         local.recorder(f"{site.plan.name}.scores", codes)
-    seen = _seen(given, codes)
+    seen = _seen(site, given, codes)
     raised = numerics.raised(codes.int(), None if seen is None else seen.int() * BYTE, byte_table(scores))
     return _attended(site, _sums(raised, v), raised, grids[2])
+
+
+def _biased(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any], kwargs: Arguments) -> Tensor:
+    """Codes of scores and their bias: one float32 sum, quantized. What the bias hides stays minus infinity."""
+    emits, bias = site.emits, _added(site, args).detach().float()
+    assert emits is not None
+    values = args[site.plan.operand or 0].detach().float() + bias
+    y = result(site, numerics.quantize(values, *params(emits), *site_bounds(site, emits)))
+    return torch.where(shown_by(bias), y, -math.inf) if site.plan.bias == "hiding" else y
 
 
 def _sums(a: Tensor, b: Tensor) -> Tensor:
@@ -238,4 +266,10 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
         return torch.round(a.double() @ b.double())
 
 
-COMPUTES: dict[str, Compute] = {"softmax": _softmax, "weights": _weights, "attend": _attend, "attention": _attention}
+COMPUTES: dict[str, Compute] = {
+    "softmax": _softmax,
+    "weights": _weights,
+    "attend": _attend,
+    "attention": _attention,
+    "biased": _biased,
+}

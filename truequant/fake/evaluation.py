@@ -209,7 +209,6 @@ def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
     left, right = site.reads
     assert left is not None
     assert right is not None
-    assert site.emits is not None
     leaves, structure = pytree.tree_flatten(tuple(args))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     for i, grid in zip(places, (left, right), strict=True):
@@ -219,8 +218,10 @@ def _product(site: PlannedSite, function: Callable[..., Any], args: Sequence[Any
     )
     if acc is None:
         leaves = [leaf.double() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        with exact_sums(site.emits.scale.device.type):
+        with exact_sums(left.scale.device.type):
             acc = torch.round(function(*pytree.tree_unflatten(leaves, structure)))
+    if site.emits is None:
+        return numerics.product_values(acc, left.effective_scale(), right.effective_scale())
     written = written_scale(site.emits, site.plan.factor)
     factor = numerics.multiplier(left.effective_scale(), right.effective_scale(), written)
     return result(site, numerics.requantize(acc, factor, site.emits.zero_point, *site_bounds(site, site.emits)))

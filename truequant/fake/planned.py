@@ -18,6 +18,7 @@ from truequant.fake.scores import FakeQuantizeScores
 from truequant.fake.transposed import layer_weight
 from truequant.fake.weights import WeightQuantizer
 from truequant.planning import Affine, Site, rule_of
+from truequant.planning.actions import BETWEEN_CODES
 from truequant.schemes import ArithmeticRule
 
 
@@ -73,7 +74,7 @@ class PlannedSite:
         if local.marking:
             return mark(y, f"{self.plan.name}:quantizer")
         y = self.quantizer(y)
-        if local.recorder is not None and not self.plan.fused_into and self.plan.action == "float":
+        if local.recorder is not None and not self.plan.fused_into and self.plan.action in BETWEEN_CODES:
             local.recorder(f"{self.plan.name}.codes", self.quantizer.codes(y))
         return y
 

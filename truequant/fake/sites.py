@@ -23,7 +23,7 @@ from truequant.planning.actions import BARE, NOTHING_BUT_THE_OP
 
 Function = Callable[..., Any]
 _COMPUTES = evaluation.COMPUTES | {"attend": attention.COMPUTES["attend"]}
-_ATTENDS = frozenset(("attention", "softmax", "weights", "masked"))
+_ATTENDS = frozenset(("attention", "softmax", "weights", "masked", "biased"))
 _KEEP_THEIR_GRID = frozenset(("movement", "concat"))
 
 
@@ -106,6 +106,8 @@ class RuntimeSite(PlannedSite):
         if not self.exact():
             if self.plan.action == "attention":
                 return attention.attention_in_training(self, args, kwargs)
+            if self.plan.action == "biased":
+                return attention.biased_in_training(self, function, args)
             return attention.softmax_in_training(self, function, args, kwargs)
         return self._computed(attention.COMPUTES[self.plan.action], function, args, kwargs)
 

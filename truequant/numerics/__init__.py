@@ -22,7 +22,7 @@ from truequant.numerics.bounds import (
     taps_of_a_phase,
 )
 from truequant.numerics.clipping import InputClipping
-from truequant.numerics.elementwise import Qparams, add, add_on_arm, fma, mul, sub, table
+from truequant.numerics.elementwise import Pointwise, Qparams, add, add_on_arm, fma, mul, pointwise, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
 from truequant.numerics.norms import (
     NormConstants,
@@ -42,15 +42,23 @@ from truequant.numerics.qparams import (
     scale_and_zero_point,
     stored_scale,
 )
-from truequant.numerics.requantize import channel_axis, clamp_codes, global_average_factor, multiplier, requantize
+from truequant.numerics.requantize import (
+    channel_axis,
+    clamp_codes,
+    global_average_factor,
+    multiplier,
+    product_values,
+    requantize,
+)
 from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
 
 __all__ = [
     "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "InputClipping",
-    "IntegerWeights", "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add",
-    "add_on_arm", "along_axis", "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize",
-    "dynamic_linear", "expand", "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul",
-    "multiplier", "norm_codes", "norm_constants", "normalized", "outside", "pair_bound", "parameter_shape", "power_of_two",
-    "products_in_int16", "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point",
-    "softmax", "stored_scale", "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values",
+    "IntegerWeights", "NormConstants", "NormKind", "NormRule", "Normalization", "Pointwise", "Qparams", "accumulator_bound",
+    "add", "add_on_arm", "along_axis", "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes",
+    "dequantize", "dynamic_linear", "expand", "exponentials", "fma", "fold", "folded_bias", "folds_free",
+    "global_average_factor", "mul", "multiplier", "norm_codes", "norm_constants", "normalized", "outside", "pair_bound",
+    "parameter_shape", "pointwise", "power_of_two", "product_values", "products_in_int16", "quantize", "raised", "range_of",
+    "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale", "sub", "table", "taps_of_a_phase",
+    "token_codes", "too_long", "weight_values",
 ]  # fmt: skip

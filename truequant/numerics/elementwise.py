@@ -8,6 +8,7 @@ differences in fixed point, products as on x86 (64-bit Arm rounds them in fixed 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,26 @@ from truequant.schemes import RULES, ArithmeticRule
 
 Qparams = tuple[Tensor, Tensor]
 """Scale and zero point of an edge."""
+
+
+Pointwise = Literal["add", "sub", "mul", "div", "neg"]
+"""Operations that IEEE rounds once, in one way."""
+
+
+def pointwise(function: Pointwise, *operands: Tensor) -> Tensor:
+    """One float32 operation for each number: `a + b`, `a - b`, `a * b`, `a / b`, `-a`. Two operands are broadcast."""
+    left, right = operands if len(operands) == 2 else (operands[0], operands[0])
+    match function:
+        case "add":
+            return left + right
+        case "sub":
+            return left - right
+        case "mul":
+            return left * right
+        case "div":
+            return left / right
+        case "neg":
+            return -left
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

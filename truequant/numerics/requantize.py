@@ -25,6 +25,11 @@ def requantize(acc: Tensor, factor: Tensor, zero_point: Tensor, low: Bound, high
     return clamp(torch.round(acc.to(torch.float32) * factor) + zero_point, low, high)
 
 
+def product_values(acc: Tensor, left_scale: Tensor, right_scale: Tensor, factor: float = 1.0) -> Tensor:
+    """`float32(acc) * float32(float32(sa * sb) * factor)`: the values of a product of two edges that no quantizer follows."""
+    return acc.to(torch.float32) * ((left_scale.float() * right_scale.float()) * torch.full_like(left_scale.float(), factor))
+
+
 def channel_axis(values: Tensor, rank: int, axis: int) -> Tensor:
     """One value a channel, or one for all, in a shape that broadcasts against a tensor of `rank`."""
     return values if values.numel() == 1 else along_axis(values, axis, rank)

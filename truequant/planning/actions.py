@@ -13,8 +13,10 @@ from typing import Literal, get_args
 Action = Literal[
     "layer", "norm", "affine", "product", "add", "sub", "mul", "table", "lookup", "average", "pool", "clamp", "concat",
     "movement", "resize", "normalize", "within", "identity", "float", "weighted", "weight_only", "dynamic",
-    "softmax", "attention", "attend", "weights", "scaled", "masked",
+    "softmax", "attention", "attend", "weights", "scaled", "masked", "biased", "pointwise",
 ]  # fmt: skip
+Bias = Literal["finite", "hiding"]
+"""What is added to scores beside masks: finite numbers, or such as may hide places too, as a mask does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Facts:
     """Whether it lies between a product of scores and its softmax, and is computed with the product."""
     any_width: bool = False
     """Whether runtimes compute it exactly on codes of 16 bits too."""
+    reads_values: bool = False
+    """Whether it may read floats that an integer op computes, without a grid of theirs."""
     named_rule: bool = False
     """Whether runtimes round it by rules of their own (`ArithmeticRule`)."""
 
@@ -51,7 +55,7 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "layer": Facts(computes=True, bare=True),
     "norm": Facts(),
     "affine": Facts(computes=True),
-    "product": Facts(computes=True, keeps_sign=True),
+    "product": Facts(computes=True, keeps_sign=True, bare=True),
     "add": Facts(computes=True, keeps_sign=True, any_width=True, named_rule=True),
     "sub": Facts(computes=True, any_width=True),
     "mul": Facts(computes=True, keeps_sign=True, any_width=True, named_rule=True),
@@ -76,6 +80,8 @@ ACTIONS: Mapping[Action, Facts] = MappingProxyType({
     "weights": Facts(in_float=True),
     "scaled": Facts(of_scores=True, plain=True),
     "masked": Facts(of_scores=True),
+    "biased": Facts(computes=True, any_width=True, reads_values=True),
+    "pointwise": Facts(in_float=True, plain=True, reads_values=True),
 })  # fmt: skip
 assert set(ACTIONS) == set(get_args(Action))
 
@@ -87,9 +93,11 @@ def _where(fact: str) -> frozenset[str]:
 
 COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("in_float"), _where("gridless")
 NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
-OF_SCORES = _where("of_scores")
+OF_SCORES, READS_VALUES = _where("of_scores"), _where("reads_values")
 KEEP_SIGN, NAMED_RULE, BARE, ANY_WIDTH = _where("keeps_sign"), _where("named_rule"), _where("bare"), _where("any_width")
 DIFFERS = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
 """Actions at which something else than in the float model happens, with or without a quantizer behind."""
-NOTHING_BUT_THE_OP = MOVES | {"identity"}
+NOTHING_BUT_THE_OP = MOVES | {"identity", "pointwise"}
 """Actions that are nothing but the op, in training and in evaluation, where no quantizer is behind it."""
+BETWEEN_CODES: frozenset[str] = frozenset(("float", "pointwise"))
+"""Actions whose float result has a name of its own beside the codes that the quantizer behind it makes of it."""

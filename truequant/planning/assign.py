@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from truequant.errors import PlanError, SchemeError
-from truequant.planning.actions import KEEP_SIGN
+from truequant.planning.actions import BETWEEN_CODES, KEEP_SIGN
 from truequant.planning.algorithms import check_activation, check_dynamic, check_weight
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS, Role
@@ -320,7 +320,7 @@ def _nonnegative(graph: Graph, grid: int, seen: set[int]) -> bool:
         if value in written or graph.resolve(value) != value:
             continue
         writer = graph.writer.get(value)
-        if writer is None or writer.action == "float":
+        if writer is None or writer.action in BETWEEN_CODES:
             return False
     return all(_writes_nonnegative(graph, n, seen) for n in graph.nodes if n.integer and graph.grid(n.end) == grid)
 

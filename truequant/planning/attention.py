@@ -14,15 +14,16 @@ from typing import Any, Literal
 import torch
 from torch.utils import _pytree as pytree
 
-from truequant.planning.actions import Action
+from truequant.planning.actions import Action, Bias
 from truequant.planning.capture import FAR, Call, Constant, Ref, Trace
+from truequant.planning.flow import Flow
 from truequant.planning.ops import Role
 from truequant.planning.products import contraction, is_product, product
 from truequant.planning.values import Values
 
 HIDES = -FAR
 """What is added to scores to hide a place is this, or less."""
-PART = Literal["product", "softmax", "weights", "attend", "scaled", "masked"]
+PART = Literal["product", "softmax", "weights", "attend", "scaled", "masked", "biased"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Part:
     """A call that belongs to the softmax of the call `softmax`.
 
     operand: which positional argument is the scores. factor: of "scaled". scores: of "attend", what the softmax reads; of
-    "product", whose result the softmax reads, the values that its weights multiply.
+    "product", whose result the softmax reads, the values that its weights multiply. bias: of "biased".
     """
 
     kind: PART
@@ -38,11 +39,12 @@ class Part:
     operand: int = 0
     factor: float = 1.0
     scores: int = 0
+    bias: Bias | None = None
 
 
-def attentions(trace: Trace, without: Collection[int] = ()) -> Mapping[int, Part]:
+def attentions(flow: Flow, without: Collection[int] = ()) -> Mapping[int, Part]:
     """By index of a call, what it is in an attention. without: softmaxes that stay float, by index of their call."""
-    flow = _Flow(trace)
+    trace = flow.trace
     found: dict[int, Part] = {}
     for index, call in enumerate(trace.calls):
         if call.op.role is Role.SOFTMAX and index not in without and softmax_axis(call, trace) is not None:
@@ -85,9 +87,28 @@ def why_no_attention(call: Call, values: Values) -> str | None:
     scale, mask = given["scale"], given["attn_mask"]
     if scale is not None and not (isinstance(scale, (int, float)) and 2.0**-32 <= scale <= 2.0**32):
         return "its scale is no positive number"
-    if mask is not None and not (is_bool(mask, values.trace) or hides(mask, values.trace)):
-        return "it adds a bias to its scores"
+    if mask is not None and not (is_bool(mask, values.trace) or _is_float(mask, values.trace)):
+        return "its mask is no tensor of numbers, or of yes and no"
     return None
+
+
+def adds_bias(call: Call, values: Values) -> Bias | None:
+    """What a call of attention adds to its scores beside masks; None where that is nothing."""
+    mask = attention_arguments(call.args, call.kwargs)["attn_mask"]
+    if mask is None or is_bool(mask, values.trace) or hides(mask, values.trace):
+        return None
+    return _bias(mask)
+
+
+def _bias(added: Constant | Ref) -> Bias:
+    """What a bias does: of one that depends on the inputs, nobody knows that it hides no place."""
+    return "hiding" if isinstance(added, Ref) or added.far else "finite"
+
+
+def _is_float(argument: Any, trace: Trace) -> bool:
+    if isinstance(argument, Ref):
+        return trace.values[argument.value].is_float
+    return isinstance(argument, Constant) and argument.dtype.is_floating_point and argument.elements > 0
 
 
 _REASONS: Mapping[Action, str] = {
@@ -97,6 +118,7 @@ _REASONS: Mapping[Action, str] = {
     "attention": "integer products, softmax by a table of its scores",
     "scaled": "goes into the scale of the scores",
     "masked": "hides places of the scores",
+    "biased": "a bias of the scores, added before they are quantized",
 }
 Decision = tuple[Action, str, tuple[None, None]]
 
@@ -126,36 +148,7 @@ def _decision(action: Action, reason: str = "") -> Decision:
     return action, reason or _REASONS[action], (None, None)
 
 
-class _Flow:
-    """Who writes and who reads each value, seen through what does nothing in evaluation."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.writer: dict[int, int] = {}
-        self.readers: dict[int, list[int]] = {}
-        self.alias: dict[int, int] = {}
-        for index, call in enumerate(trace.calls):
-            reads = [self.resolve(v) for v in call.inputs]
-            if call.op.role is Role.IDENTITY and len(reads) == 1 and len(call.outputs) == 1:
-                self.alias[call.outputs[0]] = reads[0]
-                continue
-            for value in dict.fromkeys(reads):
-                self.readers.setdefault(value, []).append(index)
-            for value in call.outputs:
-                self.writer[value] = index
-        self.outputs = {self.resolve(v) for v in trace.outputs}
-
-    def resolve(self, value: int) -> int:
-        return self.alias.get(value, value)
-
-    def only_read_by(self, value: int, reader: int) -> bool:
-        return self.readers.get(value) == [reader] and value not in self.outputs
-
-    def shape(self, value: int) -> tuple[int, ...]:
-        return self.trace.values[value].shape
-
-
-def _parts(index: int, softmax: Call, flow: _Flow) -> dict[int, Part]:
+def _parts(index: int, softmax: Call, flow: Flow) -> dict[int, Part]:
     scores = flow.resolve(softmax.inputs[0])
     last = softmax_axis(softmax, flow.trace) == len(flow.shape(scores)) - 1
     weights = softmax.outputs[0]
@@ -170,7 +163,7 @@ def _parts(index: int, softmax: Call, flow: _Flow) -> dict[int, Part]:
     return found
 
 
-def _multiplies_values(call: Call, weights: int, flow: _Flow) -> bool:
+def _multiplies_values(call: Call, weights: int, flow: Flow) -> bool:
     """Whether a call is `weights @ values`, each row of weights with the same values."""
     operands = call.args[1:] if call.op.name == "einsum" else call.args
     if not is_product(call) or call.kwargs or len(operands) != 2 or not all(isinstance(o, Ref) for o in operands):
@@ -187,7 +180,7 @@ def _multiplies_values(call: Call, weights: int, flow: _Flow) -> bool:
     return flow.shape(call.outputs[0])[:-2] == flow.shape(left)[:-2]
 
 
-def _between(softmax: int, scores: int, flow: _Flow, masked: bool) -> dict[int, Part]:
+def _between(softmax: int, scores: int, flow: Flow, masked: bool) -> dict[int, Part]:
     """The factors and masks between a product and its softmax; none of a mask that moves afterwards."""
     found: dict[int, Part] = {}
     reader, value, moved = softmax, scores, False
@@ -200,6 +193,10 @@ def _between(softmax: int, scores: int, flow: _Flow, masked: bool) -> dict[int, 
             moved, value = True, flow.resolve(call.args[0].value)
             continue
         part = _scaled(call, softmax) or (_masked(call, softmax, flow) if masked and not moved else None)
+        if part is None and (bias := _biased(call, softmax, flow)) is not None:
+            scaled = any(other.kind == "scaled" for other in found.values())
+            if not scaled and (bias.bias == "finite" or (masked and not moved)):
+                return found | {reader: bias}
         if part is None:
             break
         found[reader] = part
@@ -235,13 +232,47 @@ def _number(argument: Any) -> float | None:
     return float(argument) if isinstance(argument, (int, float)) and not isinstance(argument, bool) else None
 
 
-def _masked(call: Call, softmax: int, flow: _Flow) -> Part | None:
+def _masked(call: Call, softmax: int, flow: Flow) -> Part | None:
     """An addition of a mask, `masked_fill` or `where`, which hide places of the scores and keep their shape."""
     operand = _hiding(call, flow.trace)
     if operand is None or len(call.outputs) != 1:
         return None
     scores = call.args[operand].value
     return Part("masked", softmax, operand) if flow.shape(call.outputs[0]) == flow.shape(scores) else None
+
+
+def _biased(call: Call, softmax: int, flow: Flow) -> Part | None:
+    """An addition of a bias to the scores: of a table, or of a value beside what a product computes."""
+    if call.op.name != "add" or len(call.args) != 2 or call.kwargs or len(call.outputs) != 1:
+        return None
+    if not all(_is_float(argument, flow.trace) for argument in call.args):
+        return None
+    constants = [isinstance(argument, Constant) for argument in call.args]
+    if any(constants):
+        operand = constants.index(False)
+    else:
+        products = [_of_product(argument, flow) for argument in call.args]
+        if products.count(True) != 1:
+            return None
+        operand = products.index(True)
+    same_shape = flow.shape(call.outputs[0]) == flow.shape(call.args[operand].value)
+    added = call.args[1 - operand]
+    table = isinstance(added, Ref) or added.elements > 1
+    return Part("biased", softmax, operand, bias=_bias(added)) if same_shape and table else None
+
+
+def _of_product(argument: Ref, flow: Flow) -> bool:
+    """Whether a product computes a value, which is moved or multiplied by a number afterwards."""
+    value = flow.resolve(argument.value)
+    while value in flow.writer:
+        call = flow.trace.calls[flow.writer[value]]
+        if is_product(call):
+            return True
+        part = _scaled(call, 0)
+        if part is None and not (call.op.role is Role.MOVEMENT and call.args and isinstance(call.args[0], Ref)):
+            return False
+        value = flow.resolve(call.args[part.operand if part is not None else 0].value)
+    return False
 
 
 def _hiding(call: Call, trace: Trace) -> int | None:

@@ -195,6 +195,8 @@ def _fits(hint: Any, value: Json) -> bool:
     """Whether `value` is written as a `hint` is: the alternatives of a union differ in this."""
     if get_origin(hint) is tuple:
         return isinstance(value, list)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
     if isinstance(value, dict):
         if hint is float:
             return list(value) == ["float"] and value["float"] in ("inf", "-inf", "nan")

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from truequant.errors import PlanError, SchemeError, StateError
-from truequant.planning.actions import FLOAT, GRIDLESS, MOVES, OF_SCORES
+from truequant.planning.actions import FLOAT, GRIDLESS, MOVES, OF_SCORES, Bias
 from truequant.planning.affine import of_channels
 from truequant.planning.align import calls_in_training
 from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
+from truequant.planning.attention import adds_bias
 from truequant.planning.calls import Dynamic, as_arguments, as_example, call_of, checked_axes
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
@@ -28,6 +29,7 @@ from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
 from truequant.planning.pass_ends import pass_ends
 from truequant.planning.plan import Plan
+from truequant.planning.pointwise import leave_bare, leave_floats, take_leading
 from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.saturation import narrowed
 from truequant.planning.scores import broken_attentions, scores_grids, scores_scheme, table_bits
@@ -77,6 +79,7 @@ def _decided(graph: Graph, trained: Trace, config: QConfig, example_inputs: Any,
     overrides |= {n.index: Overrides() for n in graph.nodes if n.action == "identity"}
     leave_in_float(graph, overrides, config)
     release_parts(graph)
+    take_leading(graph, overrides)
     fuse(graph)
     return _Builder(graph, trained, overrides, config, example_inputs, checked_axes(dynamic, example_inputs))
 
@@ -95,10 +98,12 @@ class _Builder:
         self.example_inputs, self.dynamic = example_inputs, dynamic
         self.first, self.last = ends(graph)
         schemes = activation_schemes(graph, overrides, config, self.last)
+        leave_bare(graph, overrides, schemes)
         self.tokens = {grid: scheme for grid, scheme in schemes.items() if is_dynamic(scheme)}
         """Of grids that are none: how linear layers quantize what they read from there."""
         self.schemes = {grid: None if grid in self.tokens else scheme for grid, scheme in schemes.items()}
         without_grid(graph, self.schemes, self.tokens)
+        leave_floats(graph, self.schemes)
         self.streams, self.narrow_streams = streams(graph, overrides, config, self.schemes)
         self.quantizers: dict[str, QuantizerPlan] = {}
         self.narrow: set[str] = set()
@@ -276,7 +281,7 @@ class _Builder:
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
             refused=there.refused, without_onnx=there.without_onnx, factor=node.factor if node.factor != 1.0 else None,
-            scores=self._scores(node), bits=table_bits(node, graph), constants=self._constants(node),
+            scores=self._scores(node), bits=table_bits(node, graph), constants=self._constants(node), bias=self._bias(node),
         )  # fmt: skip
 
     def _constants(self, node: Node) -> tuple[int, ...]:
@@ -284,6 +289,11 @@ class _Builder:
         graph = self.graph
         reads = enumerate(node.reads if node.integer or node.action in MOVES else ())
         return tuple(i for i, v in reads if v in graph.constants and self.schemes.get(graph.grid(v)) is not None)
+
+    def _bias(self, node: Node) -> Bias | None:
+        if node.action == "attention":
+            return adds_bias(node.call, self.graph)
+        return node.part.bias if node.action == "biased" and node.part is not None else None
 
     def _scores(self, node: Node) -> str | None:
         """The quantizer of the scores inside attention that is one call."""
@@ -354,7 +364,7 @@ class _Builder:
 def _operand(node: Node, graph: Graph) -> int | None:
     if node.action == "normalize":
         return node.operand
-    if node.part is not None and node.action in OF_SCORES:
+    if node.part is not None and node.action in (*OF_SCORES, "biased"):
         return node.part.operand
     found = of_channels(node.call, graph.shape(node.reads[0])) if node.action in ("norm", "affine") else None
     return found.operand if found is not None else None

@@ -15,6 +15,7 @@ import torch
 from truequant.planning.actions import MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
 from truequant.planning.batch_norms import why_not_fixed
+from truequant.planning.elementwise import ARITHMETIC, EACH_NUMBER
 from truequant.planning.formulas import Affine
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS, Role
@@ -167,6 +168,8 @@ def _as_own_site(norm: Node, graph: Graph) -> None:
     on_codes = norm.reads[0] in graph.on_codes and before is not None and before.action != "float"
     if on_codes and graph.rank(norm.reads[0]) <= 5 and _take(norm, (), norm, 1, graph):
         norm.action, norm.reason = "affine", "integer factor and bias a channel"
+    elif on_codes and norm.call.op.role is not Role.NORM and norm.call.op.name in ARITHMETIC:
+        norm.action, norm.reason = "pointwise", EACH_NUMBER
     else:
         norm.action, norm.reason = "float", _why_not_folded(norm, graph)
 

@@ -15,6 +15,8 @@ from truequant.planning.actions import COMPUTES, MOVES, OF_SCORES, Action
 from truequant.planning.affine import of_channels
 from truequant.planning.attention import Part, attention_arguments, attention_of, attentions
 from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
+from truequant.planning.elementwise import EACH_NUMBER, is_pointwise
+from truequant.planning.flow import Flow
 from truequant.planning.formulas import Affine
 from truequant.planning.joined import CONSTANTS, joined
 from truequant.planning.leaves import is_leaf, site_name
@@ -80,7 +82,8 @@ class Graph(Values):
     ) -> None:  # fmt: skip
         """any_size: whether axes behind the batch are of any size. without: calls of attention that stay float."""
         super().__init__(trace)
-        self.parts, self.without = attentions(trace, without), frozenset(without)
+        self.flow = Flow(trace)
+        self.parts, self.without = attentions(self.flow, without), frozenset(without)
         self.modules, self.any_size = modules, any_size
         self.repeats = Repeats(trace, trained or trace, modules)
         calls_of: dict[tuple[str, Frame], int] = {}
@@ -126,13 +129,18 @@ class Graph(Values):
         key = self.repeats.key(call.frame)
         part = self.parts.get(index)
         action, reason, bounds = attention_of(index, call, part, self) or classify(call, reads, self)
-        if action == "float" and part is None and (operands := joined(call, self)) is not None:
+        alone = part is None and action in ("float", "add", "sub", "mul", "table", "concat")
+        if alone and is_pointwise(index, call, self, self.flow, tables=False):
+            action, reason = "pointwise", EACH_NUMBER
+        elif alone and action == "float" and (operands := joined(call, self)) is not None:
             action, reason = CONSTANTS[call.op.role]
             reads = tuple(self.resolve(o.value) if isinstance(o, Ref) else self.add_constant(o) for o in operands)
+        elif alone and action == "float" and is_pointwise(index, call, self, self.flow, tables=True):
+            action, reason = "pointwise", EACH_NUMBER
         written = self._norms.find(call)
         if written is not None and written.source in self.on_codes:
             action, reason, reads = "normalize", BY_ROW, (written.source,)
-        if action in ("softmax", "weights", *OF_SCORES):
+        if action in ("softmax", "weights", "biased", *OF_SCORES):
             reads = (self.resolve(call.args[part.operand].value if part and part.operand else call.inputs[0]),)
         elif action == "attend":
             reads = (part.scores if part else reads[0], reads[1])
@@ -144,7 +152,9 @@ class Graph(Values):
         elif action == "movement":
             reads = reads[:1]  # of another tensor the shape alone: `expand_as`
         moves = action in (*MOVES, *OF_SCORES, "norm", "identity")
-        if action in COMPUTES or (moves and any(v in self.on_codes for v in reads)):
+        if action == "pointwise" or (action == "movement" and reads[0] in self.exact):
+            self.exact.update(call.outputs)
+        if action in COMPUTES or action == "pointwise" or (moves and any(v in self.on_codes for v in reads)):
             self.on_codes.update(call.outputs)
         if action == "identity" and len(reads) == 1 and len(call.outputs) == 1:
             self._alias[call.outputs[0]] = reads[0]

@@ -84,6 +84,7 @@ OPS: tuple[Op, ...] = (
     Op("rsub", Role.SCALAR, (torch.rsub, T.__rsub__)),
     Op("div", Role.SCALAR, (torch.div, T.div, T.div_, torch.true_divide, T.true_divide, T.__truediv__, T.__itruediv__)),
     Op("neg", Role.SCALAR, (torch.neg, T.neg, T.neg_, torch.negative, T.negative, T.__neg__)),
+    Op("pow", Role.SCALAR, (torch.pow, T.pow, T.pow_, T.__pow__, T.__ipow__)),
     Op("abs", Role.SCALAR, (torch.abs, T.abs, T.abs_, torch.absolute, T.absolute, T.__abs__)),
     Op("sigmoid", Role.TABLE, (torch.sigmoid, T.sigmoid, T.sigmoid_, F.sigmoid)),
     Op("tanh", Role.TABLE, (torch.tanh, T.tanh, T.tanh_, F.tanh)),

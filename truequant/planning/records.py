@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from truequant.numerics import NormRule
-from truequant.planning.actions import Action
+from truequant.planning.actions import Action, Bias
 from truequant.planning.formulas import Affine
 from truequant.schemes import QuantScheme
 
@@ -64,6 +64,7 @@ class Site:
     factor: of a product of scores, by what they are multiplied before their quantizer (1 / sqrt(d)).
     scores: of attention in one call, the quantizer of its scores.
     bits: of a softmax whose result is an edge, how many bits its table of exponentials has.
+    bias: of attention and of a sum in one, what is added to the scores: finite numbers, or such as may hide places too.
     constants: which of `reads` are of constants, which are quantized here; their places among the tensors that it is given.
     writes_back: an in-place op whose result is read through the tensor that it overwrote.
     """
@@ -103,6 +104,7 @@ class Site:
     scores: str | None = None
     bits: int | None = None
     constants: tuple[int, ...] = ()
+    bias: Bias | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ def _whole(node: Node, graph: Graph, schemes: Mapping[int, QuantScheme | None]) 
         return schemes.get(graph.grid(node.writes[0])) is None and _fits(schemes.get(graph.grid(node.reads[0])))
     if node.action == "product":
         return True
+    if node.action == "biased":
+        return _fits(schemes.get(graph.grid(node.end)))
     if node.action not in ("softmax", "attend", "attention"):
         return False
     return all(_fits(schemes.get(graph.grid(value))) for value in (*node.reads, node.end))

@@ -15,6 +15,8 @@ class Values:
         self.trace, self.values = trace, list(trace.values)
         self.input_values = set(trace.inputs)
         self.on_codes: set[int] = set()
+        self.exact: set[int] = set()
+        """Floats on no grid that ops compute which round each number alone (see `elementwise`), also moved."""
         self.constants: set[int] = set()
         """Values that are none of the trace's: constants that an op joins to an activation."""
         self.without: frozenset[int] = frozenset()

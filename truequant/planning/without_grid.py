@@ -32,7 +32,7 @@ def _released(node: Node, graph: Graph, schemes: Schemes, tokens: Schemes) -> bo
     if node.action == "normalize" and schemes.get(graph.grid(node.end)) is None:
         _release_movements(node)
     reads = [s for v in node.reads if (s := schemes.get(graph.grid(v))) is not None]
-    if len(reads) < len(node.reads):
+    if len(reads) < len(node.reads) and node.action != "biased":  # which reads the values of a product
         gridless(node, tokens.get(graph.grid(node.reads[0])))
     elif (why := _why_float(node, reads, schemes.get(graph.grid(node.end)), graph)) is not None:
         node.action, node.reason = "float", why

@@ -133,9 +133,9 @@ class Finder:
             return None
         match call:
             case Call(op=op, args=(Ref() as under,)) if op.name == "sqrt":
-                return self._under_root(under)
+                return self._under_root(under) or self._summed(under)
             case Call(op=op, args=(Ref() as under, 0.5)) if op.name in _POWERS:
-                return self._under_root(under)
+                return self._under_root(under) or self._summed(under)
             case Call(op=op, args=(Ref() as under, *_)) if op.name == "clamp" and _least(call) is not None:
                 found = self._length(under)
                 least = _least(call)
@@ -204,6 +204,18 @@ class Finder:
         if axes is None or not given.get("keepdim") or order not in (2, 2.0, "fro"):
             return None
         return _Spread(self._resolve(_ref(given["input"])), axes, False, length=True)
+
+    def _summed(self, value: Any) -> _Spread | None:
+        """`x.square().sum(-1, keepdim=True)`, whose root is a length."""
+        call = self._step(value)
+        if call is None or call.op.name != "sum":
+            return None
+        given = dict(zip(("input", "dim", "keepdim"), call.args, strict=False)) | dict(call.kwargs)
+        squares = given.get("input")
+        axes = self._axes(squares, given.get("dim"))
+        source = self._squared(self._resolve(_ref(squares))) if axes is not None and given.get("keepdim") else None
+        known = given.keys() <= {"input", "dim", "keepdim"}
+        return _Spread(source, axes, False, length=True) if source is not None and axes is not None and known else None
 
     # -- parts ---------------------------------------------------------------------------------------------------------
     def _centred(self, value: int) -> tuple[int, Axes] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Island
 from truequant.numerics import BYTE
 from truequant.planning import HIDES, attention_arguments
+from truequant.transform.constants import values
 from truequant.transform.contraction import operands_of
 from truequant.transform.lowering import CASTS, Codes, Floats, Lowered, Lowering
 
@@ -39,6 +41,24 @@ def masked(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     assert isinstance(found, Codes)
     hides = site.plan.op not in ("where", "add")  # `masked_fill` hides where its mask says yes
     return with_mask(low, found, mask, site, hides=hides)
+
+
+def biased(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
+    """Scores and a bias, as values until their sum is quantized."""
+    operands = [a for a in node.args[:2] if isinstance(a, GraphNode)]
+    output, _, _ = low.result(site)
+    assert isinstance(output, Codes)
+    bias = operands[1 - (site.plan.operand or 0)]
+    return _sum(low, node, operands, output, site, bias)
+
+
+def _sum(low: Lowering, node: GraphNode, operands: Sequence[Any], output: Codes, site: RuntimeSite, bias: GraphNode) -> Codes:
+    """The codes of scores and their bias, two values; hidden where the bias hides a place."""
+    name = low.unique(f"{output.name}@sum")
+    terms = values(low, node, name, operands, repeats=False)
+    low.emit(program_nodes.Pointwise("add", tuple(term.name for term in terms), name))
+    low.emit(program_nodes.Quantize(name, output.name))
+    return with_mask(low, output, bias, site) if site.plan.bias == "hiding" else output
 
 
 def with_mask(low: Lowering, scores: Codes, mask: GraphNode, site: RuntimeSite, *, hides: bool = False) -> Codes:
@@ -187,9 +207,14 @@ def attention(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
         )
     keys = low.moved(low.unique(f"{name}@keys"), k)
     low.emit(program_nodes.Transpose(k.name, keys.name, (*range(rank - 2), rank - 1, rank - 2)))
-    scores = low.codes(f"{name}.scores", grid, attention_scale(_with_values(given)))
+    mask, scale = given["attn_mask"], attention_scale(_with_values(given))
+    if site.plan.bias is not None:
+        product = low.unique(f"{name}@product")
+        low.emit(program_nodes.MatMul(q.name, keys.name, product, 0, 0, scale))
+        scores = _sum(low, node, [Floats(product), mask], low.codes(f"{name}.scores", grid), site, mask)
+        return _attend(low, site, scores, v, causal=bool(given["is_causal"]))
+    scores = low.codes(f"{name}.scores", grid, scale)
     low.emit(program_nodes.MatMul(q.name, keys.name, scores.name, grid.scheme.qmin, grid.scheme.qmax))
-    mask = given["attn_mask"]
     scores = scores if mask is None else with_mask(low, scores, mask, site)
     return _attend(low, site, scores, v, causal=bool(given["is_causal"]))
 
@@ -212,4 +237,5 @@ def _repeated(low: Lowering, source: Codes, name: str, axis: int, heads: int, ti
 
 ACTIONS = {
     "scaled": scaled, "masked": masked, "weights": weights, "attend": attend, "softmax": softmax, "attention": attention,
+    "biased": biased,
 }  # fmt: skip

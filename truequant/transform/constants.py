@@ -1,4 +1,4 @@
-"""Lowering of constants that an op joins to an activation: their codes are stored, and no float of them."""
+"""Lowering of constants that an op joins to an activation: their codes are stored, or their values where it reads values."""
 
 from __future__ import annotations
 
@@ -57,6 +57,30 @@ def _stored(
         codes = grid.codes(value.float()).to(storage(low.edges[name])).contiguous()
     low.emit(program_nodes.Constant(name, codes, like))
     return edge
+
+
+def values(low: Lowering, node: GraphNode, name: str, operands: Sequence[Any], *, repeats: bool) -> list[Floats]:
+    """What an op reads, as values; a number or tensor that is no activation is stored. repeats: along a batch, too."""
+    found = []
+    for operand in operands:
+        value: Lowered = operand if isinstance(operand, Floats) else None
+        if isinstance(operand, GraphNode):
+            value = low.values[operand]
+        elif not isinstance(operand, Floats):
+            value = torch.tensor(operand, dtype=torch.float32)
+        like = None
+        if isinstance(value, Floats) and isinstance(operand, GraphNode):
+            others = [o for o in operands if isinstance(o, GraphNode) and o is not operand]
+            beside = next((o for o in others if isinstance(low.values[o], (Codes, Floats))), None)
+            one = None if beside is None else _of_one_sample(low, operand, beside)
+            if one is not None and beside is not None:
+                value, like = one, low.floats(low.values[beside]).name if repeats else None
+        if isinstance(value, Tensor):
+            output = low.unique(f"{name}@constant")
+            low.emit(program_nodes.Constant(output, value.detach().float().clone().contiguous(), like))
+            value = Floats(output)
+        found.append(low.floats(value))
+    return found
 
 
 def _of_one_sample(low: Lowering, operand: GraphNode, beside: GraphNode) -> Tensor | None:

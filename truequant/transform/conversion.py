@@ -23,6 +23,7 @@ from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 from truequant.transform.naming import input_names, with_output_names
+from truequant.transform.pointwise import POINTWISE
 from truequant.transform.tracing import Traced, fixed_size, traced
 from truequant.transform.user_ops import CALL, movement
 
@@ -161,7 +162,7 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     constants = {placeholder: tensors[name] for placeholder, name in names.items() if isinstance(tensors.get(name), Tensor)}
     lowering = Lowering(
-        Tables({**ACTIONS, **attention.ACTIONS}, {**MOVEMENTS, CALL: movement}, ON_CODES, PASSING, island, cast),
+        Tables({**ACTIONS, **attention.ACTIONS}, {**MOVEMENTS, CALL: movement}, ON_CODES, POINTWISE, PASSING, island, cast),
         sites,
         {q.name: q.quantizer for q in model.binding.inputs},
         constants,

@@ -88,6 +88,7 @@ class Tables:
     actions: Mapping[str, Callable[[Lowering, GraphNode, RuntimeSite], Lowered]]
     movements: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
     on_codes: Mapping[Any, Callable[[Lowering, GraphNode, str, Any], Lowered]]
+    pointwise: Mapping[Any, Callable[[Lowering, GraphNode, str], Lowered]]
     passing: frozenset[Any]
     island: Callable[[Lowering, GraphNode, str], Lowered]
     cast: Callable[[Lowering, GraphNode, str], Lowered]
@@ -167,7 +168,7 @@ class Lowering:
         plan = site.plan
         if plan.leaf or (plan.owner, plan.op) not in self.miscounted:
             return plan.action == "identity"
-        if plan.quantizer is None and plan.action in ("movement", "identity", "float", "concat", "norm", "within"):
+        if plan.quantizer is None and plan.action in ("movement", "identity", "float", "concat", "norm", "within", "pointwise"):
             return True
         raise ConversionError(
             f"'{plan.name}': '{plan.owner or 'the model'}' calls '{plan.op}' another number of times when it is traced",
@@ -218,6 +219,8 @@ class Lowering:
         if site is not None:
             if site.plan.action in self.tables.actions and site.exact():
                 return self.tables.actions[site.plan.action](self, node, site)
+            if site.plan.action == "pointwise" and node.target in self.tables.pointwise:
+                return self.tables.pointwise[node.target](self, node, self.unique(site.plan.name))
             if site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
                 return self.values.get(node.all_input_nodes[self.activation(node)])
             if site.plan.action == "within" and site.exact():

@@ -13,7 +13,7 @@ from torch.fx import Node as GraphNode
 from truequant.errors import ConversionError
 from truequant.integer import nodes as program_nodes
 from truequant.planning.float_ops import MOVING_OPS
-from truequant.transform.constants import constants
+from truequant.transform.constants import constants, values
 from truequant.transform.lowering import CASTS, Codes, Floats, Lowered, Lowering, Parts, Unmovable, sizes
 from truequant.transform.taking import arguments, fixed, reordered, repeated, take, upsample
 
@@ -92,6 +92,9 @@ def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
     site = low.site_of(node)
     if site is not None and site.plan.constants and site.exact():
         parts = constants(low, node, site, tensors)
+    elif site is not None and site.plan.action == "pointwise":
+        parts = [*values(low, node, name, tensors, repeats=True)]
+        source = Floats(name)
     if any(isinstance(p, Tensor) for p in parts):
         return low.tables.island(low, node, name)
     if len(parts) == 1 and node.target is aten.cat.default:

@@ -254,7 +254,11 @@ class _Preparation:
                 self._activation(site.emits), self._activation(site.quantizer), named_rule=self.plan.target.arithmetic,
                 weights={name: self._weight(q) for name, q in site.weights},
             )  # fmt: skip
-        hidden = {s.emits for s in self.plan.sites if any(self.sites[name].plan.action == "masked" for name in s.fused)}
+        hidden = {
+            s.emits
+            for s in self.plan.sites
+            if (s.action == "biased" and s.bias == "hiding") or any(self.sites[n].plan.action == "masked" for n in s.fused)
+        }
         for runtime in self.sites.values():
             self._of_scores(runtime, hidden)
             if runtime.plan.norm is not None:

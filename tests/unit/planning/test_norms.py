@@ -63,6 +63,10 @@ def _clip(m: Between, x: Tensor) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True)
 
 
+def _summed(m: Between, x: Tensor) -> Tensor:
+    return x / torch.pow(torch.sum(torch.pow(x, 2), dim=-1, keepdim=True), 0.5)
+
+
 def _clamped(m: Between, x: Tensor) -> Tensor:
     return x / x.norm(2, -1, True).clamp(min=1e-6)
 
@@ -76,6 +80,7 @@ WRITTEN: dict[str, tuple[Callable[[Between, Tensor], Tensor], NormRule, int]] = 
     "two axes": (_variance, NormRule("layer", (-2, -1), 0, 1e-5), 0),
     "channels": (_channels, NormRule("layer", (-2,), 0, 1e-5), 2),
     "length": (_clip, NormRule("l2", LAST, 0, 0.0), 0),
+    "length, summed": (_summed, NormRule("l2", LAST, 0, 0.0), 0),
     "length, clamped": (_clamped, NormRule("l2", LAST, 0, 1e-6), 0),
 }  # fmt: skip
 
@@ -111,6 +116,7 @@ NOT: dict[str, tuple[Callable[[Between, Tensor], Tensor], str]] = {
     "another's mean": (lambda m, x: x * torch.rsqrt(x.tanh().pow(2).mean(-1, keepdim=True) + 1e-6), ""),
     "another axis": (lambda m, x: (x - x.mean(1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5), ""),
     "cubes": (lambda m, x: x * torch.rsqrt(x.pow(4).mean(-1, keepdim=True) + 1e-6), ""),
+    "of a sum of cubes": (lambda m, x: x / x.pow(4).sum(-1, keepdim=True).sqrt(), ""),
     "absolute": (lambda m, x: x / x.norm(1, -1, True), ""),
     "not kept": (lambda m, x: x * torch.rsqrt(x.pow(2).mean(-1)[..., None] + 1e-6), ""),
     "L1": (lambda m, x: F.normalize(x, p=1, dim=-1), "no L2 norm along one axis"),
@@ -148,7 +154,7 @@ def test_a_step_that_is_read_elsewhere_is_no_part() -> None:
     assert norms(Between(both), x) == []
     (site,) = norms(Between(mean_too), x)
     actions = {s.name: s.action for s in tq.plan(Between(mean_too), x).sites}
-    assert (actions["rsqrt_0"], actions["pow_0"]) == ("within", "float")
+    assert (actions["rsqrt_0"], actions["pow_0"]) == ("within", "table")
     assert site.fused == ()
 
 

@@ -24,21 +24,22 @@ from truequant.integer.nodes.movement import (
     Upsample,
 )
 from truequant.integer.nodes.norms import Normalize
+from truequant.integer.nodes.pointwise import Pointwise
 from truequant.integer.nodes.pooling import AveragePool, GlobalAverage, MaxPool
 from truequant.integer.nodes.products import MatMul
 
 NODE_TYPES: tuple[type[Node], ...] = (
     Quantize, Dequantize, Conv, Linear, MatMul, Add, Sub, Mul, Lookup, Table, GlobalAverage, AveragePool, MaxPool, Clamp,
     Reshape, Transpose, Slice, Take, Upsample, DepthToSpace, Pad, PadRepeated, Concat, Island, WeightOnlyLinear,
-    DynamicLinear, Normalize, Softmax, Attend, Constant,
+    DynamicLinear, Normalize, Softmax, Attend, Constant, Pointwise,
 )  # fmt: skip
 """Every kind that a program may hold, and a file may name."""
-FLOATING = tuple(kind for kind in NODE_TYPES if (kind.reading, kind.writing) == ("values", "values"))
+FLOATING = tuple(kind for kind in NODE_TYPES if (kind.reading, kind.writing) == ("values", "values") and not kind.rounds_once)
 """Nodes that read and write values, whose sums a runtime orders in its own way."""
 
 __all__ = [
     "FLOATING", "NODE_TYPES", "Add", "Attend", "AveragePool", "Clamp", "Concat", "Constant", "Conv", "DepthToSpace",
     "Dequantize", "DynamicLinear", "Edge", "FloatLinear", "GlobalAverage", "Island", "Linear", "Lookup", "MatMul", "MaxPool",
-    "Moving", "Mul", "Node", "Normalize", "Pad", "PadRepeated", "Quantize", "Reshape", "Shape", "Slice", "Softmax", "Sub",
-    "Table", "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
+    "Moving", "Mul", "Node", "Normalize", "Pad", "PadRepeated", "Pointwise", "Quantize", "Reshape", "Shape", "Slice",
+    "Softmax", "Sub", "Table", "Take", "Transpose", "Upsample", "WeightOnlyLinear", "Weighted",
 ]  # fmt: skip

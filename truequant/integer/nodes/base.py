@@ -32,6 +32,8 @@ class Node:
 
     reading: ClassVar[Content] = "codes"
     writing: ClassVar[Content] = "codes"
+    rounds_once: ClassVar[bool] = False
+    """Whether each of its values is one IEEE operation on numbers that it reads, which every runtime rounds alike."""
     sums: ClassVar[bool] = False
     """Whether it sums codes: integers in any order give one sum, floats do not."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from truequant import numerics
@@ -157,22 +158,27 @@ class Lookup(Unary):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant(Node):
-    """Codes that are stored, in the storage of the edge. like: an edge whose axis 0 says how often they are repeated along
-    theirs, which is 1.
+    """Codes that are stored, in the storage of the edge; float32 values where its output is none. like: a name of the same
+    kind, whose axis 0 says how often they are repeated along theirs, which is 1.
     """
 
     output: str
     codes: Tensor
     like: str | None = None
+    reading = "either"
+    writing = "either"
 
     @property
     def reads(self) -> tuple[str, ...]:
         return () if self.like is None else (self.like,)
 
     def check(self, edges: Mapping[str, Edge]) -> None:
-        target = edges[self.output]
-        check_tensor(self, "codes", self.codes, storage(target), None)
-        check_entries(self, self.codes, target)
+        target = edges.get(self.output)
+        check_tensor(self, "codes", self.codes, torch.float32 if target is None else storage(target), None)
+        if target is not None:
+            check_entries(self, self.codes, target)
+        elif not bool(torch.isfinite(self.codes).all()):
+            raise ConversionError(f"{self.label}: values that are not finite")
         if self.like is not None and self.codes.shape[:1] != (1,):
             raise ConversionError(f"{self.label}: it is repeated", got=f"shape {tuple(self.codes.shape)}", expected="(1, …)")
 

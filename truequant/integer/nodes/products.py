@@ -15,23 +15,31 @@ from torch import Tensor
 from truequant.errors import ConversionError
 from truequant.integer.edge import Edge
 from truequant.integer.nodes.base import Binary, Shape, broadcast
-from truequant.integer.nodes.checks import check_clamp, check_ratio
+from truequant.integer.nodes.checks import all_normal, check_clamp, check_ratio, float32
 from truequant.integer.storage import scale_of, storage, zero_point_of
 from truequant.kernels import products_of_codes
-from truequant.numerics import FLOAT32_EXACT, FLOAT64_EXACT, INT32_MAX, multiplier, requantize
+from truequant.numerics import FLOAT32_EXACT, FLOAT64_EXACT, INT32_MAX, multiplier, product_values, requantize
 
 
 @dataclass(frozen=True, slots=True)
 class MatMul(Binary):
     """`acc = sum((aq - za) * (bq - zb))` over the last axis of `left` and the last but one of `right`, axes before them
-    broadcast, then requantized by `M = float32(float32(sa * sb) / sy)`.
+    broadcast, then requantized by `M = float32(float32(sa * sb) / sy)`. Where its output is a value:
+    `float32(acc) * float32(float32(sa * sb) * factor)`.
     """
 
     low: int
     high: int
+    factor: float = 1.0
+    writing = "either"
     sums = True
 
     def check(self, edges: Mapping[str, Edge]) -> None:
+        if self.output not in edges:
+            scale = float32(edges[self.left].scale) * float32(edges[self.right].scale) * float32(self.factor)
+            if not all_normal(scale):
+                raise ConversionError(f"{self.label}: scales too far apart for float32", got=float(scale))
+            return
         check_clamp(self, self.low, self.high, edges[self.output])
         check_ratio(self, edges, of_product=True)
 
@@ -47,7 +55,7 @@ class MatMul(Binary):
     def run(self, edges: Mapping[str, Edge], inputs: Sequence[Tensor]) -> Tensor:
         """`(…, rows, sum) @ (…, sum, columns)` of codes. ConversionError where a sum could leave int32: kernels would wrap."""
         left, right = inputs
-        a, b, y = (edges[name] for name in (self.left, self.right, self.output))
+        a, b, y = edges[self.left], edges[self.right], edges.get(self.output)
         largest = a.reach * b.reach
         bound = left.shape[-1] * largest
         limit = FLOAT64_EXACT if a.wide or b.wide else INT32_MAX
@@ -62,5 +70,7 @@ class MatMul(Binary):
         if sums is None:
             carrier = torch.float32 if bound < FLOAT32_EXACT else torch.float64
             sums = (left.to(carrier) - a.zero_point) @ (right.to(carrier) - b.zero_point)
+        if y is None:
+            return product_values(sums, scale_of(a, left), scale_of(b, left), self.factor)
         factor = multiplier(scale_of(a, left), scale_of(b, left), scale_of(y, left))
         return requantize(sums, factor, zero_point_of(y, left), self.low, self.high).to(storage(y))

@@ -134,8 +134,11 @@ def depth_to_space(writer: Writer, node: program_nodes.DepthToSpace) -> None:
 
 
 def _constant(writer: Writer, node: program_nodes.Constant) -> None:
-    """Stored codes, repeated along the batch where the program says so."""
-    codes = writer.constant(f"{node.output}.codes", numpy_of(node.codes).astype(writer.dtype(writer.edge(node.output))))
+    """Stored codes or values, repeated along the batch where the program says so."""
+    codes = numpy_of(node.codes)
+    if node.output in writer.program.edges:
+        codes = codes.astype(writer.dtype(writer.edge(node.output)))
+    codes = writer.constant(f"{node.output}.codes", codes)
     if node.like is None:
         writer.node("Identity", [codes], node.output, name=node.output)
         return

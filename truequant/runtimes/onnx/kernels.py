@@ -26,6 +26,7 @@ from truequant.integer.nodes import (
     Normalize,
     Pad,
     PadRepeated,
+    Pointwise,
     Quantize,
     Reshape,
     Slice,
@@ -82,7 +83,7 @@ KERNELS: dict[type[Node], Kernels] = {
     Linear: Kernels(
         "Gemm", "QGemm", MICROSOFT, "MatMulInteger", others=("QLinearMatMul", "MatMulIntegerToFloat"), wide_as_values=True
     ),
-    MatMul: Kernels("MatMul", "QLinearMatMul", wide_as_values=True),
+    MatMul: Kernels("MatMul", "QLinearMatMul", sums="MatMulInteger", others=("MatMulIntegerToFloat",), wide_as_values=True),
     Add: Kernels("Add", "QLinearAdd", MICROSOFT, table="GatherElements", wide_as_values=True),
     Sub: Kernels("Sub", table="GatherElements", wide_as_values=True),
     Mul: Kernels("Mul", "QLinearMul", MICROSOFT, table="GatherElements", wide_as_values=True),
@@ -104,6 +105,7 @@ KERNELS: dict[type[Node], Kernels] = {
     DepthToSpace: Kernels(),
     Constant: Kernels("Expand"),
     Island: Kernels(),
+    Pointwise: Kernels(),
     WeightOnlyLinear: Kernels("MatMul", floats=("MatMulNBits",)),
     DynamicLinear: Kernels(sums="MatMulInteger"),
     Softmax: Kernels(table="GatherElements"),

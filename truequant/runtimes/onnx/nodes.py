@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from truequant.errors import ExportError
+from truequant.integer import is_wide
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Conv, Linear, Node
 from truequant.runtimes.onnx import attention, float_linears
@@ -29,7 +32,7 @@ def _dequantize(writer: Writer, node: program_nodes.Dequantize) -> None:
 
 
 def binary(
-    writer: Writer, node: program_nodes.MatMul | program_nodes.Add | program_nodes.Sub | program_nodes.Mul
+    writer: Writer, node: program_nodes.MatMul | program_nodes.Add | program_nodes.Sub | program_nodes.Mul,
 ) -> None:  # fmt: skip
     """An op of two edges: the kernel by name, or the float op between quantizing ops."""
     kernels = kernels_of(node)
@@ -42,6 +45,29 @@ def binary(
     value = writer.fresh(f"{node.output}.value")
     writer.node(kernels.op, inputs, value, name=node.output)
     writer.quantized(value, node.output, node.low, node.high)
+
+
+def matmul(writer: Writer, node: program_nodes.MatMul) -> None:
+    """A product of two edges, as codes or as values."""
+    if node.output in writer.program.edges:
+        binary(writer, node)
+        return
+    name, edges = node.output, (writer.edge(node.left), writer.edge(node.right))
+    if is_wide(node, writer.program.edges):
+        operands = [writer.dequantized(node.left, name), writer.dequantized(node.right, f"{name}.right")]
+        value = writer.node(kernels_of(node).op, operands, writer.fresh(f"{name}.product"), name=name)
+        scale = writer.constant(f"{name}.scale", np.float32(node.factor))
+    else:
+        zeros = [writer.scale_and_zero(of)[1] for of in (node.left, node.right)]
+        acc = writer.node(kernels_of(node).sums, [node.left, node.right, *zeros], writer.fresh(f"{name}.sum"), name=name)
+        value = writer.node("Cast", [acc], writer.fresh(f"{name}.float"), name=f"{name}.float", to=1)
+        left, right = (np.float32(edge.scale) for edge in edges)
+        scale = writer.constant(f"{name}.scale", np.float32(np.float32(left * right) * np.float32(node.factor)))
+    writer.node("Mul", [value, scale], name, name=f"{name}.scaled")
+
+
+def _pointwise(writer: Writer, node: program_nodes.Pointwise) -> None:
+    writer.node(node.function.capitalize(), list(node.inputs), node.output, name=node.output)
 
 
 def _table(writer: Writer, node: program_nodes.Table) -> None:
@@ -102,7 +128,8 @@ def _pooled(
 
 WRITERS: dict[type[Node], Callable[[Writer, Any], None]] = {
     program_nodes.Quantize: _quantize, program_nodes.Dequantize: _dequantize, Conv: conv, Linear: linear,
-    program_nodes.MatMul: binary, program_nodes.Add: binary, program_nodes.Sub: binary, program_nodes.Mul: binary,
+    program_nodes.MatMul: matmul, program_nodes.Pointwise: _pointwise,
+    program_nodes.Add: binary, program_nodes.Sub: binary, program_nodes.Mul: binary,
     program_nodes.Table: _table, program_nodes.Lookup: write_lookup, program_nodes.GlobalAverage: _average,
     program_nodes.AveragePool: _average_pool, program_nodes.Normalize: normalize, program_nodes.Island: write_island,
     program_nodes.WeightOnlyLinear: float_linears.weight_only, program_nodes.DynamicLinear: float_linears.dynamic,

@@ -258,6 +258,9 @@ def _packed(setting: _Setting, node: Node) -> Iterator[Miss]:
 
 def _values(setting: _Setting, node: Node) -> Iterator[Miss]:
     edges = setting.program.edges
+    behind = setting.program.readers(node.output)
+    if behind and all(reader.rounds_once for reader in behind):
+        return
     if isinstance(node, (Conv, Linear)) and node.output not in edges and not is_wide(node, edges):
         yield Miss(
             node.output, "values", f"{kernels_of(node).sums}, then Add, Cast and Mul", "its sums leave the program as floats",

@@ -9,7 +9,7 @@ import torch
 
 from truequant import numerics
 from truequant.integer import IntegerProgram
-from truequant.integer.nodes import AveragePool, Conv, Edge, Linear, MatMul, Normalize
+from truequant.integer.nodes import AveragePool, Conv, Edge, Linear, MatMul, Normalize, Pointwise
 from truequant.runtimes.onnx.shapes import dynamic_shapes
 from truequant.runtimes.openvino.saturation import openvino_saturating
 from truequant.runtimes.sentences import names_of, saturated
@@ -23,15 +23,17 @@ def exceptions(program: IntegerProgram, target: Target) -> Iterator[str]:
         yield saturated(saturating)
     if averages := [node.output for node in program.nodes if isinstance(node, AveragePool)]:
         yield f"any machine: averages over uneven windows are its own float32 sums, in {names_of(averages)}"
-    if norms := computed_in_float(program):
-        yield f"any machine: the steps of norms are joined, and those in float64 taken in float32, in {names_of(list(norms))}"
+    if norms := [node.output for node in program.nodes if isinstance(node, Normalize)]:
+        yield f"any machine: the steps of norms are joined, and those in float64 taken in float32, in {names_of(norms)}"
+    if joined := [node.output for node in program.nodes if isinstance(node, Pointwise)]:
+        yield f"any machine: a product and a sum behind it may be rounded once, in {names_of(joined)}"
     if large := sums_beyond_float32(program):
         yield f"any machine: sums at or above 2^24, which not every input has, are rounded twice in {names_of(large)}"
 
 
 def computed_in_float(program: IntegerProgram) -> tuple[str, ...]:
     """What OpenVINO rounds in its own way, as it does a float island."""
-    return tuple(node.output for node in program.nodes if isinstance(node, Normalize))
+    return tuple(node.output for node in program.nodes if isinstance(node, (Normalize, Pointwise)))
 
 
 def sums_beyond_float32(program: IntegerProgram) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
 from truequant.integer.nodes.movement import padded
+from truequant.numerics import pointwise
 from truequant.numerics.norms import over_rows
 
 _POOLS: dict[str, tuple[Callable[..., Tensor], ...]] = {
@@ -92,7 +93,8 @@ def _weights(node: program_nodes.Softmax | program_nodes.Attend, scores: Tensor,
 
 
 VALUES: dict[type[Node], Callable[..., Tensor]] = {
-    program_nodes.MatMul: lambda node, a, b: a @ b,
+    program_nodes.MatMul: lambda node, a, b: a @ b * node.factor if node.factor != 1.0 else a @ b,
+    program_nodes.Pointwise: lambda node, *operands: pointwise(node.function, *operands),
     program_nodes.Add: lambda node, a, b: a + b,
     program_nodes.Sub: lambda node, a, b: a - b,
     program_nodes.Mul: lambda node, a, b: a * b,

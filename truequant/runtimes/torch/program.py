@@ -118,8 +118,9 @@ class QuantizingModule(nn.Module):
                 self._constant(node.output, "table", None, (node.entries.int() - shift(edge)).to(code_dtype(edge)))
 
             elif isinstance(node, Constant):
-                edge = program.edges[node.output]
-                self._constant(node.output, "codes", None, (node.codes.int() - shift(edge)).to(code_dtype(edge)))
+                held = program.edges.get(node.output)
+                codes = node.codes if held is None else (node.codes.int() - shift(held)).to(code_dtype(held))
+                self._constant(node.output, "codes", None, codes)
 
         self.forward = self._forward_with_signature()
 
