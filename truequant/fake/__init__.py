@@ -10,7 +10,7 @@ from truequant.fake.ewgs import has_delta, keep_delta, set_delta
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.limits import Limits
-from truequant.fake.linears import fake_quantize_tokens, integer_weight, ready
+from truequant.fake.linears import fake_quantize_tokens, integer_rows, integer_weight, ready
 from truequant.fake.parts import Parts
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
@@ -55,7 +55,7 @@ __all__ = [
     "forget",
     "freeze",
     "has_delta",
-    "integer_weight",
+    "integer_rows", "integer_weight",
     "integers",
     "interpolation_weights",
     "keep_delta",

@@ -174,7 +174,7 @@ class CallSites(TorchFunctionMode):
             refuse_part(self.binding.name, name, self.around, self.had_gradients)
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
-        if self.plain and site.carries is None and not overwrites and not plan.constants:
+        if self.plain and site.carries is None and not overwrites and not plan.constants and not plan.weights:
             if site.quantizer is None and plan.action in HAND_ON:
                 return run(*args, **kwargs)
             if plan.action in PLAIN:

@@ -38,6 +38,8 @@ class RuntimeSite(PlannedSite):
     def run(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call `function` as the plan says and pass its result through the quantizer that sits here."""
         name = self.plan.name
+        if self.weights and not self.plan.leaf and self.clock.enabled:
+            args, kwargs = self._with_weights(args, kwargs)
         if local.marking:
             fused_norm = self.layer is not None and self.layer.exact()
             y = self._normalizes(args, kwargs) if fused_norm else traceable(self.plan.op, function, args, kwargs)
@@ -80,6 +82,15 @@ class RuntimeSite(PlannedSite):
             leaves[tensors[place]] = passes.called(quantizer, leaves[tensors[place]])
         found: tuple[Sequence[Any], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
         return found
+
+    def _with_weights(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of a function call with the weights among them on their grids."""
+        own = {id(getattr(self.owner, name)): quantizer for name, quantizer in self.weights.items()}
+
+        def on_grid(leaf: Any) -> Any:
+            return own[id(leaf)].on_grid(leaf) if id(leaf) in own else leaf
+
+        return tuple(on_grid(a) for a in args), {name: on_grid(a) for name, a in kwargs.items()}
 
     def _computes(self) -> bool:
         """Whether its result has a grid, or needs none."""

@@ -145,26 +145,35 @@ class QATModuleWrapper(nn.Module):
     def _with_weights(
         self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A recurrent layer whose forward reads its quantized weights, which shadow the parameters for this call."""
+        """A layer whose forward reads its quantized weights, which shadow the parameters for this call."""
         module: Any = self
+        limited = self._limited(forward, args, kwargs)
         quantized: dict[str, Any] = {n: quantizer.on_grid(getattr(module, n)) for n, quantizer in site.weights.items()}
         if module.__dict__.get("_flat_weights") is not None:
             names = module._flat_weights_names
             flat = [None if n is None else quantized[n] if n in quantized else getattr(module, n) for n in names]
             quantized["_flat_weights"] = flat
-        with shadowed(module, **quantized):
+        with shadowed(module, **quantized, **limited):
             return forward(*args, **kwargs)
+
+    def _limited(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, None]:
+        """An Embedding with `max_norm` renormalizes the rows that it looks up, in place: the float ones first.
+
+        Returns the attributes to shadow, so that the quantized ones are left alone.
+        """
+        if getattr(self, "max_norm", None) is None:
+            return {}
+        with torch.no_grad():
+            forward(*args, **kwargs)
+        return {"max_norm": None}
 
     def _weighted(self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer whose own forward reads its quantized weight, which shadows the parameter for this call."""
         module: Any = self
         assert site.weight is not None
-        limit = getattr(module, "max_norm", None)
-        if limit is not None:  # an Embedding renormalizes the rows that it looks up, in place: the float ones first
-            with torch.no_grad():
-                forward(*args, **kwargs)
+        limited = self._limited(forward, args, kwargs)
         shadows = {"weight": site.weight(module.weight)} if site.clock.enabled else {}
-        with shadowed(self, **shadows, **({} if limit is None else {"max_norm": None})):
+        with shadowed(self, **shadows, **limited):
             return forward(*args, **kwargs)
 
     def _in_place(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ from truequant.numerics.qparams import (
     stored_scale,
 )
 from truequant.numerics.requantize import channel_axis, clamp_codes, global_average_factor, multiplier, requantize
-from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
+from truequant.numerics.tokens import dynamic_linear, stored_values, token_codes, weight_values
 
 __all__ = [
     "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights",
@@ -51,5 +51,5 @@ __all__ = [
     "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
     "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",
     "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale",
-    "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "stored_values", "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
 ]  # fmt: skip

@@ -12,11 +12,12 @@ from truequant.errors import PlanError, SchemeError, StateError
 from truequant.planning.actions import FLOAT, GRIDLESS, MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
 from truequant.planning.align import calls_in_training
-from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
+from truequant.planning.assign import activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.calls import Dynamic, as_arguments, as_example, call_of, checked_axes
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fitting import check_plain
+from truequant.planning.float_weights import is_recurrent, reason_of, tied_layer, weights_in_float
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node
 from truequant.planning.held import Held, held
@@ -26,6 +27,7 @@ from truequant.planning.norm_parts import norms_of_grids, release_parts, take_pa
 from truequant.planning.notes import notes, wide_sums
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
+from truequant.planning.overrides import Overrides
 from truequant.planning.passes import carried
 from truequant.planning.plan import Plan
 from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
@@ -199,15 +201,28 @@ class _Builder:
         grid = self.graph.grid(node.reads[0])
         return narrowed(node, self.graph, scheme, self.tokens.get(grid) or self.schemes.get(grid), self.config)
 
-    def _recurrent(self, node: Node) -> tuple[tuple[str, str], ...]:
-        """Quantizers of the weights of a recurrent layer."""
+    def _float_weights(self, node: Node) -> tuple[tuple[str, str], ...]:
+        """Quantizers of the weights of a recurrent layer, or of the table of an embedding."""
         module = self.graph.modules[node.call.owner]
-        found = []
-        for name in recurrent_weights(node, self.graph, self.overrides, self.config):
-            scheme = weight_scheme(node, self.overrides[node.index], self.config, False, 2)
-            channels = getattr(module, name).shape[0] if isinstance(scheme.granularity, PerChannel) else None
-            found.append((name, self._quantizer(node.call.owner, name, "weight", scheme, channels)))
+        layer, found = tied_layer(node, self.graph), []
+        for name in weights_in_float(node, self.graph, self.overrides, self.config):
+            parameter = getattr(module, name)
+            if layer is not None and self._shares(node, layer):
+                found.append((name, self._weight(layer)))
+                continue
+            features = None if is_recurrent(node) else parameter.shape[1]
+            scheme = weight_scheme(node, self.overrides[node.index], self.config, False, 2, features)
+            rows, granularity = parameter.shape[0], scheme.granularity
+            scales: int | tuple[int, ...] | None = rows if isinstance(granularity, PerChannel) else None
+            if isinstance(granularity, PerGroup) and features is not None:
+                scales = rows, features // granularity.size
+            found.append((name, self._quantizer(node.call.owner, name, "weight", scheme, scales)))
         return tuple(found)
+
+    def _shares(self, node: Node, layer: Node) -> bool:
+        """Whether a table has the codes of the linear layer that holds it too: unless rules give it a scheme of its own."""
+        said = self.overrides[node.index].weight
+        return not isinstance(said, QuantScheme) or said == self.quantizers[self._weight(layer)].scheme
 
     # -- the plan ------------------------------------------------------------------------------------------------------
     def plan(self) -> Plan:
@@ -248,8 +263,9 @@ class _Builder:
         if node.action in MOVES and node.fused_into is None:
             emits = self.grid_quantizer.get(graph.grid(node.writes[0]))
         reason = node.reason
-        if recurrent_weights(node, graph, self.overrides, self.config):
-            reason = "recurrence in float; weights and input quantized"
+        weights = self._float_weights(node)
+        if weights:
+            reason = reason_of(node, weights)
         if node.fused_into is not None:
             reason = f"computed with {node.fused_into.name}"
         elif (
@@ -271,7 +287,7 @@ class _Builder:
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
-            part=self.parts.get(node.index), weights=self._recurrent(node), carries=self.carried.get(node.index),
+            part=self.parts.get(node.index), weights=weights, carries=self.carried.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,

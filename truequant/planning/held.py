@@ -39,12 +39,25 @@ def held(call: Call, trace: Trace, known: dict[Any, Held]) -> Held:
         return Held() if op.onnx is not None or op.lower is not None else Held((), (call.op.name,))
     if call.function is None:
         return Held()
-    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
+    args = (call.args[0], _by_places(call.args[1])) if call.op.name == "getitem" else call.args
+    leaves, spec = pytree.tree_flatten((args, dict(call.kwargs)))
     kinds = tuple(_kind(leaf, trace) for leaf in leaves)
     key = call.function, kinds, str(spec)
     if key not in known:
         known[key] = _looked_up(call.function, kinds, leaves, spec)
     return known[key]
+
+
+def _by_places(index: Any) -> Any:
+    """An index with masks that a module holds as the numbers of their places, an axis each: `convert` knows them."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(item, Constant) and item.places is not None for item in items):
+        return index
+    found: list[Any] = []
+    for item in items:
+        known = isinstance(item, Constant) and item.places is not None
+        found += [Constant(None, (item.places,), torch.int64)] * len(item.shape) if known else [item]
+    return tuple(found)
 
 
 def _kind(leaf: Any, trace: Trace) -> Any:

@@ -318,4 +318,11 @@ def _acts(site: Site) -> bool:
     """Whether something else happens at a site than in the float model."""
     own = site.action == "clamp" and site.fused_into is None and site.emits is not None
     folded = site.action == "norm" and site.fused_into is not None  # nothing, on codes
-    return site.quantizer is not None or site.writes_back or site.action in ACT or own or folded or bool(site.constants)
+    return (
+        site.quantizer is not None
+        or site.writes_back
+        or site.action in ACT
+        or own
+        or folded
+        or bool(site.constants or site.weights)
+    )
