@@ -11,7 +11,7 @@ from torch import nn
 from truequant.errors import PlanError, SchemeError, StateError
 from truequant.planning.actions import FLOAT, GRIDLESS, MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
-from truequant.planning.align import calls_in_training
+from truequant.planning.align import calls_in_training, calls_skipped, skipped, with_skipped
 from truequant.planning.assign import activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.calls import Dynamic, as_arguments, as_example, call_of, checked_axes
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
@@ -229,6 +229,9 @@ class _Builder:
         at_node, at_input = self._place()
         trained = calls_in_training(self.graph, self.trained)
         self.carried = carried(self.graph, self.trained, trained, at_node, self.config.fusions)
+        left_out = skipped(self.graph.trace, self.trained)
+        trained |= calls_skipped(self.graph, left_out)
+        self.trained = with_skipped(self.graph.trace, self.trained)
         sites = tuple(self._site(n, at_node, trained.get(n.index)) for n in self.graph.nodes)
         return Plan(
             self.config,

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.planning.capture import Call, Constant, Ref, Trace
 from truequant.planning.float_ops import ISLAND_OPS, MADE_AS, MOVING_OPS, ONNX_OPS
-from truequant.planning.ops import out_of_place, writes_in_place
+from truequant.planning.ops import only_in_place, out_of_place, writes_in_place
 from truequant.planning.registered import registered_op
 
 
@@ -37,7 +37,7 @@ def held(call: Call, trace: Trace, known: dict[Any, Held]) -> Held:
     op = registered_op(call.op.name)
     if op is not None:
         return Held() if op.onnx is not None or op.lower is not None else Held((), (call.op.name,))
-    if call.function is None:
+    if call.function is None or only_in_place(call.function):  # the whole graph alone shows what becomes of the latter
         return Held()
     args = (call.args[0], _by_places(call.args[1])) if call.op.name == "getitem" else call.args
     leaves, spec = pytree.tree_flatten((args, dict(call.kwargs)))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from truequant.errors import ConversionError, PlanError
 from truequant.fake import local
 from truequant.planning import Plan, arguments_in, call_in, masks_held, tensors_of, tree_of
+from truequant.transform.refusals import fix_of, named
 from truequant.transform.written_out import WrittenOut
 
 _TRACING = threading.Lock()
@@ -81,6 +82,13 @@ def _traced(model: nn.Module, plan: Plan, batch: int | None) -> Traced:
             "a place, or no mask",
         ) from error
     except Exception as error:
+        if refused := plan.refused():
+            raise ConversionError(
+                f"no program holds what the evaluated forward computes: {named(refused)}",
+                got=refused[0].refused[0],
+                expected="ops of truequant.planning.float_ops, whose shapes follow from the shapes of the inputs",
+                fix=fix_of(refused),
+            ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
             "the evaluated forward is no static graph",
