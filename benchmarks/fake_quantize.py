@@ -57,7 +57,7 @@ def quantizers(rows: int) -> dict[str, Callable[[], torch.nn.Module]]:
         "activation": lambda: FakeQuantize(QuantScheme(uint8)),
         STILL: lambda: FakeQuantize(QuantScheme(uint8)),
         "activation, per channel": lambda: FakeQuantize(QuantScheme(uint8, PerChannel(1)), SHAPE[0]),
-        LEARNED: lambda: FakeQuantize(QuantScheme(uint8, scale=tq.LSQ())),
+        LEARNED: lambda: FakeQuantize(QuantScheme(uint8, scale=tq.scales.LSQ())),
         "weight, per channel": lambda: WeightQuantizer(QuantScheme(int8, PerChannel(0)), rows),
         WHOLE: lambda: WeightQuantizer(QuantScheme(int8)),
     }

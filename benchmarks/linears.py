@@ -68,7 +68,7 @@ class Transformer(nn.Module):
 def train(model: nn.Module, data: Mnist, epochs: int, rate: float, seed: int) -> nn.Module:
     """AdamW along half a cosine, the same for float and QAT."""
     generator = torch.Generator().manual_seed(seed)
-    groups: Any = tq.parameter_groups(model, 0.01) if isinstance(model, tq.QATModuleWrapper) else model.parameters()
+    groups: Any = tq.training.parameter_groups(model, 0.01) if isinstance(model, tq.QATModuleWrapper) else model.parameters()
     optimizer = torch.optim.AdamW(groups, rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (TRAINED // BATCH))
     model.train()
@@ -83,8 +83,10 @@ def train(model: nn.Module, data: Mnist, epochs: int, rate: float, seed: int) ->
 
 def config(dtype: tq.schemes.IntegerType, group: int | None, tokens: bool, learned: bool = False) -> tq.QConfig:
     """Weights of one type, one scale a channel or for `group` of them; the embedding's rows of 28 have one scale each."""
-    scheme = tq.QuantScheme(dtype, tq.PerChannel(0), observer=tq.MSE(), scale=tq.LSQ() if learned else tq.FloatScale())
-    activation = tq.QuantScheme(tq.int8, observer=tq.Dynamic()) if tokens else None
+    scheme = tq.QuantScheme(
+        dtype, tq.PerChannel(0), observer=tq.ranges.MSE(), scale=tq.scales.LSQ() if learned else tq.scales.FloatScale()
+    )
+    activation = tq.QuantScheme(tq.types.int8, observer=tq.ranges.Dynamic()) if tokens else None
     grouped = scheme if group is None else replace(scheme, granularity=tq.PerGroup(group))
     return tq.QConfig(grouped, activation, activation, None).with_rules(tq.Rule("embed", weight=scheme))
 
@@ -101,19 +103,19 @@ class Contender:
 
 def contenders() -> list[Contender]:
     found = [
-        Contender("w8a16, nearest", config(tq.int8, None, False)),
-        Contender("w8a8-dynamic, nearest", config(tq.int8, None, True)),
+        Contender("w8a16, nearest", config(tq.types.int8, None, False)),
+        Contender("w8a8-dynamic, nearest", config(tq.types.int8, None, True)),
     ]
-    for bits, dtype in ((4, tq.int4), (3, tq.int3), (2, tq.int2)):
+    for bits, dtype in ((4, tq.types.int4), (3, tq.types.int3), (2, tq.types.int2)):
         for group in (None, 32):
             scheme = f"w{bits}a16, {'channels' if group is None else f'groups of {group}'}"
             found += [
                 Contender(f"{scheme}, nearest", config(dtype, group, False)),
-                Contender(f"{scheme}, GPTQ", config(dtype, group, False), (tq.GPTQ(),)),
+                Contender(f"{scheme}, GPTQ", config(dtype, group, False), (tq.methods.GPTQ(),)),
             ]
         found += [
             Contender(f"w{bits}a16, groups of 32, QAT", config(dtype, 32, False, True), (), True),
-            Contender(f"w{bits}a8-dynamic, groups of 32, GPTQ", config(dtype, 32, True), (tq.GPTQ(),)),
+            Contender(f"w{bits}a8-dynamic, groups of 32, GPTQ", config(dtype, 32, True), (tq.methods.GPTQ(),)),
             Contender(f"w{bits}a8-dynamic, groups of 32, QAT", config(dtype, 32, True, True), (), True),
         ]
     return found

@@ -35,39 +35,43 @@ from truequant.reports import cpu, versions
 IMAGES, ITERATIONS = 512, 1000
 NETS: dict[str, Callable[[], nn.Module]] = {"separable": Separable, "lenet": MODELS["lenet"], "mlp": MODELS["mlp"]}
 BLOCKS = {"separable": ("features",), "lenet": ("",), "mlp": ("",)}
-WIDTHS = {"w4a8": (tq.int4, tq.uint8), "w4a4": (tq.int4, tq.uint4), "w3a8": (tq.int3, tq.uint8)}
+WIDTHS = {
+    "w4a8": (tq.types.int4, tq.types.uint8),
+    "w4a4": (tq.types.int4, tq.types.uint4),
+    "w3a8": (tq.types.int3, tq.types.uint8),
+}
 Steps = Sequence[Any]
-KEEPING = tq.CrossLayerEqualization(absorb_bias=False, keep_sizes=True)
+KEEPING = tq.methods.CrossLayerEqualization(absorb_bias=False, keep_sizes=True)
 TRAINED = [f"{a}{b}{c}" for c in ("", ", rate 0.05") for a in ("CLE, ", "CLE that keeps sizes, ") for b in ("float", "QAT")]
 
 
 def per_tensor_methods() -> dict[str, Steps]:
-    equalize, rounded = tq.CrossLayerEqualization(), tq.AdaRound(iterations=ITERATIONS)
+    equalize, rounded = tq.methods.CrossLayerEqualization(), tq.methods.AdaRound(iterations=ITERATIONS)
     return {
-        "min-max": [tq.MinMax()],
-        "MSE": [tq.MSE()],
-        "CLE": [equalize, tq.MinMax()],
-        "CLE, AdaRound": [equalize, tq.MinMax(), rounded],
-        "bias correction": [tq.MinMax(), tq.BiasCorrection()],
-        "AdaRound": [tq.MinMax(), rounded],
+        "min-max": [tq.ranges.MinMax()],
+        "MSE": [tq.ranges.MSE()],
+        "CLE": [equalize, tq.ranges.MinMax()],
+        "CLE, AdaRound": [equalize, tq.ranges.MinMax(), rounded],
+        "bias correction": [tq.ranges.MinMax(), tq.methods.BiasCorrection()],
+        "AdaRound": [tq.ranges.MinMax(), rounded],
     }
 
 
 def low_bit_methods(net: str) -> dict[str, Steps]:
-    rounded = tq.AdaRound(iterations=ITERATIONS)
+    rounded = tq.methods.AdaRound(iterations=ITERATIONS)
 
-    def block(drop: float) -> tq.BlockReconstruction:
-        return tq.BlockReconstruction(BLOCKS[net], iterations=ITERATIONS, drop=drop)
+    def block(drop: float) -> tq.methods.BlockReconstruction:
+        return tq.methods.BlockReconstruction(BLOCKS[net], iterations=ITERATIONS, drop=drop)
 
     return {
         "nearest": [],
-        "bias correction": [tq.BiasCorrection()],
-        "CLE": [tq.CrossLayerEqualization()],
-        "GPTQ": [tq.GPTQ()],
+        "bias correction": [tq.methods.BiasCorrection()],
+        "CLE": [tq.methods.CrossLayerEqualization()],
+        "GPTQ": [tq.methods.GPTQ()],
         "AdaRound": [rounded],
         "block (BRECQ)": [block(0.0)],
         "block (QDrop)": [block(0.5)],
-        "CLE, AdaRound, bias correction": [tq.CrossLayerEqualization(), rounded, tq.BiasCorrection()],
+        "CLE, AdaRound, bias correction": [tq.methods.CrossLayerEqualization(), rounded, tq.methods.BiasCorrection()],
     }
 
 
@@ -149,9 +153,9 @@ class Bench:
         config = tq.QConfig.preset("w8a8-per-tensor")
         name = f"per-tensor/{self.seed}"
         self.results.cell(f"{name}/float", lambda: self.top1(self.model("separable", True)))
-        self.results.cell(f"{name}/CLE, QAT", lambda: self.qat("separable", config, [tq.CrossLayerEqualization()]))
+        self.results.cell(f"{name}/CLE, QAT", lambda: self.qat("separable", config, [tq.methods.CrossLayerEqualization()]))
         self.results.cell(f"{name}/QAT", lambda: self.qat("separable", config, []))
-        for cell, steps in {"CLE, ": [tq.CrossLayerEqualization()], "CLE that keeps sizes, ": [KEEPING]}.items():
+        for cell, steps in {"CLE, ": [tq.methods.CrossLayerEqualization()], "CLE that keeps sizes, ": [KEEPING]}.items():
             for rate in (0.01, 0.05):
                 at = "" if rate == 0.01 else f", rate {rate}"
                 if (cell, rate) != ("CLE, ", 0.01):
@@ -168,8 +172,8 @@ class Bench:
         for method in low_bit_methods("mlp"):
             for net, (width, (weight, activation)) in itertools.product(NETS, WIDTHS.items()):
                 config = tq.QConfig(
-                    weight=tq.QuantScheme(weight, tq.PerChannel(0), observer=tq.MSE()),
-                    activation=tq.QuantScheme(activation, observer=tq.MSE()),
+                    weight=tq.QuantScheme(weight, tq.PerChannel(0), observer=tq.ranges.MSE()),
+                    activation=tq.QuantScheme(activation, observer=tq.ranges.MSE()),
                 )
                 self.results.cell(
                     f"low-bits/{self.seed}/{net}/{width}/{method}",

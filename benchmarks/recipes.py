@@ -135,7 +135,7 @@ def train(
     """
     steps, size = recipe.steps(len(images)), recipe.batch(len(images))
     decay = recipe.weight_decay
-    groups = tq.parameter_groups(model, decay) if isinstance(model, tq.QATModuleWrapper) else model.parameters()
+    groups = tq.training.parameter_groups(model, decay) if isinstance(model, tq.QATModuleWrapper) else model.parameters()
     optimizer = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, weight_decay=decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     shuffle = torch.Generator().manual_seed(recipe.seed)
@@ -189,7 +189,7 @@ def straight_through(job: Job) -> nn.Module:
     config = replace(
         config,
         weight=replace(config.weight, observer=MinMax()),
-        activation=replace(config.activation, observer=tq.MovingAverage()),
+        activation=replace(config.activation, observer=tq.ranges.MovingAverage()),
     )
     return train(prepared(job, config), job.images, job.labels, fine(job))
 
@@ -212,12 +212,14 @@ def ptq_best(job: Job) -> nn.Module:
     ranges = {observer: _observed(job, observer) for observer in (MinMax(), Percentile(), MSE())}
     losses = {observer: loss(model) for observer, model in ranges.items()}
     best = min(losses, key=lambda observer: losses[observer])
-    equalize, rounded = tq.CrossLayerEqualization(), tq.AdaRound(iterations=1000)
+    equalize, rounded = tq.methods.CrossLayerEqualization(), tq.methods.AdaRound(iterations=1000)
     further = [_observed(job, best, steps) for steps in ([equalize], [rounded], [equalize, rounded])]
     return min((ranges[best], *further), key=loss)
 
 
-def _observed(job: Job, observer: Observation, steps: Sequence[tq.AdaRound | tq.CrossLayerEqualization] = ()) -> nn.Module:
+def _observed(
+    job: Job, observer: Observation, steps: Sequence[tq.methods.AdaRound | tq.methods.CrossLayerEqualization] = ()
+) -> nn.Module:
     config = learned(job.config, FloatScale()).with_observer(observer)
     config = mapped(config, lambda s: replace(s, observer=observer))
     if not steps:
@@ -290,7 +292,7 @@ def dampening(job: Job) -> nn.Module:
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         strength = 0.5 * 0.1 * (1 - math.cos(math.pi * progress[0]))
-        return cross_entropy(model, x, y) + strength * tq.oscillation_dampening(model)
+        return cross_entropy(model, x, y) + strength * tq.training.oscillation_dampening(model)
 
     return train(prepared(job, job.config), job.images, job.labels, fine(job), loss, count)
 
@@ -298,32 +300,32 @@ def dampening(job: Job) -> nn.Module:
 def freezing(job: Job) -> nn.Module:
     """LSQ whose oscillating weights freeze."""
     steps = fine(job).steps(len(job.images))
-    config = mapped(job.config, lambda s: replace(s, oscillation=tq.Freezing(0.1, 0.02, steps)) if s.learned else s)
+    config = mapped(job.config, lambda s: replace(s, oscillation=tq.rounding.Freezing(0.1, 0.02, steps)) if s.learned else s)
     return train(prepared(job, config), job.images, job.labels, fine(job))
 
 
 def batchnorm(job: Job) -> nn.Module:
     """LSQ, then BatchNorm estimated again on 50 batches."""
     qat = lsq(job)
-    return tq.reestimate_batchnorm(qat, job.images[: 50 * 128].split(128)).eval()
+    return tq.training.reestimate_batchnorm(qat, job.images[: 50 * 128].split(128)).eval()
 
 
 def lsq_plus_batchnorm(job: Job) -> nn.Module:
     """LSQ+, then BatchNorm estimated again on 50 batches."""
-    return tq.reestimate_batchnorm(lsq_plus(job), job.images[: 50 * 128].split(128)).eval()
+    return tq.training.reestimate_batchnorm(lsq_plus(job), job.images[: 50 * 128].split(128)).eval()
 
 
 def lsq_plus_batchnorm_all(job: Job) -> nn.Module:
     """LSQ+, then BatchNorm estimated again on every training image, as a test image comes: not moved."""
     images = job.images[: len(job.images) // 128 * 128]
-    return tq.reestimate_batchnorm(lsq_plus(job), images.split(128)).eval()
+    return tq.training.reestimate_batchnorm(lsq_plus(job), images.split(128)).eval()
 
 
 def progressive(job: Job) -> nn.Module:
     """LSQ with 4 bits for a third of the steps, 3 for another, then those of the cell."""
     steps, final = fine(job).steps(len(job.images)), int(job.bits[1])
     widths = {0: 4, steps // 3: 3, 2 * steps // 3: final} if final < 3 else {0: 4, steps // 2: 3}
-    schedule = tq.QATSchedule(bits=widths)
+    schedule = tq.training.QATSchedule(bits=widths)
     qat = prepared(job, job.config)
     return train(qat, job.images, job.labels, fine(job), before_step=lambda step, steps: schedule.step(qat))
 
@@ -332,7 +334,7 @@ def distilled(job: Job) -> nn.Module:
     """LSQ with the float model as its teacher, half of the loss from each."""
     teacher = copy.deepcopy(job.model)
     qat = prepared(job, job.config)
-    distillation = tq.Distillation(qat, teacher)
+    distillation = tq.training.Distillation(qat, teacher)
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = model(x)

@@ -25,10 +25,10 @@ def main() -> None:
     tq.calibrate(qat, mnist.train_images[:1000].split(100))
 
     accelerator = Accelerator()
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat, weight_decay=5e-4), 0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat, weight_decay=5e-4), 0.02, momentum=0.9)
     loader = DataLoader(TensorDataset(mnist.train_images, mnist.train_labels), 64, shuffle=True)
     model, optimizer, loader = accelerator.prepare(qat, optimizer, loader)
-    schedule = tq.QATSchedule(freeze_batchnorm_at=options.steps * 3 // 4)
+    schedule = tq.training.QATSchedule(freeze_batchnorm_at=options.steps * 3 // 4)
     model.train()
     for step, (x, y) in zip(range(options.steps), loader, strict=False):
         schedule.step(accelerator.unwrap_model(model))

@@ -93,13 +93,13 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    model: nn.Module, data: Cifar10, phase: Phase, options: argparse.Namespace, schedule: tq.QATSchedule | None = None
+    model: nn.Module, data: Cifar10, phase: Phase, options: argparse.Namespace, schedule: tq.training.QATSchedule | None = None
 ) -> nn.Module:
     """SGD along half a cosine, from the phase's checkpoint where there is one. Writes one behind each epoch."""
     size = min(options.batch, len(data.train_images))
     a_epoch = len(data.train_images) // size
     prepared = isinstance(model, tq.QATModuleWrapper)
-    groups = tq.parameter_groups(model, phase.weight_decay) if prepared else model.parameters()
+    groups = tq.training.parameter_groups(model, phase.weight_decay) if prepared else model.parameters()
     optimizer = torch.optim.SGD(groups, phase.learning_rate, 0.9, weight_decay=phase.weight_decay, nesterov=True)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, phase.epochs * a_epoch)
     path, done = options.out / f"{phase.name}.safetensors", 0
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     example = normalized(data.train_images[:8].to(options.device))
     qat = tq.prepare(model, example, f"w{options.bits}a{options.bits}")
-    schedule = tq.QATSchedule(
+    schedule = tq.training.QATSchedule(
         bits=widths(options.bits, options.epochs * (len(data.train_images) // min(options.batch, len(data.train_images))))
     )
     schedule.step(qat)

@@ -42,7 +42,7 @@ def main() -> None:
     mnist = load_mnist()
     loader = DataLoader(TensorDataset(mnist.train_images, mnist.train_labels), 64, shuffle=True)
     digits = Digits()
-    schedule = tq.QATSchedule(freeze_batchnorm_at=options.steps * 3 // 4)
+    schedule = tq.training.QATSchedule(freeze_batchnorm_at=options.steps * 3 // 4)
     callback = QATCallback(mnist.train_images[:8], "int8", module="net", schedule=schedule, log_every=100)
     trainer = pl.Trainer(
         max_steps=options.steps, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False

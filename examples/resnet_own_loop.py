@@ -24,11 +24,11 @@ def main() -> None:
     mnist = load_mnist()
     images, labels = mnist.train_images, mnist.train_labels
     qat = tq.prepare(
-        resnet(), images[:8], tq.QConfig.preset("w4a4").with_rules(tq.Rule("classifier", weight=tq.QuantScheme(tq.int8)))
+        resnet(), images[:8], tq.QConfig.preset("w4a4").with_rules(tq.Rule("classifier", weight=tq.QuantScheme(tq.types.int8)))
     )
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat, weight_decay=1e-4), 0.03, momentum=0.9)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat, weight_decay=1e-4), 0.03, momentum=0.9)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    schedule = tq.QATSchedule(freeze_batchnorm_at=options.steps * 3 // 4, freeze_ranges_at=options.steps * 3 // 4)
+    schedule = tq.training.QATSchedule(freeze_batchnorm_at=options.steps * 3 // 4, freeze_ranges_at=options.steps * 3 // 4)
     start = 0
     if options.checkpoint.exists():
         found = tq.load_checkpoint(options.checkpoint, model=qat, optimizer=optimizer, scheduler=decay)

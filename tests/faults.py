@@ -242,7 +242,7 @@ FAULTS = (  # one a line
     Fault("padding with code 0 in place of the zero point", "pad_0", _pad_value),
     Fault("window of a max-pool too small", "max_pool2d_0", _pool),
     Fault("mean over one element less", "mean_0", lambda f: f.change(f.operand("mean_0", 0), 1, lambda s: s * np.float32(196 / 195))),
-    Fault("scale of the output off by one ulp", "last.value", lambda f: f.change(f.writer("last.value"), 1, up), images=MANY),
+    Fault("scale of the output off by one ulp", "output", lambda f: f.change(f.writer("output"), 1, up), images=MANY),
     Fault("lowest bit of a weight flipped", "branch.0", in_tensor("branch.0", "weight", (3, 2, 1, 1), lambda v: v ^ 1), "program"),
     Fault("scales of the weights off by one ulp", "stem.0", in_tensor("stem.0", "weight_scale", slice(None), lambda v: torch.nextafter(v, torch.tensor(1.0))), "program", images=MANY),
     Fault("bias off by one", "left", in_tensor("left", "bias", 2, lambda v: v + 1), "program"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tests import oracle
+from tests import oracle, oracle_rows
 from truequant.integer import IntegerProgram, nodes
 
 Array = np.ndarray[Any, Any]
@@ -52,10 +52,10 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             if isinstance(node, nodes.Attend):
                 scores, values, *masks = arrays
                 grids = params[node.values], y, node.low, node.high
-                return oracle.attend(scores, values, [*masks, *stored], node.causal, node.table.tolist(), *grids)
+                return oracle_rows.attend(scores, values, [*masks, *stored], node.causal, node.table.tolist(), *grids)
             scores, *masks = arrays
             given = scores, [*masks, *stored], node.causal, node.table.tolist()
-            return oracle.weights(*given) if y is None else oracle.softmax(*given, y, node.low, node.high)
+            return oracle_rows.weights(*given) if y is None else oracle_rows.softmax(*given, y, node.low, node.high)
         case nodes.Constant():
             codes = node.codes.numpy().astype(np.int64)
             return codes if node.like is None else np.concatenate([codes] * len(arrays[0]))
@@ -72,10 +72,10 @@ def _run(node: nodes.Node, program: IntegerProgram, *arrays: Array) -> Array:
             fields = node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode
             return oracle.max_pool(arrays[0], *fields, y.qmin)
         case nodes.Normalize():
-            rule = oracle.Norm(node.kind, node.axes, node.groups, node.eps, node.outside, node.correction)
+            rule = oracle_rows.Norm(node.kind, node.axes, node.groups, node.eps, node.outside, node.correction)
             gain, bias = (None if t is None else t.numpy() for t in (node.gain, node.bias))
-            values = oracle.norm(arrays[0], rule, gain, bias, x, y)
-            return values if y is None else oracle.norm_codes(values, y, node.low, node.high)
+            values = oracle_rows.norm(arrays[0], rule, gain, bias, x, y)
+            return values if y is None else oracle_rows.norm_codes(values, y, node.low, node.high)
         case nodes.Clamp():
             return np.clip(arrays[0], node.low, node.high)
         case nodes.Reshape():

@@ -6,6 +6,7 @@ and who prepares a model loads no runtime.
 """
 
 import ast
+import warnings
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,14 +18,31 @@ if TYPE_CHECKING:
 
 
 @cache
-def _rooms() -> dict[str, str]:
-    """Where each public name is loaded from: `truequant/api.py` is read for it and not run, which would load every room."""
-    spec = find_spec("truequant.api")
-    source = getattr(spec.loader, "get_source", lambda _: None)("truequant.api") if spec else None
+def _names_of(module: str) -> dict[str, str]:
+    """What a module imports from truequant, and from where: its source is read and not run, which would load every room."""
+    spec = find_spec(module)
+    source = getattr(spec.loader, "get_source", lambda _: None)(module) if spec else None
     if source is None:  # installed without sources, as frozen programs are
-        return dict.fromkeys(import_module("truequant.api").__all__, "truequant.api")
-    imports = (statement for statement in ast.parse(source).body if isinstance(statement, ast.ImportFrom))
-    return {alias.name: str(statement.module) for statement in imports for alias in statement.names}
+        return dict.fromkeys(import_module(module).__all__, module)
+    found: dict[str, str] = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.ImportFrom):
+            whole = statement.names[0].name == "*"
+            names = import_module(str(statement.module)).__all__ if whole else [alias.name for alias in statement.names]
+            found |= dict.fromkeys(names, str(statement.module))
+    return found
+
+
+def _rooms() -> dict[str, str]:
+    """Where each public name is loaded from."""
+    return _names_of("truequant.api")
+
+
+@cache
+def _moved() -> dict[str, str]:
+    """The names that stood here in version 0.1, and the module of `truequant` that has each now."""
+    modules = [name for name, room in _rooms().items() if room == "truequant"]
+    return {name: module for module in modules for name in _names_of(f"truequant.{module}")}
 
 
 def __getattr__(name: str) -> Any:
@@ -32,11 +50,17 @@ def __getattr__(name: str) -> Any:
         return sorted(_rooms())
     if name.startswith("__"):  # what Python itself asks a package for
         raise AttributeError(f"module 'truequant' has no attribute '{name}'", name=name)
-    if name in _rooms():
+    if _rooms().get(name, "truequant") != "truequant":
         globals()[name] = getattr(import_module(_rooms()[name]), name)
         return globals()[name]
-    if find_spec(f"truequant.{name}") is not None:  # a room
+    if find_spec(f"truequant.{name}") is not None:  # a room, or a module of public names
         return import_module(f"truequant.{name}")
+    if name in _moved():
+        new = f"truequant.{_moved()[name]}"
+        warnings.warn(
+            f"'truequant.{name}' is '{new}.{name}' now; the old name goes with the next release", DeprecationWarning, 2
+        )
+        return getattr(import_module(new), name)
     raise AttributeError(f"module 'truequant' has no attribute '{name}'", name=name)
 
 

@@ -61,7 +61,7 @@ struct Moments {
 Moments moments_of(const at::Tensor& x, const Runs& runs, double eps, const at::Tensor& running_mean,
                    const at::Tensor& running_var, double momentum);
 
-// What `quantize_normal` makes. gamma and beta may be undefined; without `y` it only looks. `mask` and `counting` may be null.
+// What `quantize_normal` makes. gamma and beta may be undefined; without `y` it only observes. `mask` and `counting` may be null.
 Seen normalized(const at::Tensor& x, const Runs& runs, const Moments& moments, const at::Tensor& gamma, const at::Tensor& beta,
                 const Grid& grid, Clip clip, at::Tensor* y, at::Tensor* mask, Counting* counting);
 

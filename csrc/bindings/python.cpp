@@ -92,11 +92,11 @@ struct Call {
 
 }  // namespace
 
-// fake_quantize(x, other, quantizer, observer, scheme, commits, clip, low, high, looks)
+// fake_quantize(x, other, quantizer, observer, scheme, commits, clip, low, high, only_observes)
 //
 // x: a tensor, or a list of one: its memory is the result's where nothing but the list holds it.
 // quantizer, observer: dictionaries of their buffers; observer is None where nothing is observed. commits: whether what is
-// pending takes effect first. other: None, or what is added to x before the clip. looks: only merge what would be quantized
+// pending takes effect first. other: None, or what is added to x before the clip. only_observes: only merge what would be quantized
 // into what is pending; the result is None.
 PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -113,15 +113,15 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   Call call;
   if (!call.read(args + 2, x.scalar_type())) return PyErr_Occurred() != nullptr ? nullptr : not_implemented();
-  const bool looks = args[9] == Py_True;
-  if (looks && x.numel() == 0) return not_implemented();
+  const bool only_observes = args[9] == Py_True;
+  if (only_observes && x.numel() == 0) return not_implemented();
   if (args[5] == Py_True) call.take_commit(args + 2);
   call.set_grid();
-  const bool spent = listed && !looks && other == nullptr && Py_REFCNT(given) == 1 && is_owned(x);
+  const bool spent = listed && !only_observes && other == nullptr && Py_REFCNT(given) == 1 && is_owned(x);
   at::Tensor y;
   {
     const WithoutGil released;
-    const bool differentiable = !looks && wants_gradient(x, other);
+    const bool differentiable = !only_observes && wants_gradient(x, other);
     const bool masks = differentiable && !(call.scheme.identity && call.clip == kNone);
     at::Tensor mask;
     Seen seen = kNothing;
@@ -129,14 +129,14 @@ PyObject* fake_quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
       const at::AutoDispatchBelowAutograd below;
       const at::Tensor kept = other == nullptr ? dense(x) : x;
       Counting* counting = call.counter(kept.numel());
-      if (looks) seen = watched(kept, other, call.grid, call.clip, counting);
+      if (only_observes) seen = watched(kept, other, call.grid, call.clip, counting);
       else y = quantized(kept, other, call.grid, call.clip, spent, masks ? &mask : nullptr, seen, counting);
     }
     call.keep(seen);
     if (!seen.stopped) mask.reset();  // every gradient passes
     if (differentiable) record(y, x, other, mask, other == nullptr ? origin(call.grid, call.clip, x, y) : nullptr);
   }
-  if (looks) Py_RETURN_NONE;
+  if (only_observes) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }
@@ -179,11 +179,11 @@ bool read_vector(at::Tensor& tensor, PyObject* argument, int64_t count) {
 
 }  // namespace
 
-// fake_quantize_norm(x, gamma, beta, running mean, running var, eps, momentum, looks, quantizer, observer, scheme, commits, clip,
-//                    low, high)
+// fake_quantize_norm(x, gamma, beta, running mean, running var, eps, momentum, only_observes, quantizer, observer, scheme,
+//                    commits, clip, low, high)
 //
-// BatchNorm over the batch, clip and fake quantization. looks: only merge what would be quantized into what is pending; running
-// statistics stay, and the result is None.
+// BatchNorm over the batch, clip and fake quantization. only_observes: only merge what would be quantized into what is pending;
+// running statistics stay, and the result is None.
 PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 15, "fake_quantize_norm takes 15 arguments, got ", count);
@@ -197,7 +197,7 @@ PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count)
     return not_implemented();
   }
   const double eps = PyFloat_AsDouble(args[5]), momentum = PyFloat_AsDouble(args[6]);
-  const bool looks = args[7] == Py_True;
+  const bool only_observes = args[7] == Py_True;
   Call call;
   if (!call.read(args + 8, at::kFloat)) return PyErr_Occurred() != nullptr ? nullptr : not_implemented();
   if (args[11] == Py_True) call.take_commit(args + 8);
@@ -205,16 +205,16 @@ PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count)
   at::Tensor y;
   {
     const WithoutGil released;
-    const bool differentiable = !looks && wants_gradient(x, gamma, beta);
+    const bool differentiable = !only_observes && wants_gradient(x, gamma, beta);
     const bool masks = differentiable && !(call.scheme.identity && call.clip == kNone);
-    const bool tracks = running_mean.defined() && !looks;
+    const bool tracks = running_mean.defined() && !only_observes;
     at::Tensor mask;
     Moments moments;
     Seen seen = kNothing;
     {
       const at::AutoDispatchBelowAutograd below;
       moments = moments_of(x, runs, eps, tracks ? running_mean : at::Tensor(), tracks ? running_var : at::Tensor(), momentum);
-      seen = normalized(x, runs, moments, gamma, beta, call.grid, call.clip, looks ? nullptr : &y, masks ? &mask : nullptr,
+      seen = normalized(x, runs, moments, gamma, beta, call.grid, call.clip, only_observes ? nullptr : &y, masks ? &mask : nullptr,
                         call.counter(x.numel()));
     }
     if (tracks) {
@@ -225,7 +225,7 @@ PyObject* fake_quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count)
     if (!seen.stopped) mask.reset();
     if (differentiable) record_norm(y, x, gamma, beta, mask, moments);
   }
-  if (looks) Py_RETURN_NONE;
+  if (only_observes) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }

@@ -1,9 +1,7 @@
-// What a quantizer does in a step of training, led by its own attributes.
+// Layers, BatchNorms and activations in a step of training, by the quantizers' own attributes.
 //
-// The functions read the dictionaries of modules as `truequant.fake` has them, which asks the same questions in Python where one
-// of these answers NotImplemented: it has changed nothing then.
-#include <torch/csrc/autograd/function.h>
-
+// What a quantizer does in a step is decided in Python and arrives as a `truequant.fake.steps.Step`; the functions read no more
+// than state from the dictionaries of modules. Where one answers NotImplemented it has changed nothing.
 #include "python_calls.h"
 #include "tensors.h"
 
@@ -11,33 +9,17 @@ namespace truequant {
 namespace {
 
 struct Names {
-  PyObject* training = PyUnicode_InternFromString("training");
-  PyObject* quantizing = PyUnicode_InternFromString("quantizing");
-  PyObject* observing = PyUnicode_InternFromString("observing");
   PyObject* calibrated = PyUnicode_InternFromString("_calibrated");
-  PyObject* owns_clock = PyUnicode_InternFromString("owns_clock");
-  PyObject* clock = PyUnicode_InternFromString("clock");
-  PyObject* enabled = PyUnicode_InternFromString("enabled");
-  PyObject* state = PyUnicode_InternFromString("state");
-  PyObject* step = PyUnicode_InternFromString("step");
-  PyObject* seen_step = PyUnicode_InternFromString("_seen_step");
   PyObject* buffers = PyUnicode_InternFromString("_buffers");
   PyObject* modules = PyUnicode_InternFromString("_modules");
   PyObject* observer = PyUnicode_InternFromString("observer");
-  PyObject* marking = PyUnicode_InternFromString("marking");
-  PyObject* recorder = PyUnicode_InternFromString("recorder");
   PyObject* shift = PyUnicode_InternFromString("shift");
-  PyObject* is_held = PyUnicode_InternFromString("is_held");
-  PyObject* reads_range = PyUnicode_InternFromString("reads_range");
   PyObject* group = PyUnicode_InternFromString("group");
   PyObject* running_mean = PyUnicode_InternFromString("running_mean");
   PyObject* running_var = PyUnicode_InternFromString("running_var");
   PyObject* weight = PyUnicode_InternFromString("weight");
   PyObject* bias = PyUnicode_InternFromString("bias");
   PyObject* dict = PyUnicode_InternFromString("__dict__");
-  PyObject* hooks[4] = {
-      PyUnicode_InternFromString("_forward_hooks"), PyUnicode_InternFromString("_forward_pre_hooks"),
-      PyUnicode_InternFromString("_backward_hooks"), PyUnicode_InternFromString("_backward_pre_hooks")};
 };
 
 const Names& names() {
@@ -58,98 +40,37 @@ struct Owned {
 
 bool is(PyObject* dictionary, PyObject* name, PyObject* value) { return PyDict_GetItem(dictionary, name) == value; }
 
-bool attribute_is(PyObject* object, PyObject* name, PyObject* value) {
-  return Owned(PyObject_GetAttr(object, name)).object == value;
-}
-
-bool is_hooked(PyObject* module) {
-  for (PyObject* name : names().hooks) {
-    PyObject* hooks = PyDict_GetItem(module, name);
-    if (hooks == nullptr || !PyDict_Check(hooks) || PyDict_Size(hooks) != 0) return true;
-  }
-  return false;
-}
-
-enum class Mode { kTraining, kFrozen, kOther };
-
-Mode mode_of(PyObject* clock) {
-  const Owned state(PyObject_GetAttr(clock, names().state));
-  if (state.object == nullptr || !PyUnicode_Check(state.object)) return Mode::kOther;
-  if (PyUnicode_CompareWithASCIIString(state.object, "training") == 0) return Mode::kTraining;
-  return PyUnicode_CompareWithASCIIString(state.object, "frozen") == 0 ? Mode::kFrozen : Mode::kOther;
-}
-
-// A quantizer that trains with a range, whatever its kind: false where it does not, or where somebody wants to see it.
-bool is_at_work(PyObject* quantizer, PyObject*& clock, Mode& mode) {
-  const Names& n = names();
-  if (!PyDict_Check(quantizer) || !is(quantizer, n.training, Py_True) || !is(quantizer, n.quantizing, Py_True) ||
-      !is(quantizer, n.calibrated, Py_True) || is_hooked(quantizer)) {
-    return false;
-  }
-  clock = PyDict_GetItem(quantizer, n.clock);
-  if (clock == nullptr || !attribute_is(clock, n.enabled, Py_True)) return false;
-  mode = mode_of(clock);
-  PyObject* scheme = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
-  return mode != Mode::kOther && scheme != nullptr && PyTuple_CheckExact(scheme);
-}
-
-// A quantizer of activations within a pass: what the functions of one grid take, in their order.
-class Pass {
+// A `truequant.fake.steps.Step`: its fields, in their order.
+class Step {
  public:
-  // quantizer: the dictionary of a FakeQuantize; local: what this thread's forward is doing.
-  bool read(PyObject* quantizer, PyObject* local) {
-    const Names& n = names();
-    Mode mode;
-    PyObject* clock;
-    if (!is_at_work(quantizer, clock, mode) || !is(quantizer, n.owns_clock, Py_False) ||
-        !attribute_is(local, n.marking, Py_False) || !attribute_is(local, n.recorder, Py_None)) {
-      return false;
-    }
-    quantizer_ = quantizer;
-    buffers_ = PyDict_GetItem(quantizer, n.buffers);
-    scheme_ = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
-    PyObject* modules = PyDict_GetItem(quantizer, n.modules);
-    PyObject* observer = modules == nullptr ? nullptr : PyDict_GetItem(modules, n.observer);
-    if (buffers_ == nullptr || observer == nullptr) return false;
-    const Owned attributes(PyObject_GetAttr(observer, n.dict));
-    observer_ = attributes.object == nullptr ? nullptr : PyDict_GetItem(attributes.object, n.buffers);
-    // Counts may need other processes'.
-    if (observer_ == nullptr || PyDict_Contains(observer_, buffer_names().counts) != 0) return false;
-    observes_ = is(quantizer, n.observing, Py_True) && mode == Mode::kTraining &&
-                torch::autograd::get_current_graph_task_id() == -1;
-    if (!observes_) return true;
-    const Owned step(PyObject_GetAttr(clock, n.step));
-    PyObject* seen = PyDict_GetItem(quantizer, n.seen_step);
-    if (step.object == nullptr || seen == nullptr) return false;
-    const int same = PyObject_RichCompareBool(seen, step.object, Py_EQ);
-    if (same < 0) PyErr_Clear();
-    commits_ = same == 0;
-    step_ = Py_NewRef(step.object);
-    return same >= 0;
-  }
-
-  ~Pass() { Py_XDECREF(step_); }
-
-  // quantizer, observer, scheme, commits.
-  void write(PyObject** args) const {
-    args[0] = buffers_;
-    args[1] = observes_ ? observer_ : Py_None;
-    args[2] = scheme_;
-    args[3] = commits_ ? Py_True : Py_False;
-  }
-
-  // The result of a pass; what it saw belongs to the step.
-  PyObject* finished(PyObject* result) const {
-    if (result == nullptr || result == Py_NotImplemented || !commits_) return result;
-    if (PyDict_SetItem(quantizer_, names().seen_step, step_) == 0) return result;
-    Py_DECREF(result);
-    return nullptr;
-  }
+  explicit Step(PyObject* step) : step_(step) {}
+  bool is_known() const { return PyTuple_Check(step_) && PyTuple_GET_SIZE(step_) == 3; }
+  bool observes() const { return field(0) == Py_True; }
+  PyObject* commits() const { return field(1); }
+  PyObject* first() const { return field(2); }
 
  private:
-  PyObject *quantizer_ = nullptr, *buffers_ = nullptr, *observer_ = nullptr, *scheme_ = nullptr, *step_ = nullptr;
-  bool observes_ = false, commits_ = false;
+  PyObject* field(Py_ssize_t k) const { return PyTuple_GET_ITEM(step_, k); }
+  PyObject* step_;
 };
+
+// quantizer, observer, scheme, commits: what functions of one grid take of a FakeQuantize, whose dictionary this is.
+bool write_grid(PyObject** args, PyObject* quantizer, const Step& step) {
+  const Names& n = names();
+  if (!PyDict_Check(quantizer) || !step.is_known()) return false;
+  args[0] = PyDict_GetItem(quantizer, n.buffers);
+  args[1] = Py_None;
+  args[2] = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
+  args[3] = step.commits();
+  if (step.observes()) {
+    PyObject* modules = PyDict_GetItem(quantizer, n.modules);
+    PyObject* observer = modules == nullptr ? nullptr : PyDict_GetItem(modules, n.observer);
+    if (observer == nullptr) return false;
+    const Owned attributes(PyObject_GetAttr(observer, n.dict));
+    args[1] = attributes.object == nullptr ? nullptr : PyDict_GetItem(attributes.object, n.buffers);
+  }
+  return args[0] != nullptr && args[1] != nullptr && args[2] != nullptr && PyTuple_CheckExact(args[2]);
+}
 
 // The scale that is read in a forward, of a quantizer that learns none.
 PyObject* scale_in_force(PyObject* quantizer) {
@@ -166,30 +87,30 @@ PyObject* buffers_in_force(PyObject* quantizer) {
   return PyDict_GetItem(quantizer, names().buffers);
 }
 
-// quantize(x, other, quantizer, local, clip, low, high)
+// quantize(x, other, quantizer, step, clip, low, high)
 //
-// `fake_quantize` as a quantizer asks for it that trains within a model and has a range.
+// `fake_quantize` by the dictionary of a FakeQuantize; in its first step it only observes, and the result is None.
 PyObject* quantize(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 7, "quantize takes 7 arguments, got ", count);
-  Pass pass;
-  if (!pass.read(args[2], args[3])) return not_implemented();
-  PyObject* full[10] = {args[0], args[1], nullptr, nullptr, nullptr, nullptr, args[4], args[5], args[6], Py_False};
-  pass.write(full + 2);
-  return pass.finished(fake_quantize(nullptr, full, 10));
+  const Step step(args[3]);
+  PyObject* full[10] = {args[0], args[1], nullptr, nullptr, nullptr, nullptr, args[4], args[5], args[6], nullptr};
+  if (!write_grid(full + 2, args[2], step)) return not_implemented();
+  full[9] = step.first();
+  return fake_quantize(nullptr, full, 10);
   END_HANDLE_TH_ERRORS
 }
 
-// quantize_norm(x, gamma, beta, running mean, running var, eps, momentum, quantizer, local, clip, low, high)
+// quantize_norm(x, gamma, beta, running mean, running var, eps, momentum, quantizer, step, clip, low, high)
 PyObject* quantize_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 12, "quantize_norm takes 12 arguments, got ", count);
-  Pass pass;
-  if (!pass.read(args[7], args[8])) return not_implemented();
-  PyObject* full[15] = {args[0], args[1], args[2], args[3], args[4], args[5], args[6], Py_False};
-  pass.write(full + 8);
+  const Step step(args[8]);
+  PyObject* full[15] = {args[0], args[1], args[2], args[3], args[4], args[5], args[6]};
+  if (!write_grid(full + 8, args[7], step)) return not_implemented();
+  full[7] = step.first();
   for (int k = 0; k < 3; ++k) full[12 + k] = args[9 + k];
-  return pass.finished(fake_quantize_norm(nullptr, full, 15));
+  return fake_quantize_norm(nullptr, full, 15);
   END_HANDLE_TH_ERRORS
 }
 
@@ -201,9 +122,7 @@ PyObject* shifted_bias(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(count == 7, "shifted_bias takes 7 arguments, got ", count);
   const Names& n = names();
-  PyObject* clock;
-  Mode mode;
-  if (!is_at_work(args[5], clock, mode) || !PyDict_Check(args[1]) || !PyDict_Check(args[2])) return not_implemented();
+  if (!PyDict_Check(args[1]) || !PyDict_Check(args[2])) return not_implemented();
   PyObject *scale = scale_in_force(args[5]), *reads = scale_in_force(args[4]);
   PyObject* full[9] = {args[0], PyDict_GetItem(args[1], n.running_mean), PyDict_GetItem(args[1], n.running_var),
                        PyDict_GetItem(args[2], n.weight), PyDict_GetItem(args[2], n.bias), args[3], reads, scale, args[6]};
@@ -215,25 +134,22 @@ PyObject* shifted_bias(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// layer_operands(weight, bias, quantizer, reads)
+// layer_operands(weight, bias, quantizer, step, reads)
 //
-// Weight and bias of a layer on their grids. quantizer: the dictionary of a WeightQuantizer that trains; reads: that of the
-// quantizer of what the layer reads, or None: the bias stays as it is then. bias may be None.
+// Weight and bias of a layer on their grids. quantizer: the dictionary of a WeightQuantizer; step: whose range is read from the
+// weight where it observes; reads: the dictionary of the quantizer of what the layer reads, or None: the bias stays as it is
+// then. bias may be None.
 PyObject* layer_operands(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 4, "layer_operands takes 4 arguments, got ", count);
-  const Names& n = names();
-  PyObject *quantizer = args[2], *clock, *reads = nullptr;
-  Mode mode;
-  if (!is_at_work(quantizer, clock, mode)) return not_implemented();
-  PyObject* scale = scale_in_force(quantizer);
-  PyObject* group = PyDict_GetItem(quantizer, n.group);
-  const bool follows = mode == Mode::kTraining && is(quantizer, n.is_held, Py_False);
-  if (scale == nullptr || group == nullptr || (follows && !is(quantizer, n.reads_range, Py_True))) return not_implemented();
-  const bool rounds = args[1] != Py_None && args[3] != Py_None;
-  if (rounds && (reads = scale_in_force(args[3])) == nullptr) return not_implemented();
-  PyObject* scheme = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
-  PyObject* of_weight[5] = {args[0], scale, scheme, follows ? Py_True : Py_False, group};
+  TORCH_CHECK(count == 5, "layer_operands takes 5 arguments, got ", count);
+  PyObject *quantizer = args[2], *reads = nullptr, *scale = scale_in_force(quantizer);
+  const Step step(args[3]);
+  if (scale == nullptr || !step.is_known()) return not_implemented();
+  PyObject *group = PyDict_GetItem(quantizer, names().group), *scheme = PyDict_GetItem(quantizer, buffer_names().compiled_scheme);
+  if (group == nullptr || scheme == nullptr || !PyTuple_CheckExact(scheme)) return not_implemented();
+  const bool rounds = args[1] != Py_None && args[4] != Py_None;
+  if (rounds && (reads = scale_in_force(args[4])) == nullptr) return not_implemented();
+  PyObject* of_weight[5] = {args[0], scale, scheme, step.observes() ? Py_True : Py_False, group};
   const Owned weight(fake_quantize_weight(nullptr, of_weight, 5));
   if (weight.object == nullptr || weight.object == Py_NotImplemented) return Py_XNewRef(weight.object);
   if (!rounds) return PyTuple_Pack(2, weight.object, args[1]);

@@ -29,7 +29,7 @@ struct Normal {
 };
 
 // Quantizes clip((x - mean) * invstd * gamma + beta) as x * factor + shift, factor = invstd * gamma, shift = beta - mean * factor.
-// Without `y` it only looks. `mask` and `counting`, which counts what is quantized, may be null. What was quantized.
+// Without `y` it only observes. `mask` and `counting`, which counts what is quantized, may be null. What was quantized.
 Seen quantize_normal(const float* x, const Runs& runs, const Normal& normal, const Grid& grid, Clip clip, float* y, uint8_t* mask,
                      Counting* counting);
 

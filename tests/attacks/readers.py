@@ -62,7 +62,7 @@ def _checkpoints(folder: Path) -> tuple[bytes, ...]:
     optimizer.step()
     found = []
     for index, parts in enumerate(({"model": qat, "optimizer": optimizer, "extra": [1, (2.5, b"x")]}, {"model": _model()})):
-        tq.save_checkpoint(folder / str(index), **parts, loader=tq.StatefulSampler(7), step=3)
+        tq.save_checkpoint(folder / str(index), **parts, loader=tq.training.StatefulSampler(7), step=3)
         found.append((folder / str(index)).read_bytes())
     torch.save(_model().state_dict(), folder / "torch")
     return (*found, (folder / "torch").read_bytes())

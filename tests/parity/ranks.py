@@ -31,7 +31,7 @@ CONFIGS = {
     "moving average": BASE.with_observer(MovingAverage(0.75)),
     "histogram": BASE.with_observer(Histogram(256)),
     "percentile": BASE.with_observer(Percentile(99.0, 256)),
-    "MSE": BASE.with_observer(tq.MSE(256, 20)),
+    "MSE": BASE.with_observer(tq.ranges.MSE(256, 20)),
     "entropy": BASE.with_observer(Entropy(256)),
     "learned": tq.QConfig.preset("w4a4-all"),
 }

@@ -129,7 +129,7 @@ def whole_batch(qat: nn.Module, model: nn.Module, batches: list[Tensor]) -> Foun
 
 
 def prepared_per_tensor(net: nn.Module) -> nn.Module:
-    return tq.prepare(net, torch.zeros(2, 3, 8, 8), tq.QConfig.preset("w8a8-per-tensor").with_observer(tq.MinMax()))
+    return tq.prepare(net, torch.zeros(2, 3, 8, 8), tq.QConfig.preset("w8a8-per-tensor").with_observer(tq.ranges.MinMax()))
 
 
 def sync_batchnorm_per_tensor(rank: int, world: int, folder: Path) -> Found:

@@ -43,7 +43,7 @@ def kernels(int8: tq.Int8Model, form: str, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / f"{form}.onnx").graph.node)
 
 
-@pytest.mark.parametrize("activation", [tq.uint8, tq.int8])
+@pytest.mark.parametrize("activation", [tq.types.uint8, tq.types.int8])
 @pytest.mark.filterwarnings("ignore")  # onnxruntime's, of a file that holds what was optimized for one machine
 def test_no_transpose_around_tables(activation: tq.IntegerType, tmp_path: Path) -> None:
     x = torch.randn(3, 4, 9, 7, generator=torch.Generator().manual_seed(1))

@@ -166,9 +166,9 @@ def test_a_rule_leaves_it_in_float_or_chooses_its_bits() -> None:
     assert [s.name for s in plan.in_float()] == ["add_0"]
     assert plan.site("add_0").constants == ()
     assert not [q for q in plan.quantizers if q.kind == "constant"]
-    wide = tq.QuantScheme(tq.uint16)
+    wide = tq.QuantScheme(tq.types.uint16)
     plan = tq.plan(model, x, tq.QConfig(rules=(tq.Rule("cat_0", output=wide), tq.Rule("add_0", input=wide))))
-    assert plan.quantizer("add_0_constant").scheme.dtype == tq.uint16
+    assert plan.quantizer("add_0_constant").scheme.dtype == tq.types.uint16
 
 
 def test_masks_are_no_constants_of_a_grid() -> None:
@@ -241,7 +241,7 @@ def test_compiled_training_gives_the_same_gradients() -> None:
 
 def test_sums_of_8_bits_by_rule_hold_in_openvino() -> None:
     """Whose form has no codes of 16 bits, which the sums of an embedding have by default."""
-    narrow = tq.QuantScheme(tq.uint8)
+    narrow = tq.QuantScheme(tq.types.uint8)
     qat = trained(Words, tq.QConfig(rules=(tq.Rule(torch.add, input=narrow, output=narrow),)))
     assert {str(q.scheme.dtype) for q in qat.binding.plan.quantizers if q.kind == "constant"} == {"uint8"}
     report = tq.verify(qat, tq.convert(qat), [example(qat)], runtimes=("onnxruntime", "openvino"))

@@ -58,7 +58,7 @@ def run_in_onnxruntime(path: Path, ids: Tensor) -> Tensor:
 def test_a_rule_makes_a_table_of_integer_weights(granularity: Any, groups: int | None, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 32)) if kind == "module" else Called()
-    rule = tq.Rule("0" if kind == "module" else "embedding_0", weight=tq.QuantScheme(tq.int4, granularity))
+    rule = tq.Rule("0" if kind == "module" else "embedding_0", weight=tq.QuantScheme(tq.types.int4, granularity))
     config = tq.QConfig.preset("w4a16").with_rules(rule)
     qat = tq.prepare(model, IDS, config)
     table = next(iter(model.parameters()))
@@ -82,7 +82,7 @@ def test_rows_of_integer_weights_on_a_grid_are_exact_in_every_form() -> None:
     """In a model of integer edges the rows are then codes, of the bits that the rule says."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 32), nn.Linear(32, 8))
-    scheme, output = tq.QuantScheme(tq.int4, tq.PerChannel(0)), tq.QuantScheme(tq.uint8, symmetric=False)
+    scheme, output = tq.QuantScheme(tq.types.int4, tq.PerChannel(0)), tq.QuantScheme(tq.types.uint8, symmetric=False)
     config = tq.QConfig.preset("w8a8").with_rules(tq.Rule("0", weight=scheme, output=output))
     plan = tq.plan(model, IDS, config)
     (site,) = (s for s in plan.sites if s.name == "0")
@@ -118,7 +118,7 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
 def test_rows_longer_than_max_norm_are_shortened_before_they_are_quantized() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 32, max_norm=1.0))
-    config = tq.QConfig.preset("w4a16").with_rules(tq.Rule("0", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0))))
+    config = tq.QConfig.preset("w4a16").with_rules(tq.Rule("0", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0))))
     with pytest.warns(UserWarning, match="embedding_renorm_"):  # no program holds what overwrites a table
         qat = tq.prepare(model, IDS, config)
     y = qat.train()(IDS)
@@ -129,7 +129,7 @@ def test_rows_longer_than_max_norm_are_shortened_before_they_are_quantized() -> 
 def test_the_weights_of_a_recurrent_layer_may_share_a_scale() -> None:
     """torch.export leaves a step of such a scale out among the users of what it reads."""
     x = torch.randn(2, 5, 8)
-    config = tq.QConfig(weight=tq.QuantScheme(tq.int8, tq.PerTensor()))
+    config = tq.QConfig(weight=tq.QuantScheme(tq.types.int8, tq.PerTensor()))
     qat = tq.calibrate(tq.prepare(nn.LSTM(8, 6, batch_first=True), x, config), [x], progress=False).eval()
     int8 = tq.convert(qat)
     assert torch.equal(int8(x)[0], qat(x)[0])

@@ -32,7 +32,7 @@ def int8_of(name: str, config: str | tq.QConfig) -> tuple[Int8Model, torch.Tenso
 
 def signed() -> tq.QConfig:
     """Activations of int8, and weights of 7 bits, which leave them an exact form."""
-    scheme = tq.QuantScheme(tq.int8)
+    scheme = tq.QuantScheme(tq.types.int8)
     return dataclasses.replace(tq.QConfig.preset("w7a8"), activation=scheme, input=scheme, output=scheme)
 
 

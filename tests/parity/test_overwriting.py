@@ -88,7 +88,7 @@ def test_overwriting_is_computed_trained_and_deployed(kind: type[Two]) -> None:
     torch.manual_seed(0)
     model, batches = kind().eval(), [torch.randn(n, 3, 8, 8) for n in (2, 5)]
     qat = tq.prepare(model, batches[0].clone())
-    tq.calibrate(qat, [b.clone() for b in batches], method=tq.MinMax())
+    tq.calibrate(qat, [b.clone() for b in batches], method=tq.ranges.MinMax())
     reference = model(batches[1].clone())
     with torch.no_grad():
         error = (qat.eval()(batches[1].clone()) - reference).pow(2).mean() / reference.var()

@@ -148,7 +148,9 @@ def test_masks_do_not_stretch_a_grid(value: float) -> None:
 
 
 def test_signed_activations_leave_a_product_in_float() -> None:
-    config = tq.QConfig(activation=tq.QuantScheme(tq.int8), input=tq.QuantScheme(tq.int8), output=tq.QuantScheme(tq.int8))
+    config = tq.QConfig(
+        activation=tq.QuantScheme(tq.types.int8), input=tq.QuantScheme(tq.types.int8), output=tq.QuantScheme(tq.types.int8)
+    )
     site = tq.plan(Masked(0.0), torch.randn(2, 3, 8), config).site("matmul_0")
     assert (site.action, site.reason) == ("float", "no exact kernel multiplies signed codes")
 

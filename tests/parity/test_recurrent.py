@@ -81,7 +81,7 @@ def test_the_island_computes_with_weights_on_their_grid() -> None:
 def test_rules_of_recurrent_weights() -> None:
     x = torch.randn(4, 7, 6)
     model = Model(nn.LSTM, batch_first=True)
-    low = tq.Rule("layer", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))
+    low = tq.Rule("layer", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))
     decided = tq.plan(model, x, tq.QConfig().with_rules(low))
     assert decided.quantizer("layer.weight_hh_l0").scheme.qmax == 7
     for rule in (tq.Rule("layer", None), tq.Rule("layer", weight=None)):

@@ -260,7 +260,7 @@ def test_a_loader_that_raises_chooses_nothing() -> None:
     assert widths(model) == chosen(16)
 
 
-@pytest.mark.parametrize("method", [tq.MSE(), tq.Percentile(99.9), tq.GPTQ()])
+@pytest.mark.parametrize("method", [tq.ranges.MSE(), tq.ranges.Percentile(99.9), tq.methods.GPTQ()])
 def test_methods_of_calibration_find_ranges_for_the_width(method: object) -> None:
     model = tq.calibrate(prepared(200.0), batches(), method)
     assert widths(model) == chosen(16)

@@ -11,7 +11,7 @@ from tests.interpret import interpret
 from tests.programs import edge, program, random_codes, random_conv, values_of
 from truequant.integer import execute
 from truequant.integer.nodes import MaxPool, Reshape
-from truequant.numerics import pooled_length
+from truequant.numerics.pooling import pooled_length
 
 QUICK = settings(max_examples=80, deadline=None, derandomize=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -206,4 +208,75 @@ class TestFormatsOfFloats:
     def test_the_type_of_that_name_is_ours(self, given: object) -> None:
         with pytest.raises(SchemeError) as caught:
             tq.QuantScheme(given)  # type: ignore[arg-type]
-        assert caught.value.fix == "tq.int8"
+        assert caught.value.fix == "tq.types.int8"
+
+
+class TestOtherImagesThanInCalibration:
+    """Values four times as large as those of calibration: most are clipped."""
+
+    BATCHES = (X.tanh() / X.tanh().abs().max(),)
+
+    def calibrated(self) -> nn.Module:
+        return tq.calibrate(tq.prepare(net(), X), self.BATCHES).eval()
+
+    def share(self, x: Tensor, qat: nn.Module) -> float:
+        told = tq.statistics(qat)["input_0"]
+        codes = (x / told.scale[0]).round() + told.zero_point[0]
+        return float(((codes < 0) | (codes > 255)).double().mean())
+
+    def test_verify_says_it_of_the_input(self) -> None:
+        qat = self.calibrated()
+        wide = self.BATCHES[0] * 4
+        for given in (qat, None):
+            found = tq.verify(given, tq.convert(qat), [wide], runtimes=["reference"])
+            assert found.clipped_inputs == {"input": self.share(wide, qat)}
+            assert "% of the values of 'input' lie outside the range of calibration, -" in str(found)
+            assert found.to_dict()["verification"]["clipped_inputs"] == found.clipped_inputs
+
+    def test_evaluate_says_it_of_the_first_batch(self) -> None:
+        qat = self.calibrated()
+        wide = [(self.BATCHES[0] * 4, torch.zeros(4, dtype=torch.long))] * 2
+        for model in (qat, tq.convert(qat)):
+            with pytest.warns(UserWarning, match="evaluate: .* are inputs normalized, and channels ordered") as caught:
+                tq.evaluate(model, wide)
+            assert [w.filename for w in caught] == [__file__]
+
+    def test_nothing_is_said_of_the_images_of_calibration(self) -> None:
+        qat = self.calibrated()
+        assert "outside" not in str(tq.verify(qat, tq.convert(qat), self.BATCHES, runtimes=["reference"]))
+        tq.evaluate(qat, [(self.BATCHES[0], torch.zeros(4, dtype=torch.long))])
+
+
+class TestTrainingThatDiverged:
+    def test_convert_names_the_range_that_grew_most(self) -> None:
+        qat = tq.prepare(net(), X)
+        tq.calibrate(qat, [X])
+        with torch.no_grad():
+            qat[0].weight.mul_(1e5)  # type: ignore[union-attr, operator]
+        for _ in range(200):
+            qat.train()(X)
+        grown = r"The range of '\d\.output' has grown [\d,]+ times since .*, as did those of 1 more"
+        with pytest.warns(UserWarning, match=grown) as caught:
+            tq.convert(qat.eval())
+        assert [w.filename for w in caught] == [__file__]
+        tq.calibrate(qat, [X])  # these are the ranges that are wanted
+        tq.convert(qat)
+
+    def test_a_checkpoint_brings_ranges_of_its_own(self) -> None:
+        qat, other = tq.prepare(net(), X), tq.prepare(net(), X)
+        tq.calibrate(qat, [X * 1e5])
+        tq.calibrate(other, [X])
+        other.load_state_dict(qat.state_dict())
+        tq.convert(other.eval())
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda m: m.train(), lambda m: torch.optim.SGD(m.parameters(), 0.1)], ids=["train", "optimizer"]
+)
+def test_training_an_int8_model(ask: Callable[[nn.Module], object]) -> None:
+    qat = tq.prepare(net(), X)
+    tq.calibrate(qat, [X])
+    int8 = tq.convert(qat.eval())
+    with pytest.warns(UserWarning, match=r"train the prepared model \(`qat`\)"), contextlib.suppress(ValueError):
+        ask(int8)  # an optimizer refuses an empty list, in its own words
+    int8.eval()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,10 +20,39 @@ OPTIONAL = (
 )  # fmt: skip
 
 
+MODULES = (tq.types, tq.scales, tq.ranges, tq.rounding, tq.methods, tq.training)
+
+
 def test_every_public_name_is_there_and_no_other() -> None:
     assert len(set(tq.__all__)) == len(tq.__all__)
     for name in tq.__all__:
-        assert getattr(tq, name).__module__.startswith("truequant") or name.startswith(("int", "uint"))
+        found = getattr(tq, name)
+        assert (found.__name__ if isinstance(found, ModuleType) else found.__module__).startswith("truequant")
+    for module in MODULES:
+        assert len(set(module.__all__)) == len(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_each_name_stands_once() -> None:
+    names = [
+        name for module in (tq, *MODULES) for name in module.__all__ if name != "evaluate"
+    ]  # a verb, and help for a training
+    assert len(names) == len(set(names))
+
+
+def test_names_of_version_0_1_warn_and_are_the_same_objects() -> None:
+    old = [(module, name) for module in MODULES for name in module.__all__ if name not in tq.__all__]
+    assert ("truequant.types", "int8") in [(module.__name__, name) for module, name in old]
+    for module, name in old:
+        with pytest.warns(DeprecationWarning, match=f"'truequant.{name}' is '{module.__name__}.{name}' now"):
+            assert getattr(tq, name) is getattr(module, name)
+        assert name not in dir(tq)
+
+
+def test_the_warning_is_seen_where_the_old_name_is_written() -> None:
+    code = "import truequant as tq; print(tq.int8)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert told.startswith("<string>:1: DeprecationWarning: 'truequant.int8' is 'truequant.types.int8' now")
 
 
 def _in_a_new_process(code: str) -> str:
@@ -39,9 +69,9 @@ def test_importing_imports_nothing_optional() -> None:
 
 
 def test_torch_comes_with_the_first_name_that_needs_it() -> None:
-    code = "import sys, truequant as tq; print(tq.int8, 'torch' in sys.modules, bool(tq.plan), 'torch' in sys.modules)"
+    code = "import sys, truequant as tq; print(tq.types.int8, 'torch' in sys.modules, bool(tq.plan), 'torch' in sys.modules)"
     assert _in_a_new_process(code) == "int8 False True True"
-    assert _in_a_new_process("from truequant import *; print(prepare.__name__, len(dir(__import__('truequant'))) > 80)") == (
+    assert _in_a_new_process("from truequant import *; print(prepare.__name__, len(dir(__import__('truequant'))) > 50)") == (
         "prepare True"
     )
     assert _in_a_new_process("import truequant as tq; print(tq.kernels.__name__)") == "truequant.kernels"
@@ -77,7 +107,7 @@ def test_who_prepares_loads_what_prepare_needs_and_no_more() -> None:
         ("plan", "fake integer transform runtimes"),
         ("calibrate", "runtimes checkpoints training analysis reports"),
         ("convert", "runtimes calibration checkpoints training analysis reports"),
-        ("QATSchedule", "runtimes analysis reports"),
+        ("training.QATSchedule", "runtimes analysis reports"),
         ("save_checkpoint", "runtimes training analysis reports"),
         ("export_onnx", "calibration checkpoints training analysis reports"),
         ("verify", "training reports"),

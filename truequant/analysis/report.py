@@ -139,7 +139,8 @@ class Verification:
     """All runtimes together, and each alone in `runtimes`.
 
     expected: whose codes were expected, "evaluated model" or "reference program", and their metric. promise: what each
-    runtime's file promises on machines of other kinds, a sentence each. program: the program's digest.
+    runtime's file promises on machines of other kinds, a sentence each. program: the program's digest. clipped_inputs: the
+    share of each quantized input's values that lie outside its range; remarks: a sentence for each where it passes a tenth.
     """
 
     runtimes: Mapping[str, RuntimeReport]
@@ -150,6 +151,8 @@ class Verification:
     program: str = ""
     machine: Machine | None = None
     promise: tuple[str, ...] = ()
+    clipped_inputs: Mapping[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def codes_compared(self) -> int:
@@ -184,7 +187,7 @@ class Verification:
         about = {
             "expected": self.expected, "batches": self.batches, "examples": self.examples, "metric": self.metric,
             "program": self.program, "machine": None if self.machine is None else asdict(self.machine),
-            "promise": list(self.promise),
+            "promise": list(self.promise), "clipped_inputs": dict(self.clipped_inputs),
         }  # fmt: skip
         return {name: r.to_dict() for name, r in self.runtimes.items()} | {"verification": about}
 
@@ -211,7 +214,7 @@ def _table(verification: Verification) -> list[str]:
 
 
 def _remarks(verification: Verification) -> list[str]:
-    lines = []
+    lines = list(verification.remarks)
     if verification.first_difference is not None:
         lines.append(f"first difference: {verification.first_difference}")
     for name, r in verification.runtimes.items():

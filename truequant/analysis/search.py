@@ -63,7 +63,7 @@ def search(
 
     >>> import torch, truequant as tq
     >>> net, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 16)
-    >>> found = search(net, x, [x], tq.Size(400))  # 640 weights: 640 bytes at 8 bits, 320 at 4
+    >>> found = search(net, x, [x], tq.methods.Size(400))  # 640 weights: 640 bytes at 8 bits, 320 at 4
     >>> qat = tq.prepare(net, x, found)
     """
     base = QConfig.preset(config) if isinstance(config, str) else (config or QConfig())

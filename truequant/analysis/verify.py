@@ -18,9 +18,10 @@ from truequant.analysis.runners import Runner, Subject, runner_of
 from truequant.calibration import Bars
 from truequant.errors import ArgumentError, ArgumentTypeError, VerificationError
 from truequant.fake import evaluated, outermost
-from truequant.integer import Int8Model, IntegerProgram, load
+from truequant.integer import Int8Model, IntegerProgram, count_clipped, load
 from truequant.integer.binding import bind, takes
 from truequant.integer.nodes import FloatLinear
+from truequant.numerics import InputClipping
 from truequant.planning import arguments_of, items_of, tensors_of
 from truequant.runtimes import RUNTIMES as DEPLOYED
 from truequant.runtimes import ShippedFile, default_runtime, digest, machine, promises
@@ -123,12 +124,14 @@ class _Run:
         floats = sum(isinstance(node, FloatLinear) for node in self.program.nodes)
         self.tallies = {name: Tally(name, self.order, float_layers=floats) for name in runners}
         self.batches, self.examples, self.metric = 0, 0, 0.0
+        self.clipping = InputClipping()
 
     def batch(self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run one item through everything and count."""
         wanted, returned = self.expected(args, kwargs)
         outputs = tensors_of(returned)
         feeds = bind(self.program, args, kwargs)
+        count_clipped(self.program, feeds, self.clipping)
         examples = max((int(t.shape[0]) for t in feeds.values() if t.dim()), default=1)
         if self.measure is not None:
             self.metric += examples * float(self.measure(returned, item))
@@ -200,6 +203,7 @@ class _Run:
             expected="reference program" if self.qat is None else "evaluated model",
             batches=self.batches, examples=self.examples, metric=self.metric / max(1, self.examples) if measured else None,
             program=self.digest, machine=machine(), promise=promises(self.program, tuple(reports), different),
+            clipped_inputs=self.clipping.shares, remarks=tuple(self.clipping.remarks()),
         )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def calibrate(
     >>> import torch, truequant as tq
     >>> x = torch.randn(16, 4)
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> qat = calibrate(tq.prepare(net, x, "w4a8-all"), [x], [tq.CrossLayerEqualization(), tq.MSE(), tq.BiasCorrection()])
+    >>> steps = [tq.methods.CrossLayerEqualization(), tq.ranges.MSE(), tq.methods.BiasCorrection()]
+    >>> qat = calibrate(tq.prepare(net, x, "w4a8-all"), [x], steps)
     >>> tq.verify(qat, tq.convert(qat), [x], runtimes=["reference"]).codes_different
     0
     """

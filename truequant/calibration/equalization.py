@@ -45,7 +45,8 @@ class CrossLayerEqualization(Method):
         found = layers(work.model, "CrossLayerEqualization")
         chain, clamped = pairs(work, found)
         warn_left(
-            "CrossLayerEqualization", [(n, "an upper clamp follows it; tq.replace_relu6(model) comes first") for n in clamped]
+            "CrossLayerEqualization",
+            [(n, "an upper clamp follows it; tq.methods.replace_relu6(model) comes first") for n in clamped],
         )
         gains = equalizing_gains(chain)
         if self.keep_sizes:

@@ -41,7 +41,7 @@ def update_ewgs(
     samples: how many v a batch. Raises `ArgumentError` for no batches and for a model without EWGS.
 
     >>> import torch, truequant as tq
-    >>> scheme = tq.QuantScheme(tq.int4, tq.PerChannel(0), scale=tq.LSQ(), rounding=tq.EWGS())
+    >>> scheme = tq.QuantScheme(tq.types.int4, tq.PerChannel(0), scale=tq.scales.LSQ(), rounding=tq.rounding.EWGS())
     >>> x, y = torch.randn(8, 4), torch.randn(8, 2)
     >>> qat = tq.calibrate(tq.prepare(nn.Sequential(nn.Linear(4, 2)), x, tq.QConfig(weight=scheme)), [x])
     >>> list(update_ewgs(qat, [(x, y)], lambda outputs, item: (outputs - item[1]).square().mean()))

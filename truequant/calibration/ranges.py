@@ -58,6 +58,8 @@ def set_ranges(
     for quantizer, observer in others.items():
         if quantizer.is_calibrated:
             _impose(quantizer, observer)
+    for quantizer in activations:
+        quantizer.remember_range()
 
 
 def _observer(quantizer: FakeQuantize, strategy: Observation) -> ActivationObserver:

@@ -116,7 +116,7 @@ class CheckpointManager:
             self._write(step, metric, taken)
             return
         taken = taken.copied()
-        self._waiting = [(future, told) for future, told in self._waiting if not self._replaced(future, told, metric)]
+        self._waiting = [(future, figure) for future, figure in self._waiting if not self._replaced(future, figure, metric)]
         self._waiting.append((self._pool.submit(self._write, step, metric, taken), metric))
 
     def wait(self) -> None:
@@ -159,22 +159,22 @@ class CheckpointManager:
             del self._metrics[old]
 
     def _best_step(self) -> int | None:
-        told = [(m, s) for s, m in (self._metrics or {}).items() if m is not None and not math.isnan(m)]
-        if self.best is None or not told:
+        measured = [(m, s) for s, m in (self._metrics or {}).items() if m is not None and not math.isnan(m)]
+        if self.best is None or not measured:
             return None
-        return min(told)[1] if self.best == "min" else max(told, key=lambda pair: (pair[0], -pair[1]))[1]
+        return min(measured)[1] if self.best == "min" else max(measured, key=lambda pair: (pair[0], -pair[1]))[1]
 
-    def _replaced(self, future: Future[None], told: float | None, metric: float | None) -> bool:
+    def _replaced(self, future: Future[None], figure: float | None, metric: float | None) -> bool:
         """Whether a state that waits need not be written any more: the new one is later and no worse."""
-        if self.best is not None and told is not None and not math.isnan(told):
-            better = metric is not None and (metric <= told if self.best == "min" else metric >= told)
+        if self.best is not None and figure is not None and not math.isnan(figure):
+            better = metric is not None and (metric <= figure if self.best == "min" else metric >= figure)
             if not better:
                 return False
         return future.cancel()
 
     def _raise_failures(self) -> None:
         done = [future for future, _ in self._waiting if future.done()]
-        self._waiting = [(future, told) for future, told in self._waiting if future not in done]
+        self._waiting = [(future, figure) for future, figure in self._waiting if future not in done]
         for future in done:
             if not future.cancelled():
                 future.result()

@@ -88,15 +88,15 @@ _plans: WeakKeyDictionary[object, tuple[Plan, Json]] = WeakKeyDictionary()
 """JSON of the plans of living models: a plan never changes, and to write it down takes longer than to copy a small model."""
 
 
-def _told(wrapper: QATModuleWrapper) -> Json:
+def _plan_json(wrapper: QATModuleWrapper) -> Json:
     """JSON of a prepared module's plan."""
     binding, plan = wrapper.binding, wrapper.binding.plan
     assert plan is not None
-    known, told = _plans.get(binding, (None, None))
+    known, written = _plans.get(binding, (None, None))
     if known is not plan:
-        told = plan_to_json(plan)
-        _plans[binding] = plan, told
-    return told
+        written = plan_to_json(plan)
+        _plans[binding] = plan, written
+    return written
 
 
 def module_to_json(module: nn.Module, writer: TreeWriter, where: str) -> dict[str, Json]:
@@ -114,7 +114,7 @@ def module_to_json(module: nn.Module, writer: TreeWriter, where: str) -> dict[st
     plans: list[Json] = []
     for path, wrapper in _prepared(module).items():
         record: dict[str, Json] = {"path": path, "clock": number(wrapper.binding.clock)}
-        plans.append(record | {"plan": _told(wrapper)})
+        plans.append(record | {"plan": _plan_json(wrapper)})
     quantizers: dict[str, Json] = {}
     for name, grid in _grids(module).items():
         observing = grid.observing if isinstance(grid, FakeQuantize) else True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,31 +106,40 @@ def match(optimizer: torch.optim.Optimizer, record: OptimizerRecord, model: nn.M
             f"{where}: the optimizer has another number of parameter groups",
             got=len(optimizer.param_groups), expected=len(record.names),
         )  # fmt: skip
-    known, parameters = _names(model), dict(model.named_parameters())
-    learned = {
-        f"{name}.{own}"
-        for name, m in model.named_modules()
-        if isinstance(m, (FakeQuantize, WeightQuantizer))
-        for own, _ in m.named_parameters(recurse=False)
-    }
+    known, parameters, learned = _names(model), dict(model.named_parameters()), _learned(model)
     groups = []
     for index, (group, stored) in enumerate(zip(optimizer.param_groups, record.names, strict=True)):
         live = [known.get(id(p)) for p in group["params"]]
-        lacking = [n for n in stored if n is not None and n not in live and n not in learned]
-        extra = [n for n in live if n is not None and n not in stored]
-        if lacking or extra or live.count(None) != stored.count(None):
-            raise ArgumentError(
-                f"{where}: group {index} of the optimizer holds other parameters",
-                got=f"not in the file: {extra[:4] or 'none'}; not in the optimizer: {lacking[:4] or 'none'}",
-                expected=f"{len(stored)} parameters: {', '.join(map(str, stored[:4]))}" + (" …" if len(stored) > 4 else ""),
-                fix="build the optimizer as it was built, from the parameters of the model that is passed",
-            )
+        _check_group(live, stored, learned, f"{where}: group {index}")
         foreign = iter([p for p, name in zip(group["params"], live, strict=True) if name is None])
         groups.append([next(foreign) if name is None else parameters[name] for name in stored])
     flat = [p for group in groups for p in group]
     for place, (parameter, state) in enumerate(zip(flat, record.states, strict=True)):
         _check_state(parameter, state, f"{where}: optimizer: the state of parameter {place}")
     return groups
+
+
+def _learned(model: nn.Module) -> set[str]:
+    """Names of the parameters of quantizers."""
+    return {
+        f"{name}.{own}"
+        for name, m in model.named_modules()
+        if isinstance(m, (FakeQuantize, WeightQuantizer))
+        for own, _ in m.named_parameters(recurse=False)
+    }
+
+
+def _check_group(live: Sequence[str | None], stored: Sequence[str | None], learned: Set[str], where: str) -> None:
+    """ArgumentError where a group of an optimizer holds other parameters than the file's. None: a parameter of no model."""
+    lacking = [n for n in stored if n is not None and n not in live and n not in learned]
+    extra = [n for n in live if n is not None and n not in stored]
+    if lacking or extra or live.count(None) != stored.count(None):
+        raise ArgumentError(
+            f"{where} of the optimizer holds other parameters",
+            got=f"not in the file: {extra[:4] or 'none'}; not in the optimizer: {lacking[:4] or 'none'}",
+            expected=f"{len(stored)} parameters: {', '.join(map(str, stored[:4]))}" + (" …" if len(stored) > 4 else ""),
+            fix="build the optimizer as it was built, from the parameters of the model that is passed",
+        )
 
 
 def _check_state(parameter: Tensor, state: Any, where: str) -> None:

@@ -53,11 +53,11 @@ def _alike(
     """The same with one width for streams that one side has not decided about: the state decides."""
     open_to = {q.name for q in (*ours, *theirs) if q.undecided}
 
-    def told(q: QuantizerPlan) -> QuantizerPlan:
+    def without_width(q: QuantizerPlan) -> QuantizerPlan:
         scheme = of_width(q.scheme, wide=False) if q.name in open_to and q.scheme.dtype.bits == WIDE_BITS else q.scheme
         return replace(q, scheme=scheme, stream=None, chosen=False)
 
-    return tuple(map(told, ours)), tuple(map(told, theirs))
+    return tuple(map(without_width, ours)), tuple(map(without_width, theirs))
 
 
 def _decisions(plan: Plan) -> dict[str, object]:

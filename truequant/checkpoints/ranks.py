@@ -59,13 +59,13 @@ def gathered(model: nn.Module, loader: Any, writer: TreeWriter) -> list[Json]:
     if count == 1:
         return []
     own, buffers = TreeWriter(), {name for name, _ in model.named_buffers()}
-    told: dict[str, Json] = {
+    own_record: dict[str, Json] = {
         "random": random_to_json(own),
         "loader": None if loader is None else stateful_to_json(loader, "loader", own),
         "buffers": own.encode({n: b for n, b in model.state_dict().items() if n in buffers}, "buffers"),
     }
     everyone: list[Any] | None = [None] * count if rank == 0 else None
-    distributed.gather_object((told, {name: t.cpu() for name, t in own.tensors.items()}), everyone)
+    distributed.gather_object((own_record, {name: t.cpu() for name, t in own.tensors.items()}), everyone)
     found: list[Json] = []
     for index, (record, tensors) in enumerate(everyone or ()):
         for name, tensor in tensors.items():

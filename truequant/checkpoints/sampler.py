@@ -28,7 +28,7 @@ class StatefulSampler(Sampler[int]):
     A loader's workers fetch ahead of the training, so that the sampler cannot know what the training has taken: `counted`
     counts it. Random numbers that a dataset draws would depend on which worker fetches what: `seeded` seeds each item.
 
-        sampler = tq.StatefulSampler(len(data), seed=0)
+        sampler = tq.training.StatefulSampler(len(data), seed=0)
         loader = DataLoader(sampler.seeded(data), batch_size=64, sampler=sampler, num_workers=4)
         while step < steps:
             for x, y in sampler.counted(loader):

@@ -28,9 +28,9 @@ def written(taken: Snapshot, path: str | os.PathLike[str]) -> int:
             failure = error
             size.fill_(-1)
     if count > 1:
-        told = [int(size)]
-        distributed.broadcast_object_list(told, src=0)
-        size.fill_(told[0])
+        sent = [int(size)]
+        distributed.broadcast_object_list(sent, src=0)
+        size.fill_(sent[0])
     if failure is not None:
         raise failure
     if int(size) < 0:
@@ -60,15 +60,15 @@ def agreed(find: Callable[[], tuple[Path, Stored | None] | None]) -> tuple[Path,
     rank, count = world()
     if count == 1:
         return find()
-    told: list[Any] = [None, None]
+    sent: list[Any] = [None, None]
     found: tuple[Path, Stored | None] | None = None
     if rank == 0:
         try:
             found = find()
-            told = [None if found is None else str(found[0]), None]
+            sent = [None if found is None else str(found[0]), None]
         except TruequantError as error:
-            told = [None, error]
-    distributed.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return found if rank == 0 or told[0] is None else (Path(told[0]), None)
+            sent = [None, error]
+    distributed.broadcast_object_list(sent, src=0)
+    if sent[1] is not None:
+        raise sent[1]
+    return found if rank == 0 or sent[0] is None else (Path(sent[0]), None)

@@ -50,11 +50,11 @@ def match_stateful(value: Any, record: StatefulRecord, part: str, where: str) ->
             fix=f"build the {record.kind} that was saved",
         )  # fmt: skip
     if part == "scheduler" and isinstance(now := _state_of(value), Mapping):  # torch's take any entries, and fail later
-        told = record.state if isinstance(record.state, dict) else {}
-        if set(now) != set(told):
+        stored = record.state if isinstance(record.state, dict) else {}
+        if set(now) != set(stored):
             raise FileError(
                 f"{where}: the {part}'s state has other entries",
-                got=", ".join(map(str, told))[:300], expected=", ".join(map(str, now))[:300],
+                got=", ".join(map(str, stored))[:300], expected=", ".join(map(str, now))[:300],
             )  # fmt: skip
 
 

@@ -93,10 +93,10 @@ def _check_header(header: Mapping[str, Json], tensors: Mapping[str, Tensor], whe
             f"{where}: a version of checkpoints that this truequant does not read", got=version, expected=VERSION,
             fix="load it with the truequant that wrote it" if version > VERSION else None,
         )  # fmt: skip
-    told, found = fields.field(header, "sha256", str, where), digest(header, tensors)
-    if told != found:
+    promised, found = fields.field(header, "sha256", str, where), digest(header, tensors)
+    if promised != found:
         raise FileError(
-            f"{where}: the contents are not those that were written", got=f"SHA-256 {found}", expected=told[:80],
+            f"{where}: the contents are not those that were written", got=f"SHA-256 {found}", expected=promised[:80],
             fix="copy the file again, or take an earlier checkpoint",
         )  # fmt: skip
     if unknown := sorted(set(header) - _SECTIONS):

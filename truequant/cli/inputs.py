@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from truequant.checkpoints import Checkpoint, CheckpointManager, load_checkpoint
 from truequant.cli.naming import made
 from truequant.errors import ArgumentError
-from truequant.training import random_state_kept, seed_random
+from truequant.training.loop import random_state_kept, seed_random
 
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?:<(?P<bound>\d+))?")
 _LARGEST = 1 << 28

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from truequant.cli.naming import named
 from truequant.errors import ArgumentError
 from truequant.planning import as_arguments
-from truequant.training import Loss
+from truequant.training.loop import Loss
 
 _LOSSES: dict[str, Callable[[Any, Any], Tensor]] = {"cross-entropy": F.cross_entropy, "mse": F.mse_loss}
 

@@ -13,9 +13,9 @@ from truequant.schemes import Entropy, Histogram, MinMax, Observation, Percentil
 def methods() -> dict[str, type[Method] | type[Observation]]:
     """What `--method` takes: `CrossLayerEqualization` is cross-layer-equalization, `MSE` is mse."""
     found: dict[str, type[Method] | type[Observation]] = {
-        _words(kind.__name__): kind for kind in (MinMax, Percentile, tq.MSE, Entropy, Histogram)
+        _words(kind.__name__): kind for kind in (MinMax, Percentile, tq.ranges.MSE, Entropy, Histogram)
     }
-    public = (getattr(tq, name) for name in tq.__all__)
+    public = (getattr(tq.methods, name) for name in tq.methods.__all__)
     return found | {_words(kind.__name__): kind for kind in public if isinstance(kind, type) and issubclass(kind, Method)}
 
 

@@ -52,7 +52,7 @@ class TrainingSection(Section):
 
 
 class ScheduleSection(Section):
-    """`tq.QATSchedule`, in steps."""
+    """`tq.training.QATSchedule`, in steps."""
 
     observe: int = Field(default=0, ge=0)
     freeze_ranges_at: int | None = Field(default=None, ge=0)
@@ -68,7 +68,7 @@ class ScheduleSection(Section):
 
 
 class DistillationSection(Section):
-    """`tq.Distillation` from the float model as it was before, or from a teacher of its own. weight: of its term."""
+    """`tq.training.Distillation` from the float model as it was before, or from a teacher of its own. weight: of its term."""
 
     weight: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=1.0, gt=0)

@@ -12,7 +12,7 @@ from rich.console import Console
 from truequant.checkpoints import Checkpoint, CheckpointManager
 from truequant.cli.recipe import OutputSection
 from truequant.errors import ArgumentError
-from truequant.training import Position
+from truequant.training.loop import Position
 
 Best = Literal["loss", "test-loss", "none"]
 
@@ -52,12 +52,12 @@ class Saving:
         """Restore the newest intact checkpoint; damaged ones are named. `ArgumentError` where there is none, or another's."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            told = self.manager.restore(restore_random=False)
+            restored = self.manager.restore(restore_random=False)
         for warning in caught:
             console.print(str(warning.message), style="yellow", highlight=False)
-        if told is None:
+        if restored is None:
             raise ArgumentError(f"'{self.folder}' holds nothing to resume from", fix="leave --resume out to start")
-        changed = _changed(told.extra["recipe"], self.fixed)
+        changed = _changed(restored.extra["recipe"], self.fixed)
         if changed:
             raise ArgumentError(
                 f"{recipe} changed since the checkpoint: {', '.join(changed)}", fix="undo that, or start in another folder"

@@ -25,7 +25,8 @@ from truequant.cli.session import Interrupted, Session
 from truequant.cli.stopping import Stopping
 from truequant.errors import ArgumentError
 from truequant.planning import as_arguments
-from truequant.training import Position, Watch, random_state_kept, seed_random, training_steps
+from truequant.training.history import Watch
+from truequant.training.loop import Position, random_state_kept, seed_random, training_steps
 
 _POINTS = 100
 """Steps whose scales and oscillations are remembered for the report, spread over a training."""
@@ -68,12 +69,12 @@ class Training:
         weights = None if section.teacher_weights is None else Path(section.teacher_weights)
         teacher = copy.deepcopy(model) if section.teacher is None else float_model(section.teacher, weights)[0]
         teacher.to(self.recipe.training.device)
-        made: list[tq.Distillation] = []
+        made: list[tq.training.Distillation] = []
 
         def term(outputs: Tensor, inputs: Any) -> Tensor:
             if not made:
                 options = {"temperature": section.temperature, "features": section.features or None}
-                made.append(tq.Distillation(self.model, teacher, **options))  # type: ignore[arg-type]
+                made.append(tq.training.Distillation(self.model, teacher, **options))  # type: ignore[arg-type]
             args, kwargs = as_arguments(inputs)
             return section.weight * made[0](outputs, *args, **kwargs)
 
@@ -168,7 +169,7 @@ def _steps(training: TrainingSection, data: Data) -> int:
 
 
 def _optimizer(model: nn.Module, training: TrainingSection) -> Optimizer:
-    groups = tq.parameter_groups(model, training.weight_decay)
+    groups = tq.training.parameter_groups(model, training.weight_decay)
     if training.optimizer == "sgd":
         nesterov = training.momentum > 0
         return torch.optim.SGD(groups, training.learning_rate, momentum=training.momentum, nesterov=nesterov)

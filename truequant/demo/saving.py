@@ -27,10 +27,10 @@ class PhaseSaving:
 
     def restore(self, **parts: Any) -> int:
         """Restore what was kept last; the step that it was kept behind, 0 where there is nothing."""
-        told = self.manager.restore()
-        if told is None:
+        restored = self.manager.restore()
+        if restored is None:
             return 0
-        kept = told.extra if isinstance(told.extra, dict) else {}
+        kept = restored.extra if isinstance(restored.extra, dict) else {}
         if kept.get("job") != self.job:
             raise ArgumentError(
                 f"'{self.manager.folder}' holds checkpoints of another job", got=kept.get("job"), expected=self.job,

@@ -3,15 +3,17 @@
 from truequant.fake.anomaly import detect_anomaly
 from truequant.fake.attention import attention_scale, byte_table, shown_by, wide_table
 from truequant.fake.call_sites import Ranked
-from truequant.fake.clock import Clock, local
+from truequant.fake.clipping import input_clipping
+from truequant.fake.clock import Clock, local, marking
 from truequant.fake.control import forget, freeze, quantizers, quantizers_off, set_bits, unfreeze
 from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of, written_scale
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
+from truequant.fake.exploded import warn_of_exploded_ranges
+from truequant.fake.float_linears import fake_quantize_tokens, integer_rows, integer_weight, ready
 from truequant.fake.inputs import InputQuantizer
-from truequant.fake.layer import FakeQuantizeLayer
 from truequant.fake.limits import Limits
-from truequant.fake.linears import fake_quantize_tokens, integer_rows, integer_weight, ready
 from truequant.fake.parts import Parts
+from truequant.fake.quantized_layer import FakeQuantizeLayer
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.recording import codes, evaluated, outermost
 from truequant.fake.resizing import interpolation_weights
@@ -55,12 +57,15 @@ __all__ = [
     "forget",
     "freeze",
     "has_delta",
-    "integer_rows", "integer_weight",
+    "input_clipping",
+    "integer_rows",
+    "integer_weight",
     "integers",
     "interpolation_weights",
     "keep_delta",
     "layer_weight",
     "local",
+    "marking",
     "norm_parameters",
     "outermost",
     "qat_class",
@@ -77,6 +82,7 @@ __all__ = [
     "table_of",
     "unfreeze",
     "unswap",
+    "warn_of_exploded_ranges",
     "watching",
     "wide_table",
     "written_scale",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -43,51 +42,49 @@ def by_hand(
             f"{type(module).__name__} has no weight to quantize", got=f"weight={weight}", expected="weight=None"
         )
     name = type(module).__name__
-    holder = nn.ModuleDict()
-
-    def made(slot: str, scheme: QuantScheme | None, quantizer: FakeQuantize | WeightQuantizer | None) -> Any:
-        if quantizer is None:
-            return None
-        quantizer.name, quantizer.clock = f"{name}.{slot}", clock
-        quantizer.train(module.training)
-        if isinstance(tensor, Tensor):
-            quantizer.to(tensor.device)
-        holder[slot] = quantizer
-        return quantizer
-
-    linear = isinstance(module, nn.Linear)
     if input is not None and is_dynamic(input):
-        if not linear or weight is None:
+        if not isinstance(module, nn.Linear) or weight is None:
             raise ArgumentError(
                 "wrap: scales of tokens are for linear layers with integer weights",
                 got=f"{name}, weight={weight}, input={input}",
                 expected="nn.Linear with weight=", fix="input=QuantScheme(uint8)",
             )  # fmt: skip
         check_dynamic(input, name)
-    reads = made("input", input, None if is_dynamic(input) else _activation(input))
-    weights = made("weight", weight, _weight(weight, tensor))
-    emits = made("output", output, _activation(output))
-    op = next((op for kind, op in _INTEGER_LAYERS.items() if isinstance(module, kind)), "")
-    exact = op and weight is not None and reads is not None and _deployable(weight, reads.scheme)
-    action: Action = "layer" if exact else "weighted" if weight is not None else "float"
-    if is_dynamic(input):
-        action = "dynamic"
-    site = Site(
-        name=name, owner="", op=op or name, ordinal=0, frame=(), leaf=True, action=action, reason="wrapped by hand",
-        train_ordinal=0, reads=("input" if reads is not None else None,),
-        dynamic=input if is_dynamic(input) else None,
-    )  # fmt: skip
-    runtime = RuntimeSite(site, clock, module, (reads,), weights, emits, emits)
+    reads = None if is_dynamic(input) else _activation(input)
+    weights, emits = _weight(weight, tensor), _activation(output)
+    made = {slot: q for slot, q in (("input", reads), ("weight", weights), ("output", emits)) if q is not None}
+    for slot, quantizer in made.items():
+        quantizer.name, quantizer.clock = f"{name}.{slot}", clock
+        quantizer.train(module.training)
+        if isinstance(tensor, Tensor):
+            quantizer.to(tensor.device)
+    if weights is not None and tensor is not None:
+        weights.track(tuple(tensor.shape))
+        if tensor.device.type != "meta":
+            weights.initialize(tensor)
     inputs: tuple[InputQuantizer, ...] = ()
     if reads is not None:  # the first input, by position or by torch's own name for it
         inputs = (InputQuantizer(0, 0, "input", reads), InputQuantizer("input", 0, "input", reads))
-    if weights is not None and tensor is not None:
-        weights.track(tuple(tensor.shape))
-    if weights is not None and tensor is not None and tensor.device.type != "meta":
-        weights.initialize(tensor)
-    return ByHand(
-        runtime, holder, Limits([q for q in (reads, weights, emits) if q is not None and q.shift is not None]), inputs
-    )
+    site = RuntimeSite(_planned(module, weight, input), clock, module, (reads,), weights, emits, emits)
+    return ByHand(site, nn.ModuleDict(made), Limits([q for q in made.values() if q.shift is not None]), inputs)
+
+
+def _planned(module: nn.Module, weight: QuantScheme | None, input: QuantScheme | None) -> Site:
+    """The site: an integer layer where one can hold these schemes, else what computes with quantized values."""
+    name, dynamic = type(module).__name__, input if is_dynamic(input) else None
+    reads = "input" if input is not None and dynamic is None else None
+    op = next((op for kind, op in _INTEGER_LAYERS.items() if isinstance(module, kind)), None)
+    action: Action = "float"
+    if dynamic is not None:
+        action = "dynamic"
+    elif op is not None and weight is not None and input is not None and _deployable(weight, input):
+        action = "layer"
+    elif weight is not None:
+        action = "weighted"
+    return Site(
+        name=name, owner="", op=op or name, ordinal=0, frame=(), leaf=True, action=action, reason="wrapped by hand",
+        train_ordinal=0, reads=(reads,), dynamic=dynamic,
+    )  # fmt: skip
 
 
 def _activation(scheme: QuantScheme | None) -> FakeQuantize | None:

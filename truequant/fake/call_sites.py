@@ -20,12 +20,12 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from truequant.errors import PlanError
-from truequant.fake import normalizing, passes
+from truequant.fake import batch_norms, one_pass
 from truequant.fake.clock import Clock, in_backward, local
+from truequant.fake.float_linears import run_linear
 from truequant.fake.frames import Frame
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.limits import Limits
-from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
 from truequant.fake.parts import Parts
 from truequant.fake.quantizers import FakeQuantize
@@ -34,7 +34,7 @@ from truequant.fake.sites import RuntimeSite
 from truequant.fake.transposed import TRANSPOSED, as_layer, as_transposed
 from truequant.fake.untrained import Untrained
 from truequant.planning import Constants, Op, Plan, Role, counted_as, has_op, op_of, out_of_place, tensors_in, writes_in_place
-from truequant.planning.actions import GRIDLESS, HAND_ON, PLAIN
+from truequant.planning.actions import GRIDLESS, NOTHING_BUT_THE_OP, PLAIN
 
 Sites = Mapping[tuple[str, int], RuntimeSite]
 TAKE_THIS_PATH = "prepare with example inputs that take this path"
@@ -72,9 +72,9 @@ class Binding:
     None also for plans that were made before there were ranks: `evaluated`, `trained` and `counts` then count all calls, as for
     a compiler, which cannot ask what is a constant.
     """
-    acts: bool = False
+    needs_calls: bool = False
     """Whether calls of functions in its own forward need to be seen in every forward, of a compiled model too."""
-    watched: bool = False
+    needs_recorded_calls: bool = False
     """Whether calls of functions in its own forward need to be seen where codes are recorded or sites marked."""
     islands: bool = False
     """Whether they need to be seen in every evaluation: float ops read there what the program's read."""
@@ -157,42 +157,45 @@ class CallSites(TorchFunctionMode):
         op = op_of(func)
         if op is None:
             return func(*args, **kwargs)
-        constants = self.constants
-        constant = constants is not None and constants.alone(func, args, kwargs)
+        constant = self.constants is not None and self.constants.suffice(func, args, kwargs)
         if constant and self.ranked is not None:
             return self._noted(func(*args, **kwargs))
         name = counted_as(op, args, kwargs).name
         ordinal = self.seen.get(name, 0)
         self.seen[name] = ordinal + 1
         site = self.sites.get((name, ordinal))
-        if site is None:
-            if constant:
-                return self._noted(func(*args, **kwargs))
-            self._expect(op, name, ordinal, args)
-            return func(*args, **kwargs)
+        if site is not None:
+            return self._at(site, func, args, kwargs)
+        if constant:
+            return self._noted(func(*args, **kwargs))
+        self._expect(op, name, ordinal, args)
+        return func(*args, **kwargs)
+
+    def _at(self, site: RuntimeSite, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """A call at its site: as the float model's where nothing else is planned, else as the site's action says."""
         if self.recomputes and (checkpoint_around() is not self.around or self.had_gradients != torch.is_grad_enabled()):
-            refuse_part(self.binding.name, name, self.around, self.had_gradients)
+            refuse_part(self.binding.name, site.plan.op, self.around, self.had_gradients)
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
-        if self.plain and site.carries is None and not overwrites and not plan.constants and not plan.weights:
-            if site.quantizer is None and plan.action in HAND_ON:
+        if self.plain and site.quantized_at is None and not overwrites and not plan.constants and not plan.weights:
+            if site.quantizer is None and plan.action in NOTHING_BUT_THE_OP:
                 return run(*args, **kwargs)
             if plan.action in PLAIN:
-                return passes.finished(site, [run(*args, **kwargs)])
+                return one_pass.finished(site, [run(*args, **kwargs)])
         args = read_by_view(site, args)
         outer, local.frame = local.frame, Frame(self.frame.key, self.frame.name)
         try:
             if plan.action == "layer" or plan.action in GRIDLESS:
                 return _functional_layer(site, func, args, kwargs)
             if plan.op == "batch_norm" and site.layer is not None and self.training and not local.marking:
-                return normalizing.of_function(site, site.layer, func, args, kwargs)
+                return batch_norms.of_function(site, site.layer, func, args, kwargs)
             return _in_place_call(site, func, args, kwargs) if overwrites else site.run(run, args, kwargs)
         finally:
             local.frame = outer
 
     def reads_constants(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a module that is called here is given constants alone."""
-        return self.constants is not None and self.constants.alone(None, args, kwargs)
+        return self.constants is not None and self.constants.suffice(None, args, kwargs)
 
     def returned(self, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any) -> None:
         """A module was called here: of constants alone it makes constants."""
@@ -296,7 +299,7 @@ _MOVED = frozenset((Role.MOVEMENT, Role.FLOAT))
 
 
 def _view(x: Tensor, *shape: Any, **named: Any) -> Tensor:
-    """`x.view(…)`, also where a sum lies in another layout here than in the float model (see `truequant.fake.passes`)."""
+    """`x.view(…)`, also where a sum lies in another layout here than in the float model (see `truequant.fake.one_pass`)."""
     try:
         return x.view(*shape, **named)
     except RuntimeError:

@@ -7,8 +7,10 @@ checkpointing see one set of scales from forward to recomputation.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -76,9 +78,22 @@ class Clock:
         self._waiting = []
 
 
+def is_recomputed() -> bool:
+    """Whether a backward is running in this thread, outside of compiled code: a forward is then a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def in_backward() -> bool:
-    """Whether a backward is running in this thread: a forward is then a recomputation."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    """As `is_recomputed`, anywhere: compiled code has no forward in a backward."""
+    return not torch.compiler.is_compiling() and is_recomputed()
+
+
+class Marking:
+    """One trace for conversion, in which sites leave marks instead of quantizing."""
+
+    def __init__(self) -> None:
+        self.miscounted: set[tuple[str, str]] = set()
+        """Owners and ops that the trace called more or fewer times than evaluation does."""
 
 
 class Local(threading.local):
@@ -89,11 +104,19 @@ class Local(threading.local):
         self.calls: Any = None
         """The function mode that watches the calls of the owner in whose forward this thread is."""
         self.recorder: Any = None
-        self.marking = False
+        self.marking: Marking | None = None
         self.committed: set[int] = set()
         """While compiling: quantizers that this forward has called, by id."""
-        self.shifted: set[tuple[str, str]] = set()
-        """While marking: owners and ops that tracing called more or fewer times than evaluation does."""
 
 
 local = Local()
+
+
+@contextlib.contextmanager
+def marking() -> Iterator[Marking]:
+    """Sites leave marks in this context; what it gives says afterwards what became of the trace."""
+    local.marking = found = Marking()
+    try:
+        yield found
+    finally:
+        local.marking = None

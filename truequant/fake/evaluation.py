@@ -22,7 +22,9 @@ from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
 from truequant.fake.resizing import interpolated_sums, interpolation_weights
 from truequant.numerics import Qparams
-from truequant.planning import LINEAR_OPS, NORM_OPS, average_axes, linear_factors, norm_operands, pool_arguments, uneven
+from truequant.numerics.pooling import window_average
+from truequant.planning import LINEAR_OPS, NORM_OPS, linear_factors, norm_operands
+from truequant.planning.pooling import average_axes, pool_arguments, uneven
 from truequant.schemes import PerChannel, QuantScheme, int8
 
 Compute = Callable[[PlannedSite, Callable[..., Any], Sequence[Any], dict[str, Any]], Tensor]
@@ -322,7 +324,7 @@ def _windows(site: PlannedSite, x: Tensor, found: dict[str, Any]) -> Tensor:
         padding = (0,) * len(padding)
     windows = found["kernel"], found["stride"], padding, found["ceil_mode"]
     bounds = site_bounds(site, emits)
-    return result(site, numerics.window_average(codes, params(reads), params(emits), *windows, *bounds, site.arithmetic))
+    return result(site, window_average(codes, params(reads), params(emits), *windows, *bounds, site.arithmetic))
 
 
 def norm_parameters(site: PlannedSite, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:

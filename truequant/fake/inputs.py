@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from truequant.fake import passes
+from truequant.fake import one_pass
 from truequant.fake.clock import local
 from truequant.fake.marks import mark
 from truequant.fake.quantizers import FakeQuantize
@@ -49,7 +49,7 @@ def quantize_inputs(
 
 
 def _quantized(q: InputQuantizer, x: Tensor) -> Tensor:
-    y: Tensor = mark(x, f"{q.name}:quantizer") if local.marking else passes.called(q.quantizer, x)
+    y: Tensor = mark(x, f"{q.name}:quantizer") if local.marking else one_pass.called(q.quantizer, x)
     if local.recorder is not None and not local.marking:
         local.recorder(q.name, q.quantizer.codes(y))
     return y

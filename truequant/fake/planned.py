@@ -38,7 +38,7 @@ class PlannedSite:
     """Of such a BatchNorm: the layer's site."""
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     """Of a float layer: quantizers of its parameters."""
-    carries: PlannedSite | None = None
+    quantized_at: PlannedSite | None = None
     """Where the quantizer sits that runs in one training pass with this op."""
     named_rule: ArithmeticRule = "onnxruntime"
     """Of the target; see `arithmetic`."""

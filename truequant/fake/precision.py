@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import stateless
 
+from truequant.fake.shadowing import shadowed
 from truequant.planning import mapped
 
 
@@ -29,8 +29,12 @@ def single(value: Any) -> Any:
 
 @contextlib.contextmanager
 def parameters_in_single(module: nn.Module) -> Iterator[None]:
-    """Parameters and buffers in float32 for one forward; gradients go through the cast."""
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    lent = {name: t.float() for name, t in state.items() if _other(t)}
-    with stateless._reparametrize_module(module, lent, tie_weights=True):
+    """Parameters and buffers in float32 for one forward; gradients go through the cast. Shared ones stay shared."""
+    cast: dict[int, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for part in module.modules():
+            own = {n: t for n, t in (*part._parameters.items(), *part._buffers.items()) if t is not None and _other(t)}
+            cast |= {id(t): t.float() for t in own.values() if id(t) not in cast}
+            if own:
+                stack.enter_context(shadowed(part, **{name: cast[id(t)] for name, t in own.items()}))
         yield

@@ -12,11 +12,12 @@ from torch import Tensor
 from truequant import kernels, numerics
 from truequant.errors import CalibrationError
 from truequant.fake.algorithms import fake_of, lsq, lsq_plus
-from truequant.fake.clock import Clock, in_backward, local
+from truequant.fake.clock import Clock, in_backward, is_recomputed, local
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
-from truequant.fake.idle import beside
+from truequant.fake.steps import COMMITS, FIRST, IN_FORCE, OBSERVES, Step, is_hooked
 from truequant.fake.streams import Stream
+from truequant.fake.unused_scales import with_zero_gradients
 from truequant.observers import ActivationObserver, greatest, several
 from truequant.planning import WIDE_BITS, is_wide_stream, of_width
 from truequant.schemes import Nearest, Percentile, PerChannel, QuantScheme
@@ -41,14 +42,18 @@ class FakeQuantize(Grid):
 
     stream: Stream | None = None
     """Of a residual stream: what is known of its width."""
+    first_scale: Tensor | None = None
+    """The scale of the first range, or of the last calibration."""
+    counts: bool = True
+    """Whether a histogram is counted, beside minimum and maximum."""
 
     def __init__(self, scheme: QuantScheme, channels: int | Shape | None = None) -> None:
         super().__init__(scheme, channels)
         self.observer = ActivationObserver(scheme, channels)
-        known, counts = compiled_scheme(scheme), not self.observer.minmax_only
+        known, self.counts = compiled_scheme(scheme), not self.observer.minmax_only
         self.compiled_scheme = known if self.scale.dim() == 0 else None
-        self.channel_scheme = known if not counts and isinstance(scheme.granularity, PerChannel) else None
-        self.searches = counts and self.compiled_scheme is not None and not isinstance(scheme.observer, Percentile)
+        self.channel_scheme = known if not self.counts and isinstance(scheme.granularity, PerChannel) else None
+        self.searches = self.counts and self.compiled_scheme is not None and not isinstance(scheme.observer, Percentile)
         self.observing = True
         self.clock = Clock()
         self.owns_clock = True
@@ -60,57 +65,86 @@ class FakeQuantize(Grid):
             return x
         if self.stream is not None and not self.stream.settled:
             self.settle()
-        observes = (self.training or clock.calibrating) and not in_backward()
-        if observes and self.owns_clock:
+        outermost = self.owns_clock and (self.training or clock.calibrating) and not in_backward()
+        if outermost:
             clock.begin()
-        y = self._in_one_pass(x, observes)
-        if y is None:
-            if observes:
-                self._observe(x.detach())
-            if clock.calibrating or not self.quantizing:
-                return beside(x, self.learned_parameters())
-            y = self.quantize(x)
-        if observes and self.owns_clock:
+        y = self._observed_and_quantized(x, self.step())
+        if outermost:
             clock.watch(y)
         return y
 
-    def _in_one_pass(self, x: Tensor, observes: bool) -> Tensor | None:
-        """What `forward` does in training once a range is there, by a compiled kernel; None where there is none for it."""
+    def step(self) -> Step:
+        """What a call does now beside quantizing."""
+        compiling = torch.compiler.is_compiling()
+        return self._step(compiling, id(self) in local.committed and not self.owns_clock if compiling else None)
+
+    def _step(self, compiling: bool, committed: bool | None = None) -> Step:
+        """committed: while compiling, whether this forward has; else steps are counted."""
         clock = self.clock
-        if not (self.training and self._calibrated and self.quantizing) or clock.calibrating:
+        state = clock.state
+        if not self.observing or state == "frozen" or not (self.training or state == "calibrating"):
+            return IN_FORCE
+        if not compiling and is_recomputed():
+            return IN_FORCE
+        if not self._calibrated:
+            return FIRST
+        if self.shift is not None and state != "calibrating":  # a learned scale has taken over from what is observed
+            return IN_FORCE
+        return OBSERVES if (self._seen_step == clock.step if committed is None else committed) else COMMITS
+
+    def step_in_pass(self) -> Step | None:
+        """As `step`, for a kernel that computes what is quantized as well; None where there is none, or somebody wants to see
+        that. It is asked at every call of every quantizer: nothing here looks a module or buffer up.
+        """
+        if self.compiled_scheme is None or not self._unseen():
             return None
-        observes = observes and self.observing and clock.state != "frozen"
-        commits = self._commits_in_kernel(observes)
-        y = self._compiled(x, observes, commits)
-        if commits and y is not None:
-            self._seen_step = clock.step
-        return y
+        if (self.counts and not self._counts_here()) or not (self.stream is None or self.stream.chosen or self._calibrated):
+            return None
+        return self._step(compiling=False)
 
-    def _commits_in_kernel(self, observes: bool) -> bool:
-        """Whether a kernel that observes commits first. It does not search histograms: that is done here, once a step."""
-        commits = observes and self._seen_step != self.clock.step
-        if commits and self.searches:
-            self._seen_step = self.clock.step
-            self.commit()
-            return False
-        return commits
+    def _unseen(self) -> bool:
+        clock = self.clock
+        return (
+            self.training and self.quantizing and clock.enabled and clock.state != "calibrating" and not self.owns_clock
+            and local.marking is None and local.recorder is None and not torch.compiler.is_compiling() and not is_hooked(self)
+        )  # fmt: skip
 
-    def _alone(self) -> bool:
+    def _observed_and_quantized(self, x: Tensor, step: Step) -> Tensor:
+        quantizes = self.quantizing and not self.clock.calibrating
+        if quantizes and self.training and self._calibrated:
+            step = self._searched(step)
+            y = self._compiled(x, step)
+            if y is not None:
+                if step.commits:
+                    self._seen_step = self.clock.step
+                return y
+        if step.observes:
+            self._observe(x.detach(), step)
+        return self.quantize(x) if quantizes else with_zero_gradients(x, self.learned_parameters())
+
+    def _searched(self, step: Step) -> Step:
+        """`step` as kernels take it, which search no histogram: its range is searched here, once a step."""
+        if not (step.commits and self.searches):
+            return step
+        self._seen_step = self.clock.step
+        self.commit()
+        return OBSERVES
+
+    def _counts_here(self) -> bool:
         """Whether what is counted needs no counts of other processes."""
-        return self.observer.minmax_only or not (self.training and several())
+        return not (self.counts and self.training and several())
 
-    def _compiled(self, x: Tensor, observes: bool, commits: bool) -> Tensor | None:
+    def _compiled(self, x: Tensor, step: Step) -> Tensor | None:
         """Commit, quantize and observe by a compiled kernel; None, and nothing done, where there is none for `x`."""
         if torch.compiler.is_compiling():
             return None
         if self.compiled_scheme is None:
-            return self._by_channel(x, commits) if observes else None
-        if observes and self.observer.minmax_only and kernels.on_device(x, self.scale) is not None:
-            return self._on_device(x, commits)
-        if (kernel := kernels.compiled()) is None or (observes and not self._alone()):
+            return self._by_channel(x, step.commits) if step.observes else None
+        if step.observes and not self.counts and kernels.on_device(x, self.scale) is not None:
+            return self._on_device(x, step.commits)
+        if (kernel := kernels.compiled()) is None or (step.observes and not self._counts_here()):
             return None
-        observer = self.observer._buffers if observes else None
-        y = kernel.fake_quantize(x, None, self._buffers, observer, self.compiled_scheme, commits, 0, 0.0, 0.0, False)
+        y = kernel.quantize(x, None, self.__dict__, step, *kernels.NO_CLIP)
         return None if y is NotImplemented else y
 
     def _by_channel(self, x: Tensor, commits: bool) -> Tensor | None:
@@ -120,41 +154,27 @@ class FakeQuantize(Grid):
             return None
         return kernels.quantize_channels(x, granularity.axis, self._buffers, self.observer._buffers, scheme, commits=commits)
 
-    def can_pass(self) -> bool:
-        """Whether a kernel may compute what is quantized as well: there is one, and nobody wants to see it."""
-        decided = self.stream is None or self.stream.chosen or self._calibrated
-        return decided and self.compiled_scheme is not None and self._alone() and self._unseen()
-
-    def _unseen(self) -> bool:
-        clock = self.clock
-        return (
-            self.training and self.quantizing and clock.enabled
-            and not (clock.calibrating or self.owns_clock or local.marking or local.recorder is not None)
-            and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
-            and not torch.compiler.is_compiling() and kernels.compiled() is not None
-        )  # fmt: skip
-
-    def in_pass(self, compute: Callable[[ModuleType, bool, Any, bool], Any]) -> Tensor | None:
+    def in_pass(self, compute: Callable[[ModuleType, Step], Any]) -> Tensor | None:
         """What `forward` does, by a kernel that computes what is quantized as well; None, and nothing done, without one.
 
-        compute: `(kernels, looks, observer, commits)` to the result, or to NotImplemented; it only observes where it `looks`.
+        compute: kernels and step to the result, or to NotImplemented; in the first step it only observes.
         """
-        if not self.can_pass() or (kernel := kernels.compiled()) is None:
+        step, kernel = self.step_in_pass(), kernels.compiled()
+        if step is None or kernel is None:
             return None
-        clock, observer = self.clock, self.observer._buffers
-        observes = self.observing and clock.state != "frozen" and not in_backward()
         if not self._calibrated:
-            if not observes or compute(kernel, True, observer, False) is NotImplemented:
+            if not step.first or compute(kernel, step) is NotImplemented:
                 return None
-            self._seen_step, observes = clock.step, False
+            self._seen_step, step = self.clock.step, IN_FORCE
             self.observer.merge_ranks()
             self._take_effect(first=True)
-        commits = self._commits_in_kernel(observes)
-        y = compute(kernel, False, observer if observes else None, commits)
+        if step is COMMITS and self.searches:
+            step = self._searched(step)
+        y = compute(kernel, step)
         if y is NotImplemented:
             return None
-        if commits:
-            self._seen_step = clock.step
+        if step is COMMITS:
+            self.__dict__["_seen_step"] = self.clock.step  # as an attribute it would take longer than all questions
         return y  # type: ignore[no-any-return]
 
     def _on_device(self, x: Tensor, commits: bool) -> Tensor | None:
@@ -178,7 +198,7 @@ class FakeQuantize(Grid):
         scheme = self.scheme
         if self.shift is not None and torch.is_grad_enabled():
             return self._learned(x if self.training else x.float())
-        if self.training and (y := self._compiled(x, False, False)) is not None:
+        if self.training and (y := self._compiled(x, IN_FORCE)) is not None:
             return y
         scale, zero_point = self.grid(x)
         fake = fake_of(scheme, self.training)
@@ -229,18 +249,13 @@ class FakeQuantize(Grid):
         granularity, shape = self.scheme.granularity, tuple(x.shape)
         return numerics.expand(scale, granularity, shape), numerics.expand(zero_point, granularity, shape)
 
-    def _observe(self, x: Tensor) -> None:
-        learned = self.shift is not None and self._calibrated and not self.clock.calibrating
-        if not self.observing or self.clock.state == "frozen" or learned:
-            return
+    def _observe(self, x: Tensor, step: Step) -> None:
         if torch.compiler.is_compiling():
-            if self._calibrated and (self.owns_clock or id(self) not in local.committed):
-                self.commit()
             local.committed.add(id(self))
-        elif self._seen_step != self.clock.step:
+        else:
             self._seen_step = self.clock.step
-            if self._calibrated:
-                self.commit()
+        if step.commits:
+            self.commit()
         if not self._observe_in_kernel(x):
             self.observer.observe(x)
         undecided = self.stream is not None and not self.stream.chosen and (self.clock.calibrating or not self._calibrated)
@@ -255,7 +270,7 @@ class FakeQuantize(Grid):
 
     def _observe_in_kernel(self, x: Tensor) -> bool:
         """`observer.observe` by a compiled kernel; False, and nothing done, where there is none for `x`."""
-        if self.scale.dim() or not x.is_cpu or torch.compiler.is_compiling() or not self._alone():
+        if self.scale.dim() or not x.is_cpu or torch.compiler.is_compiling() or not self._counts_here():
             return False
         kernel = kernels.compiled()
         return kernel is not None and kernel.observe(x, self.observer._buffers) is True
@@ -307,6 +322,7 @@ class FakeQuantize(Grid):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.stream is not None and self.stream.chosen:
             self.mark_width()
+        self.first_scale = None
         self._seen_step = -1  # what is loaded as pending belongs to a step before the next, whatever the clock says then
 
     def set_bits(self, bits: int) -> bool:
@@ -333,6 +349,12 @@ class FakeQuantize(Grid):
             self._set(torch.where(known, scale, self.scale), torch.where(known, zero_point, self.zero_point))
             for parameter in self.learned_parameters():
                 parameter.zero_()
+            if first and not torch.compiler.is_compiling():
+                self.remember_range()
+
+    def remember_range(self) -> None:
+        """Of the range in force: it is the one from which a training starts."""
+        self.first_scale = self.effective_scale().detach().clone()
 
     def train(self, mode: bool = True) -> FakeQuantize:
         """`eval()` commits what is pending."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from truequant import kernels
 from truequant.fake.quantizers import FakeQuantize
+from truequant.fake.steps import Step
 from truequant.schemes import QuantScheme
 
 DEPTH = 10.0
@@ -49,10 +50,10 @@ class FakeQuantizeScores(FakeQuantize):
         """The scores that are seen."""
         return x[~torch.isneginf(x)]
 
-    def _observe(self, x: Tensor) -> None:
+    def _observe(self, x: Tensor, step: Step) -> None:
         if x.numel() and self.observer.minmax_only:
             rows = x.amax(-1).float()
             lowest = torch.where(torch.isfinite(rows), rows, math.inf).amin() - DEPTH
             seen = torch.where(torch.isneginf(x), math.inf, x) if self.masked else x
             x = torch.stack([torch.maximum(seen.amin().float(), lowest), rows.amax()])
-        super()._observe(x)
+        super()._observe(x, step)

@@ -44,7 +44,7 @@ class Searched:
 
     def __init__(self, scheme: QuantScheme) -> None:
         self.scheme = scheme
-        self.told = json.dumps(scheme_to_json(scheme))
+        self.scheme_text = json.dumps(scheme_to_json(scheme))
         """What the op of compiled code is told of the scheme."""
         self.key: object = None
         self.scale: Tensor | None = None
@@ -57,7 +57,7 @@ class Searched:
         scheme = self.scheme
         if torch.compiler.is_compiling():
             shape = list(numerics.parameter_shape(scheme.granularity, tuple(values.shape)))
-            found: Tensor = _compiled_search(values, self.told, shape)
+            found: Tensor = _compiled_search(values, self.scheme_text, shape)
             return found
         if not kernels.is_plain(values):
             return search(values, scheme)

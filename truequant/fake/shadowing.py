@@ -10,7 +10,8 @@ _MISSING = object()
 class shadowed:
     """In this context `module.NAME` is the given value; afterwards it is what it was, parameters and buffers among them.
 
-    Values stand in the module's own dictionary, where Python looks first: nothing is registered, and no hook is called.
+    Values stand in the module's own dictionary, where Python looks first: nothing is registered, and no hook is called. The
+    list of its weights that a recurrent layer keeps follows.
 
     >>> from torch import nn
     >>> layer = nn.Linear(2, 2)
@@ -25,6 +26,8 @@ class shadowed:
 
     def __init__(self, module: Any, **values: Any) -> None:
         self.own, self.values = module.__dict__, values
+        if (flat := self.own.get("_flat_weights")) is not None:
+            self.values["_flat_weights"] = [values.get(n, t) for n, t in zip(module._flat_weights_names, flat, strict=True)]
 
     def __enter__(self) -> None:
         self.before = {name: self.own.get(name, _MISSING) for name in self.values}

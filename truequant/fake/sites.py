@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from truequant.fake import attention, evaluation, passes
+from truequant.fake import attention, evaluation, one_pass
+from truequant.fake.batch_statistics import BatchStatistics, float_statistics, reads_float_statistics
 from truequant.fake.clock import local
 from truequant.fake.layouts import on_contiguous
 from truequant.fake.marks import mark
-from truequant.fake.norms import BatchStatistics, float_statistics, reads_float_statistics
 from truequant.fake.planned import PlannedSite
 from truequant.fake.products import product
-from truequant.fake.registered import traceable
+from truequant.fake.user_ops import traceable
 from truequant.planning import LINEAR_OPS
-from truequant.planning.actions import BARE, HAND_ON
+from truequant.planning.actions import BARE, NOTHING_BUT_THE_OP
 
 Function = Callable[..., Any]
 _COMPUTES = evaluation.COMPUTES | {"attend": attention.COMPUTES["attend"]}
+_ATTENDS = frozenset(("attention", "softmax", "weights", "masked"))
+_KEEP_THEIR_GRID = frozenset(("movement", "concat"))
 
 
 @dataclass(eq=False)
@@ -30,47 +32,59 @@ class RuntimeSite(PlannedSite):
     """A planned site that is called."""
 
     layer: RuntimeSite | None = None
-    carries: RuntimeSite | None = None
+    quantized_at: RuntimeSite | None = None
     statistics: BatchStatistics | None = None
     """Of a layer in training, until the BatchNorm behind it takes them: those of its float weights."""
 
     # -- one call ------------------------------------------------------------------------------------------------------
     def run(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call `function` as the plan says and pass its result through the quantizer that sits here."""
-        name = self.plan.name
         if self.weights and not self.plan.leaf and self.clock.enabled:
             args, kwargs = self._with_weights(args, kwargs)
-        if local.marking:
-            fused_norm = self.layer is not None and self.layer.exact()
-            y = self._normalizes(args, kwargs) if fused_norm else traceable(self.plan.op, function, args, kwargs)
-            return self.finish(mark(y, name) if isinstance(y, Tensor) else y)
+        if local.marking is not None:
+            return self._marked(function, args, kwargs)
         if not self.clock.enabled:
             return function(*args, **kwargs)
         action = self.plan.action
         if self.plan.constants:
             args, kwargs = self._with_constants(args, kwargs)
-        if self.carries is not None or action == "clamp":
+        if self.quantized_at is not None or action == "clamp":
             y = self._in_one_pass(args, kwargs)
             if y is not None:
                 return y
-        if action in ("attention", "softmax", "weights", "masked"):
+        if action in _ATTENDS:
             return self.finish(self._attends(function, args, kwargs))
         if action == "norm":
-            folded = self.layer is not None and self.layer.exact()
-            y = self._normalizes(args, kwargs) if folded else function(*args, **kwargs)
-        elif self.exact() and (compute := _COMPUTES.get(action)) is not None and self._computes():
-            with torch.no_grad():
-                y = compute(self, function, args, kwargs)
-            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-                y = _straight_through(y, function(*args, **kwargs))
-        elif local.recorder is not None and action in ("movement", "concat"):
+            return self.finish(self._unfolded(function, args, kwargs))
+        exact = self.exact()
+        if exact and (compute := _COMPUTES.get(action)) is not None and self._computes():
+            return self.finish(self._computed(compute, function, args, kwargs))
+        if local.recorder is not None and action in _KEEP_THEIR_GRID:
             y = function(*args, **kwargs)
             self._record_movement(y)
-        elif action in HAND_ON or not self.exact():
-            return self._finish_result([function(*args, **kwargs)])
-        else:
-            return self._finish_result([on_contiguous(function, args, kwargs)])
-        return self.finish(y)
+            return self.finish(y)
+        # As in the float model; in evaluation, where torch sums in the order of memory, on contiguous tensors.
+        sums = exact and action not in NOTHING_BUT_THE_OP
+        return self._finish_result([on_contiguous(function, args, kwargs) if sums else function(*args, **kwargs)])
+
+    def _marked(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """While it is traced for conversion: the op, and a mark where its result is one tensor."""
+        folds = self.layer is not None and self.layer.exact()
+        y = self._read(args, kwargs) if folds else traceable(self.plan.op, function, args, kwargs)
+        return self.finish(mark(y, self.plan.name) if isinstance(y, Tensor) else y)
+
+    def _unfolded(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """A map of channels that is no site of its own: evaluation computes it with its layer."""
+        folds = self.layer is not None and self.layer.exact()
+        return self._read(args, kwargs) if folds else function(*args, **kwargs)
+
+    def _computed(self, compute: Function, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """What the program computes on codes; where a gradient is wanted, with that of `function`."""
+        with torch.no_grad():
+            y: Tensor = compute(self, function, args, kwargs)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
+            return _straight_through(y, function(*args, **kwargs))
+        return y
 
     def _with_constants(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments with the constants among them on their grids."""
@@ -79,7 +93,7 @@ class RuntimeSite(PlannedSite):
         for place in self.plan.constants:
             quantizer = self.reads[place]
             assert quantizer is not None
-            leaves[tensors[place]] = passes.called(quantizer, leaves[tensors[place]])
+            leaves[tensors[place]] = one_pass.called(quantizer, leaves[tensors[place]])
         found: tuple[Sequence[Any], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
         return found
 
@@ -104,26 +118,22 @@ class RuntimeSite(PlannedSite):
             if self.plan.action == "attention":
                 return attention.attention_in_training(self, args, kwargs)
             return attention.softmax_in_training(self, function, args, kwargs)
-        with torch.no_grad():
-            y = attention.COMPUTES[self.plan.action](self, function, args, kwargs)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
-            return _straight_through(y, function(*args, **kwargs))
-        return y
+        return self._computed(attention.COMPUTES[self.plan.action], function, args, kwargs)
 
-    def _normalizes(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _read(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Of a map of channels: what it reads."""
         return args[self.plan.operand or 0] if args else kwargs["input"]
 
     def _in_one_pass(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         """The quantized result of a clamp or sum; None where op and quantizer run apart."""
         x = args[0] if args else None
-        if getattr(x, passes.CARRIED, None) is self:
+        if getattr(x, one_pass.QUANTIZED_AT, None) is self:
             return x
-        if self.carries is None or self.exact():
+        if self.quantized_at is None or self.exact():
             return None
         if self.plan.action == "clamp":
-            return passes.clamped(self, args, kwargs)
-        return passes.added(self, args, kwargs) if self.plan.action == "add" else None
+            return one_pass.clamped(self, args, kwargs)
+        return one_pass.added(self, args, kwargs) if self.plan.action == "add" else None
 
     def run_layer(
         self, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
@@ -157,7 +167,7 @@ class RuntimeSite(PlannedSite):
     def _finish_result(self, result: list[Any]) -> Any:
         """As `finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
         if self.quantizer is not None and isinstance(result[0], Tensor):
-            y = passes.alone(self.quantizer, result)
+            y = one_pass.quantized_in_place(self.quantizer, result)
             if y is not None:
                 return y
         return self.finish(result.pop())

@@ -113,9 +113,8 @@ class _Meter:
 
     def add(self, quantizer: FakeQuantize, x: Tensor) -> None:
         scale, zero_point = quantizer.grid(x)
-        codes = torch.round(x.float() / scale) + zero_point
         self.elements += x.numel()
-        self.clipped += int(((codes < quantizer.scheme.qmin) | (codes > quantizer.scheme.qmax)).sum())
+        self.clipped += int(numerics.outside(x, scale, zero_point, quantizer.scheme.qmin, quantizer.scheme.qmax).sum())
         y = numerics.dequantize(quantizer.codes(x), scale, zero_point)
         self.signal += float(x.double().square().sum())
         self.noise += float((x.double() - y.double()).square().sum())

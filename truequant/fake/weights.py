@@ -13,8 +13,9 @@ from truequant.fake.algorithms.freezing import Oscillation
 from truequant.fake.clock import Clock, in_backward
 from truequant.fake.compiled import compiled_scheme
 from truequant.fake.grid import Grid, Shape
-from truequant.fake.idle import beside
 from truequant.fake.searched import Searched, is_searched
+from truequant.fake.steps import IN_FORCE, OBSERVES, Step, is_hooked
+from truequant.fake.unused_scales import with_zero_gradients
 from truequant.observers import weight_range
 from truequant.schemes import Entropy, MinMax, MovingAverage, PerChannel, PerGroup, PerTensor, QuantScheme
 
@@ -47,7 +48,7 @@ class WeightQuantizer(Grid):
         self.clock = Clock()
         self.register_buffer("held", torch.zeros((), dtype=torch.int64))
         self.is_held = False
-        """Whether the scale is kept whatever becomes of the weight; compiled kernels read this name."""
+        """Whether the scale is kept whatever becomes of the weight."""
         self._seen_held = -1
         self.searched = Searched(scheme)
         self.oscillation: Oscillation | None = None
@@ -107,6 +108,17 @@ class WeightQuantizer(Grid):
     def scale_of(self, weight: Tensor, factor: Tensor | None = None) -> Tensor:
         """The scale in force for this weight, `(C,)` or `()`: of the folded weight where it is tied."""
         return self._range_scale(weight.detach(), factor) if self.follows_weight() else self.effective_scale()
+
+    def step(self) -> Step | None:
+        """What a kernel does in a call that trains, for a scale that is not learned; None where none may take its place."""
+        clock = self.clock
+        if not (self.training and self.quantizing and self._calibrated and clock.enabled) or clock.calibrating:
+            return None
+        if self.shift is not None or self.compiled_scheme is None or is_hooked(self):
+            return None
+        if self.is_held or clock.state == "frozen":
+            return IN_FORCE
+        return OBSERVES if self.reads_range else None
 
     def follows_weight(self) -> bool:
         """Whether the range is that of the weight as it stands."""
@@ -208,7 +220,7 @@ class WeightQuantizer(Grid):
         if not self._calibrated:  # the weight of a function call, which is seen for the first time here
             self.initialize(weight, factor)
         if not self.quantizing or self.clock.calibrating:
-            return beside(weight, self.learned_parameters())
+            return with_zero_gradients(weight, self.learned_parameters())
         if self.training and self.holds_search and self.follows_weight():
             self.hold(self.scale_of(weight, factor))
         if (y := self._compiled(weight)) is not None:

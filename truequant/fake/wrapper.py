@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from truequant.errors import PlanError, StateError
-from truequant.fake import layers, normalizing
+from truequant.fake import batch_norms, layer_steps
 from truequant.fake.by_hand import by_hand
 from truequant.fake.call_sites import (
     TAKE_THIS_PATH,
@@ -31,10 +31,10 @@ from truequant.fake.call_sites import (
 )
 from truequant.fake.clock import Clock, in_backward, local
 from truequant.fake.containers import QUANTIZERS, HiddenInSequence, HidesQuantizers
+from truequant.fake.float_linears import run_linear
 from truequant.fake.frames import Frame, key_of
 from truequant.fake.hooks import uncounted
 from truequant.fake.inputs import quantize_inputs
-from truequant.fake.linears import run_linear
 from truequant.fake.materialized import read_by_view
 from truequant.fake.precision import in_other_precision, parameters_in_single, single
 from truequant.fake.quantizers import FakeQuantize
@@ -63,7 +63,9 @@ class QATModuleWrapper(nn.Module):
         key = key_of(binding.name, binding.multiple, binding.callers)
         if binding.outermost:
             return self._qat_outermost(args, kwargs)
-        around: CallSites | None = None if compiling() else local.calls
+        around: CallSites | None = local.calls
+        if around is not None and compiling():
+            around = None
         suspended, outer, frame = suspend(), local.frame, Frame(key, binding.name)
         if around is not None and around.frame is not outer:
             around = None
@@ -91,14 +93,15 @@ class QATModuleWrapper(nn.Module):
             return super().forward(*args, **kwargs)
         if around is not None and binding.frames is not None and not binding.planned(frame.key, self.training):
             self._qat_expect(frame.key, sorted(binding.frames[self.training]), args, kwargs, around)
-        looked_at = local.recorder is not None or local.marking or (binding.islands and not self.training)
-        seen = binding.acts or (binding.watched and looked_at) or (binding.ranked is not None and not compiling())
-        if seen and binding.clock.enabled:
+        recorded = local.recorder is not None or local.marking is not None or (binding.islands and not self.training)
+        counted = binding.ranked is not None and not compiling()
+        counted = counted or binding.needs_calls or (binding.needs_recorded_calls and recorded)
+        if counted and binding.clock.enabled:
             with CallSites(self, binding, frame, self.training) as calls:
                 outputs = self._qat_own_forward(binding, args, kwargs)
             calls.finish()
-            if local.marking:
-                local.shifted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
+            if local.marking is not None:
+                local.marking.miscounted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
             return outputs
         return super().forward(*args, **kwargs)
 
@@ -120,24 +123,16 @@ class QATModuleWrapper(nn.Module):
         return super().forward(*args, **kwargs) if form is None else form(self, *args, **kwargs)
 
     def _qat_leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module: Any = self
-        action = site.plan.action
-        if action in GRIDLESS:
-            return run_linear(site, F.linear, args[0] if args else kwargs["input"], module.weight, module.bias)
-        if action == "layer":
-            linear: Any = F.linear if site.plan.op == "linear" else getattr(module, "_conv_forward", None)
-            if site.plan.op in TRANSPOSED:
-                linear = module_call(site.plan.op, module, args, kwargs)
-            x, weight, bias = args[0] if args else kwargs["input"], layer_weight(site.plan.op, module), module.bias
-            y = layers.trained(site, linear, x, weight, bias)
-            return site.run_layer(linear, x, weight, bias) if y is None else y
-        forward = super().forward
+        """The call of a module that is a site itself: the first case that fits."""
+        action, forward = site.plan.action, super().forward
+        if action == "layer" or action in GRIDLESS:
+            return self._qat_layer(site, args, kwargs)
         if site.weights and site.clock.enabled:
             return site.run(lambda *a, **k: self._qat_with_weights(site, forward, a, k), args, kwargs)
         if action == "weighted":
             return site.finish(self._qat_weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
-            return normalizing.of_module(site, site.layer, forward, args, kwargs)
+            return batch_norms.of_module(site, site.layer, forward, args, kwargs)
         if self.__dict__.get("inplace") is True or getattr(type(self), "inplace", False) is True:
             return self._qat_in_place(site, args, kwargs)
         if action in NEED_ARGUMENTS and site.exact():
@@ -145,18 +140,26 @@ class QATModuleWrapper(nn.Module):
                 return forward(*args, **kwargs)
         return site.run(forward, read_by_view(site, args), kwargs)
 
+    def _qat_layer(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A linear layer or a convolution of torch's: its sum of products is a function of three tensors."""
+        module: Any = self
+        x, op, bias = args[0] if args else kwargs["input"], site.plan.op, module.bias
+        if site.plan.action != "layer":
+            return run_linear(site, F.linear, x, module.weight, bias)
+        linear: Any = F.linear if op == "linear" else getattr(module, "_conv_forward", None)
+        if op in TRANSPOSED:
+            linear = module_call(op, module, args, kwargs)
+        weight = layer_weight(op, module)
+        y = layer_steps.trained(site, linear, x, weight, bias)
+        return site.run_layer(linear, x, weight, bias) if y is None else y
+
     def _qat_with_weights(
         self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A layer whose forward reads its quantized weights, which shadow the parameters for this call."""
-        module: Any = self
         limited = self._qat_limited(forward, args, kwargs)
-        quantized: dict[str, Any] = {n: quantizer.on_grid(getattr(module, n)) for n, quantizer in site.weights.items()}
-        if module.__dict__.get("_flat_weights") is not None:
-            names = module._flat_weights_names
-            flat = [None if n is None else quantized[n] if n in quantized else getattr(module, n) for n in names]
-            quantized["_flat_weights"] = flat
-        with shadowed(module, **quantized, **limited):
+        quantized = {n: quantizer.on_grid(getattr(self, n)) for n, quantizer in site.weights.items()}
+        with shadowed(self, **quantized, **limited):
             return forward(*args, **kwargs)
 
     def _qat_limited(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -86,6 +87,17 @@ class Int8Model(nn.Module):
         """Write one file, atomically, and return its size in bytes. Equal models give equal bytes."""
         return write_container(path, *to_container(self.program))
 
+    def train(self, mode: bool = True) -> Self:
+        """As any module's; a warning where training is switched on, which changes nothing here."""
+        if mode:
+            warnings.warn(f"Int8Model.train(): {_NO_TRAINING}", stacklevel=2)
+        return super().train(mode)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """None, and a warning: an optimizer of an Int8 model has nothing to train."""
+        warnings.warn(f"Int8Model.parameters(): {_NO_TRAINING}", stacklevel=2)
+        return super().parameters(recurse)
+
     def _execute(self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: frozenset[str]) -> dict[str, Tensor]:
         inputs = bind(self.program, args, kwargs)
         try:
@@ -114,6 +126,11 @@ class Int8Model(nn.Module):
 
     def __repr__(self) -> str:
         return describe(self.program)
+
+
+_NO_TRAINING = (
+    "an Int8 model has no parameters and passes no gradients; train the prepared model (`qat`), then `tq.convert` it again"
+)
 
 
 def load(path: str | os.PathLike[str]) -> Int8Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,26 @@ class IntegerProgram:
 
 def validate(program: IntegerProgram) -> None:
     """Raise `ConversionError` at the first input, edge or node that cannot be run."""
+    known = _check_inputs(program)
+    for name, edge in program.edges.items():
+        check_edge(name, edge)
+    for node in program.nodes:
+        _check_reads(node, program.edges, known)
+        _check_output(node, program.edges, known)
+        node.check(program.edges)
+        known.add(node.output)
+    for name in program.edges:
+        if name not in known:
+            raise ConversionError(f"edge '{name}' is written by no node")
+    if program.call is not None:
+        _check_call(program)
+    for name in program.output_names():
+        if name not in known or name in program.edges:
+            raise ConversionError(f"output '{name}' is not a value of the program")
+
+
+def _check_inputs(program: IntegerProgram) -> set[str]:
+    """Their names: each a value of its own, of a known dtype and possible sizes."""
     known: set[str] = set()
     for tensor in program.inputs:
         if tensor.dtype not in DTYPES:
@@ -84,33 +104,27 @@ def validate(program: IntegerProgram) -> None:
     keywords = [tensor.keyword for tensor in program.inputs if tensor.keyword is not None]
     if len(set(keywords)) != len(keywords):
         raise ConversionError("a keyword stands for two inputs", got=sorted(keywords), expected="each keyword once")
-    for name, edge in program.edges.items():
-        check_edge(name, edge)
-    for node in program.nodes:
-        writes_codes = node.output in program.edges
-        reads_values = node.reading == "values" or (node.reading == "either" and not writes_codes)
-        for name in node.reads:
-            if name not in known:
-                raise ConversionError(f"{node.label} reads '{name}' before anything wrote it")
-            if (name in program.edges) == reads_values:
-                expected = "a value" if reads_values else "an edge of codes"
-                raise ConversionError(f"{node.label} reads '{name}'", expected=expected)
-        if node.output in known:
-            raise ConversionError(f"{node.label} writes a name that exists already")
-        if not writes_codes and node.writing == "codes":
-            raise ConversionError(f"{node.label} writes no edge", expected="scale and zero point of its codes")
-        if writes_codes and node.writing == "values":
-            raise ConversionError(f"{node.label} writes a value, which has no codes")
-        node.check(program.edges)
-        known.add(node.output)
-    for name in program.edges:
+    return known
+
+
+def _check_reads(node: Node, edges: Mapping[str, Edge], known: Set[str]) -> None:
+    """A node reads what is written before it: codes or values, as its kind does."""
+    reads_values = node.reading == "values" or (node.reading == "either" and node.output not in edges)
+    for name in node.reads:
         if name not in known:
-            raise ConversionError(f"edge '{name}' is written by no node")
-    if program.call is not None:
-        _check_call(program)
-    for name in program.output_names():
-        if name not in known or name in program.edges:
-            raise ConversionError(f"output '{name}' is not a value of the program")
+            raise ConversionError(f"{node.label} reads '{name}' before anything wrote it")
+        if (name in edges) == reads_values:
+            raise ConversionError(f"{node.label} reads '{name}'", expected="a value" if reads_values else "an edge of codes")
+
+
+def _check_output(node: Node, edges: Mapping[str, Edge], known: Set[str]) -> None:
+    """A node writes one new name: codes or a value, as its kind does."""
+    if node.output in known:
+        raise ConversionError(f"{node.label} writes a name that exists already")
+    if node.output not in edges and node.writing == "codes":
+        raise ConversionError(f"{node.label} writes no edge", expected="scale and zero point of its codes")
+    if node.output in edges and node.writing == "values":
+        raise ConversionError(f"{node.label} writes a value, which has no codes")
 
 
 def _check_call(program: IntegerProgram) -> None:

@@ -28,7 +28,7 @@ class QATCallback(TrainerCallback):
     so, because the loss is no part of the deployed model.
 
     calibration: batches to set ranges from before a training that starts at step 0; None lets ranges follow the first steps.
-    inputs: maps such a batch to the inputs. log: add the extremes of `tq.figures` to `trainer.state.log_history`.
+    inputs: maps such a batch to the inputs. log: add the extremes of `tq.training.figures` to `trainer.state.log_history`.
     The schedule follows the Trainer's own step, so that a resumed training goes on where it was.
     """
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from truequant.training import figures, weight_codes
+from truequant.training import figures
+from truequant.training.monitor import weight_codes
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from truequant.numerics.affine import (
     binarize,
     dequantize,
     expand,
+    outside,
     parameter_shape,
     quantize,
     recover,
@@ -20,6 +21,7 @@ from truequant.numerics.bounds import (
     products_in_int16,
     taps_of_a_phase,
 )
+from truequant.numerics.clipping import InputClipping
 from truequant.numerics.elementwise import Qparams, add, add_on_arm, fma, mul, sub, table
 from truequant.numerics.folding import IntegerWeights, Normalization, fold, folded_bias, folds_free
 from truequant.numerics.norms import (
@@ -31,7 +33,6 @@ from truequant.numerics.norms import (
     normalized,
     too_long,
 )
-from truequant.numerics.pooling import pooled_length, window_average
 from truequant.numerics.qparams import (
     MAX_SCALE,
     MIN_SCALE,
@@ -45,11 +46,11 @@ from truequant.numerics.requantize import channel_axis, clamp_codes, global_aver
 from truequant.numerics.tokens import dynamic_linear, stored_values, token_codes, weight_values
 
 __all__ = [
-    "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "IntegerWeights",
-    "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add", "add_on_arm", "along_axis",
-    "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize", "dynamic_linear", "expand",
-    "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul", "multiplier", "norm_codes",
-    "norm_constants", "normalized", "pair_bound", "parameter_shape", "pooled_length", "power_of_two", "products_in_int16",
-    "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale",
-    "stored_values", "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values", "window_average",
+    "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "InputClipping",
+    "IntegerWeights", "NormConstants", "NormKind", "NormRule", "Normalization", "Qparams", "accumulator_bound", "add",
+    "add_on_arm", "along_axis", "attended", "binarize", "bounded", "causal", "channel_axis", "clamp_codes", "dequantize",
+    "dynamic_linear", "expand", "exponentials", "fma", "fold", "folded_bias", "folds_free", "global_average_factor", "mul",
+    "multiplier", "norm_codes", "norm_constants", "normalized", "outside", "pair_bound", "parameter_shape", "power_of_two",
+    "products_in_int16", "quantize", "raised", "range_of", "recover", "requantize", "row_sums", "scale_and_zero_point",
+    "softmax", "stored_scale", "stored_values", "sub", "table", "taps_of_a_phase", "token_codes", "too_long", "weight_values",
 ]  # fmt: skip

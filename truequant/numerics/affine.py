@@ -29,6 +29,12 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: Bound, qmax: Bo
     return clamp(torch.where(torch.isnan(codes), 0.0, codes), qmin, qmax)
 
 
+def outside(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: Bound, qmax: Bound) -> Tensor:
+    """Where `x` rounds to a code below `qmin` or above `qmax`, which clips it."""
+    codes = torch.round(x.float() / scale) + zero_point
+    return (codes < qmin) | (codes > qmax)
+
+
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Values of codes, float32."""
     return (codes.float() - zero_point) * scale

@@ -118,7 +118,7 @@ def normalized(
     inverse, mean = _of_rows(c, rule, axes, known, reach)
     if rule.kind == "group":
         return _by_channel(c.reshape(shape), rule, known, inverse, mean)
-    gain, bias = (None if t is None else beside(t, axes) for t in (known.gain, known.bias))
+    gain, bias = (None if t is None else over_rows(t, axes) for t in (known.gain, known.bias))
     if mean is None:
         return (c if gain is None else c * gain) / inverse
     assert gain is not None
@@ -177,7 +177,7 @@ def root(values: Tensor) -> Tensor:
     return torch.sqrt(values.double()).float()
 
 
-def beside(parameter: Tensor, axes: Sequence[int]) -> Tensor:
+def over_rows(parameter: Tensor, axes: Sequence[int]) -> Tensor:
     """A parameter of the shape of `axes`, in a shape that broadcasts against what has them; a 0-d one stays as it is."""
     if parameter.dim() == 0:
         return parameter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,16 +35,20 @@ def window_average(
     for tap in itertools.product(*map(range, kernel)):
         place: tuple[Any, ...] = (..., *(slice(t, t + (n - 1) * s + 1, s) for t, n, s in zip(tap, counts, stride, strict=True)))
         total, members = total + values[place], members + inside[place]  # outside the input both add 0
-    mean = total / members
-    if rule == "portable":
-        return quantize(mean, sy, zy, low, high)
-    if rule != "onnxruntime":
+    if rule not in _FROM_MEAN:
         raise ArgumentError(
             f"no arithmetic rule {rule!r} of averages over uneven windows",
             got=repr(rule),
-            expected="'onnxruntime' or 'portable'",
+            expected=" or ".join(map(repr, _FROM_MEAN)),
         )
-    return clamp(torch.round(mean / sy + zy), low, high)
+    return _FROM_MEAN[rule](total / members, sy, zy, low, high)
+
+
+_FROM_MEAN: dict[ArithmeticRule, Callable[[Tensor, Tensor, Tensor, Bound, Bound], Tensor]] = {
+    "onnxruntime": lambda mean, sy, zy, low, high: clamp(torch.round(mean / sy + zy), low, high),
+    "portable": quantize,
+}
+"""Codes of a mean, by the rule."""
 
 
 def pooled_length(length: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:

@@ -89,7 +89,7 @@ COMPUTES, MOVES, FLOAT, GRIDLESS = _where("computes"), _where("moves"), _where("
 NEED_ARGUMENTS, PLAIN, HOMOGENEOUS = _where("needs_arguments"), _where("plain"), _where("homogeneous")
 OF_SCORES = _where("of_scores")
 KEEP_SIGN, NAMED_RULE, BARE, ANY_WIDTH = _where("keeps_sign"), _where("named_rule"), _where("bare"), _where("any_width")
-ACT = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
+DIFFERS = COMPUTES | GRIDLESS | OF_SCORES | {"weights"}
 """Actions at which something else than in the float model happens, with or without a quantizer behind."""
-HAND_ON = MOVES | {"identity"}
+NOTHING_BUT_THE_OP = MOVES | {"identity"}
 """Actions that are nothing but the op, in training and in evaluation, where no quantizer is behind it."""

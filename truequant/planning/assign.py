@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from truequant.errors import PlanError, SchemeError
 from truequant.planning.actions import KEEP_SIGN
@@ -129,10 +129,8 @@ def activation_schemes(
     graph: Graph, overrides: dict[int, Overrides], config: QConfig, last: set[int]
 ) -> dict[int, QuantScheme | None]:
     """The scheme of each grid that an integer op writes or reads; None where the config leaves it in float."""
-    inputs = {graph.grid(graph.resolve(v)) for v in graph.trace.inputs}
-    outputs, scores = {graph.grid(v) for v in graph.outputs}, scores_grids(graph)
-    wide = wide_sums(graph) if _widens(config) else frozenset()
-    constants = {graph.grid(v) for v in graph.constants} - inputs - {graph.grid(w) for n in graph.nodes for w in n.writes}
+    given = _GivenByGrid(graph, config, last)
+    inputs, scores = given.inputs, given.scores
     result: dict[int, QuantScheme | None] = {}
     for node in graph.nodes:
         if node.integer:
@@ -143,27 +141,15 @@ def activation_schemes(
     for grid in result:
         consumers = [n for n in graph.nodes if n.integer and any(graph.grid(v) == grid for v in n.reads)]
         writers = [n for n in graph.nodes if (n.integer or coded(n, graph, overrides)) and graph.grid(n.end) == grid]
-        base = config.activation
-        if grid in inputs:
-            base = config.input
-        elif grid in outputs:
-            base = config.output
-        elif grid in constants:
-            base = _of_constant(config)
-        elif grid in scores:
-            base = scores_scheme(config.activation, config.target)
-        elif config.ends is not None and any(n.index in last for n in consumers):
-            base = config.ends.activation
-        if base is not None and grid in wide:
-            base = base.with_(dtype=uint16)
+        # What the config says of such a grid; then what rules say of the ops that write it; then of those that read it.
+        scheme = given.scheme(grid, consumers)
         for node in writers:
-            said = [overrides[link.index].output for link in (node, *node.fused)]
-            for scheme in said:
-                base = base if isinstance(scheme, Inherit) else scheme
+            for link in (node, *node.fused):
+                said = overrides[link.index].output
+                scheme = scheme if isinstance(said, Inherit) else said
         asked = [n for n in consumers if n.action != "attend" or grid not in scores]
-        wanted = [(n, base if isinstance(s := overrides[n.index].input, Inherit) else s) for n in asked]
-        result[grid] = _agreed(wanted, base)
-        scheme = result[grid]
+        wanted = [(n, scheme if isinstance(s := overrides[n.index].input, Inherit) else s) for n in asked]
+        result[grid] = scheme = _agreed(wanted, scheme)
         if scheme is not None and is_dynamic(scheme):
             check_dynamic(scheme, _where(writers, consumers))
         elif scheme is not None:
@@ -173,6 +159,37 @@ def activation_schemes(
             if not scheme.dtype.signed and scheme.symmetric is None and nonnegative:
                 result[grid] = scheme.with_(symmetric=True)
     return result
+
+
+class _GivenByGrid:
+    """What a config says of a grid by what lies on it: the model's inputs, its outputs, constants, scores, anything else."""
+
+    def __init__(self, graph: Graph, config: QConfig, last: set[int]) -> None:
+        self.config, self.last = config, last
+        self.inputs = {graph.grid(graph.resolve(v)) for v in graph.trace.inputs}
+        self.outputs, self.scores = {graph.grid(v) for v in graph.outputs}, scores_grids(graph)
+        self.wide = wide_sums(graph) if _widens(config) else frozenset()
+        written = {graph.grid(w) for n in graph.nodes for w in n.writes}
+        self.constants = {graph.grid(v) for v in graph.constants} - self.inputs - written
+
+    def scheme(self, grid: int, consumers: Sequence[Node]) -> QuantScheme | None:
+        """consumers: the integer nodes that read it."""
+        found = self._narrow(grid, consumers)
+        return found.with_(dtype=uint16) if found is not None and grid in self.wide else found
+
+    def _narrow(self, grid: int, consumers: Sequence[Node]) -> QuantScheme | None:
+        config = self.config
+        if grid in self.inputs:
+            return config.input
+        if grid in self.outputs:
+            return config.output
+        if grid in self.constants:
+            return _of_constant(config)
+        if grid in self.scores:
+            return scores_scheme(config.activation, config.target)
+        if config.ends is not None and any(n.index in self.last for n in consumers):
+            return config.ends.activation
+        return config.activation
 
 
 def _widens(config: QConfig) -> bool:

@@ -28,7 +28,7 @@ from truequant.planning.constants import Constants, Learned
 from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
 from truequant.planning.formulas import Formula, Formulas
-from truequant.planning.likes import LIKE, told_apart
+from truequant.planning.likes import LIKE, without_examples
 from truequant.planning.masks import masks_held
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
@@ -107,7 +107,6 @@ class Call:
     kwargs: Mapping[str, Any]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    mutates: bool
     location: str
     function: Callable[..., Any] | None = None
 
@@ -169,58 +168,56 @@ class _Recorder(TorchFunctionMode):
         if op is None:
             return func(*args, **kwargs)
         op = counted_as(op, args, kwargs)
-        seen = told_apart(func, args, kwargs) if func in LIKE else (tuple(args), dict(kwargs))
+        seen = without_examples(func, args, kwargs) if func in LIKE else (tuple(args), dict(kwargs))
         tensors = [t for t in pytree.tree_leaves(seen) if isinstance(t, Tensor)]
         inputs = [(t, i) for t in tensors if (i := self.held.read(t)) is not None]
-        owner, constants = self.stack[-1].name, self.stack[-1].constants
-        counts = self.trace.op_counts.setdefault((owner, self.frame), Counter())
-        ranks = self.trace.op_ranks.setdefault((owner, self.frame), Counter())
+        around = self.stack[-1]
+        counts = self.trace.op_counts.setdefault((around.name, self.frame), Counter())
+        ranks = self.trace.op_ranks.setdefault((around.name, self.frame), Counter())
         ordinal, rank = counts[op.name], ranks[op.name]
         counts[op.name] += 1
-        if not inputs and constants.alone(func, args, kwargs):
-            result = func(*args, **kwargs)
-            constants.note(result)
-            return self._of_constants(op, func, args, kwargs, result)
-        ranks[op.name] += 1
+        constant = not inputs and around.constants.suffice(func, args, kwargs)
+        ranks[op.name] += not constant
         if not inputs:
-            return self._of_constants(op, func, args, kwargs, func(*args, **kwargs))
+            result = func(*args, **kwargs)
+            if constant:
+                around.constants.note(result)
+            return self._of_constants(op, func, args, kwargs, result)
         recorded_args, recorded_kwargs = pytree.tree_map(self._reference, seen)
-        versions = [t._version for t, _ in inputs]
+        result, outputs = self._called(op, func, args, kwargs, [t for t, _ in inputs])
+        if outputs is not None:
+            reads = tuple(i for _, i in inputs)
+            self.trace.calls.append(
+                Call(
+                    op, around.name, self.frame, ordinal, rank, recorded_args, recorded_kwargs, reads, outputs,
+                    _location(), func,
+                )
+            )  # fmt: skip
+        return result
+
+    def _called(
+        self, op: Op, func: Callable[..., Any], args: Sequence[Any], kwargs: Any, inputs: Sequence[Tensor]
+    ) -> tuple[Any, tuple[int, ...] | None]:
+        """The result of a call that reads `inputs`, and the values that it wrote; None where it computed no tensor."""
+        versions = [t._version for t in inputs]
         result = func(*args, **kwargs)
         outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-        assigned = func is Tensor.__setitem__ and args[0].is_floating_point() and id(args[0]) not in self.names
-        if not outputs and not assigned:
-            return result
-        mutated = [t for (t, _), version in zip(inputs, versions, strict=True) if t._version != version]
-        if assigned:
-            mutated, indices = [args[0]], [self._value(args[0])]
-            self.held.overwrite(args[0], None, indices[0], _location())
-        elif mutated and len(outputs) == 1 and outputs[0] is mutated[0]:
+        if func is Tensor.__setitem__ and args[0].is_floating_point() and id(args[0]) not in self.names:
+            index = self._value(args[0])
+            self.held.overwrite(args[0], None, index, _location())
+            return result, (index,)
+        if not outputs:
+            return result, None
+        mutated = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]
+        if mutated and len(outputs) == 1 and outputs[0] is mutated[0]:
             # The caller gets another name of the same memory, which tells whether the old one is read afterwards.
             result = outputs[0].view_as(outputs[0])
-            indices = [self._value(result)]
-            self.held.overwrite(mutated[0], result, indices[0], _location())
-        elif op.role is Role.FLOAT and not mutated and all(any(o is t for t, _ in inputs) for o in outputs):
-            return result  # handed its argument back: nothing was computed
-        else:
-            indices = [self.add(t) for t in outputs]
-        self.trace.calls.append(
-            Call(
-                op,
-                owner,
-                self.frame,
-                ordinal,
-                rank,
-                recorded_args,
-                recorded_kwargs,
-                tuple(i for _, i in inputs),
-                tuple(indices),
-                bool(mutated),
-                _location(),
-                func,
-            )
-        )
-        return result
+            index = self._value(result)
+            self.held.overwrite(mutated[0], result, index, _location())
+            return result, (index,)
+        if op.role is Role.FLOAT and not mutated and all(any(o is t for t in inputs) for o in outputs):
+            return result, None  # handed its argument back: nothing was computed
+        return result, tuple(self.add(t) for t in outputs)
 
     def _of_constants(self, op: Op, func: Callable[..., Any], args: Sequence[Any], kwargs: Any, result: Any) -> Any:
         """The result of a call in which no input has a part."""
@@ -267,7 +264,7 @@ class _Recorder(TorchFunctionMode):
             self.trace.strangers = tuple(strangers_of(outputs))
             self.trace.outputs = [index for t in tensors_of(outputs) if (index := self.held.read(t)) is not None]
         around = self.stack[-1].constants
-        if around.alone(None, args, kwargs):
+        if around.suffice(None, args, kwargs):
             around.note(outputs)
 
     def _reframe(self) -> None:

@@ -29,6 +29,8 @@ _TYPES: dict[str, type[Any]] = {}
 """What is written by its name: dataclasses, added by `stored`."""
 _BEFORE = {("QConfig", "saturation"): "unsigned", ("QConfig", "wide_streams"): False}
 """What a field that a text lacks meant when texts had no such field, where that is not the default."""
+_STORED_AS = {("Site", "quantized_at"): "carries"}
+"""Fields that texts have under another name: older and newer versions read each other's."""
 _FLAGS = re.ASCII | re.IGNORECASE | re.LOCALE | re.MULTILINE | re.DOTALL | re.UNICODE | re.VERBOSE  # not DEBUG, which prints
 T = TypeVar("T")
 
@@ -109,9 +111,14 @@ def _encode(value: Any, where: str) -> Json:
         _known_type(value, where, SchemeError)
     record: dict[str, Json] = {"type": type(value).__name__}
     for field in fields(value):
-        item, at = getattr(value, field.name), f"{where}.{field.name}"
-        record[field.name] = _encode_selector(item, at) if field.name == "select" else _encode(item, at)
+        item, name = getattr(value, field.name), _stored_as(type(value), field.name)
+        at = f"{where}.{name}"
+        record[name] = _encode_selector(item, at) if name == "select" else _encode(item, at)
     return record
+
+
+def _stored_as(kind: type, field: str) -> str:
+    return _STORED_AS.get((kind.__name__, field), field)
 
 
 def _encode_selector(select: Selector, where: str) -> Json:
@@ -131,21 +138,22 @@ def _record(kind: type[T], value: Json, where: str) -> T:
     if not isinstance(value, dict) or value.get("type") != kind.__name__:
         raise _wrong(where, value.get("type") if isinstance(value, dict) else value, f"a {kind.__name__}")
     hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
-    found = {}
+    found, names = {}, {_stored_as(kind, name) for name in hints}
     for name in value:
-        if name != "type" and name not in hints:
+        if name != "type" and name not in names:
             raise FileError(
                 f"{where}: a {kind.__name__} has no field {name[:200]!r}",
-                expected=", ".join(hints),
+                expected=", ".join(_stored_as(kind, name) for name in hints),
                 fix="read it with the truequant that wrote it",
             )
     for field in fields(kind):  # type: ignore[arg-type]
+        name = _stored_as(kind, field.name)
         if (kind.__name__, field.name) in _BEFORE:
             found[field.name] = _BEFORE[kind.__name__, field.name]
-        if field.name in value:
-            found[field.name] = _value(hints[field.name], value[field.name], f"{where}.{field.name}")
+        if name in value:
+            found[field.name] = _value(hints[field.name], value[name], f"{where}.{name}")
         elif field.name not in found and field.default is MISSING and field.default_factory is MISSING:
-            raise FileError(f"{where}: a {kind.__name__} lacks its field '{field.name}'", expected=", ".join(hints))
+            raise FileError(f"{where}: a {kind.__name__} lacks its field '{name}'", expected=", ".join(hints))
     try:
         made = kind(**found)
     except SchemeError as error:

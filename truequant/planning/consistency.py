@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from truequant.errors import FileError, PlanError, SchemeError
@@ -30,37 +30,56 @@ def check_records(
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise error(f"{where}: the {kind} '{twice[0][:200]}' stands twice in the plan")
     for q in all_quantizers:
-        whole = f"{q.owner}.{q.slot}" if q.owner else q.slot
-        per_tensor = isinstance(q.scheme.granularity, PerTensor)
-        if q.name != whole or not q.slot or "." in q.slot or (q.channels is None) != per_tensor:
-            raise error(f"{where}: the quantizer '{q.name[:200]}' contradicts itself", got=repr(q)[:300])
-        if q.kind != "weight" and not per_tensor:
-            raise error(f"{where}: '{q.name[:200]}' has several scales", got=str(q.scheme), expected="PerTensor()")
-        if (q.stream is None and q.chosen) or (q.stream is not None and (q.stream >= 0 or q.kind != "activation")):
-            raise error(f"{where}: the quantizer '{q.name[:200]}' contradicts itself", got=repr(q)[:300])
+        _check_quantizer(q, where, error)
     for s in all_sites:
-        activations = [name for name in (*s.reads, s.emits, s.quantizer) if name is not None]
-        wrong = [name for name in activations if name not in quantizers or quantizers[name].kind == "weight"]
-        if s.weight is not None and (s.weight not in quantizers or quantizers[s.weight].kind != "weight"):
-            wrong.append(s.weight)
-        wrong += [q for _, q in s.weights if q not in quantizers or quantizers[q].kind != "weight"]
-        wrong += [name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites]
-        if any(not 0 <= place < len(s.reads) or s.reads[place] is None for place in s.constants):
-            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"constants {s.constants[:8]}")
-        linear = s.action in GRIDLESS
-        if (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
-            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=f"{s.action} of {s.op[:80]}")
-        if not _affine_is_sound(s) or (s.norm_rule is not None) != (s.action == "normalize"):
-            raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=repr(s.affine or s.norm_rule)[:300])
-        if s.dynamic is not None:
-            check_dynamic(s.dynamic, s.name[:200], error)
+        _check_site(s, where, error)
+        wrong = _not_held(s, quantizers, sites)
         if wrong or s.owner not in owners or any(step < 0 for step in s.frame):
             raise error(
                 f"{where}: the site '{s.name[:200]}' names what the plan does not hold", got=repr(wrong or s.owner)[:200]
             )
     for spec in inputs:
-        if spec.quantizer is not None and (spec.quantizer not in quantizers or quantizers[spec.quantizer].kind == "weight"):
+        if spec.quantizer is not None and not _is(spec.quantizer, quantizers, weight=False):
             raise error(f"{where}: the input '{spec.name[:200]}' names what the plan does not hold", got=repr(spec)[:200])
+
+
+def _check_quantizer(q: QuantizerPlan, where: str, error: type[FileError] | type[PlanError]) -> None:
+    whole = f"{q.owner}.{q.slot}" if q.owner else q.slot
+    per_tensor = isinstance(q.scheme.granularity, PerTensor)
+    named_amiss = q.name != whole or not q.slot or "." in q.slot
+    streamed_amiss = q.chosen if q.stream is None else q.stream >= 0 or q.kind != "activation"
+    if named_amiss or streamed_amiss or (q.channels is None) != per_tensor:
+        raise error(f"{where}: the quantizer '{q.name[:200]}' contradicts itself", got=repr(q)[:300])
+    if q.kind != "weight" and not per_tensor:
+        raise error(f"{where}: '{q.name[:200]}' has several scales", got=str(q.scheme), expected="PerTensor()")
+
+
+def _check_site(s: Site, where: str, error: type[FileError] | type[PlanError]) -> None:
+    linear, got = s.action in GRIDLESS, None
+    if any(not 0 <= place < len(s.reads) or s.reads[place] is None for place in s.constants):
+        got = f"constants {s.constants[:8]}"
+    elif (linear and (s.weight is None or s.op not in LINEAR_OPS)) or (s.dynamic is not None) != (s.action == "dynamic"):
+        got = f"{s.action} of {s.op[:80]}"
+    elif not _affine_is_sound(s) or (s.norm_rule is not None) != (s.action == "normalize"):
+        got = repr(s.affine or s.norm_rule)[:300]
+    if got is not None:
+        raise error(f"{where}: the site '{s.name[:200]}' contradicts itself", got=got)
+    if s.dynamic is not None:
+        check_dynamic(s.dynamic, s.name[:200], error)
+
+
+def _not_held(s: Site, quantizers: Mapping[str, QuantizerPlan], sites: Collection[str]) -> list[str]:
+    """Names in a site that are no quantizer of the kind they should be, or no site."""
+    activations, weights = (*s.reads, s.emits, s.quantizer), (s.weight, *(q for _, q in s.weights))
+    return [
+        *(name for name in activations if name is not None and not _is(name, quantizers, weight=False)),
+        *(name for name in weights if name is not None and not _is(name, quantizers, weight=True)),
+        *(name for name in (*s.fused, s.norm, s.fused_into) if name is not None and name not in sites),
+    ]
+
+
+def _is(name: str, quantizers: Mapping[str, QuantizerPlan], *, weight: bool) -> bool:
+    return name in quantizers and (quantizers[name].kind == "weight") == weight
 
 
 def _affine_is_sound(site: Site) -> bool:

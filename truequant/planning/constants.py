@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 
-from truequant.planning.likes import LIKE, told_apart
+from truequant.planning.likes import LIKE, without_examples
 from truequant.planning.ops import tensors_in, writes_in_place
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -63,13 +63,13 @@ class Constants:
         elif result is not None:
             self._add_all(pytree.tree_leaves(result))
 
-    def alone(self, function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def suffice(self, function: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call of `function` with these arguments reads no tensor but constants.
 
         A constant that something else is written into is none any more.
         """
         if function in LIKE:
-            args, kwargs = told_apart(function, args, kwargs)
+            args, kwargs = without_examples(function, args, kwargs)
         if args:
             first = args[0]
             if type(first) is Tensor and id(first) not in self._known:

@@ -17,18 +17,18 @@ from truequant.planning.calls import Dynamic, as_arguments, as_example, call_of,
 from truequant.planning.capture import Call, Constant, Frame, Trace, trace
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fitting import check_plain
+from truequant.planning.float_linears import check_uses
 from truequant.planning.float_weights import is_recurrent, reason_of, tied_layer, weights_in_float
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node
 from truequant.planning.held import Held, held
 from truequant.planning.leaves import is_leaf
-from truequant.planning.linears import check_uses
 from truequant.planning.norm_parts import norms_of_grids, release_parts, take_parts
 from truequant.planning.notes import notes, wide_sums
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
 from truequant.planning.overrides import Overrides
-from truequant.planning.passes import carried
+from truequant.planning.pass_ends import pass_ends
 from truequant.planning.plan import Plan
 from truequant.planning.records import Kind, OwnerPlan, QuantizerPlan, Site, TensorSpec
 from truequant.planning.saturation import narrowed
@@ -228,9 +228,8 @@ class _Builder:
     def plan(self) -> Plan:
         at_node, at_input = self._place()
         trained = calls_in_training(self.graph, self.trained)
-        self.carried = carried(self.graph, self.trained, trained, at_node, self.config.fusions)
-        left_out = skipped(self.graph.trace, self.trained)
-        trained |= calls_skipped(self.graph, left_out)
+        self.pass_ends = pass_ends(self.graph, self.trained, trained, at_node, self.config.fusions)
+        trained |= calls_skipped(self.graph, skipped(self.graph.trace, self.trained))
         self.trained = with_skipped(self.graph.trace, self.trained)
         sites = tuple(self._site(n, at_node, trained.get(n.index)) for n in self.graph.nodes)
         return Plan(
@@ -290,7 +289,7 @@ class _Builder:
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
-            part=self.parts.get(node.index), weights=weights, carries=self.carried.get(node.index),
+            part=self.parts.get(node.index), weights=weights, quantized_at=self.pass_ends.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
@@ -332,7 +331,7 @@ class _Builder:
         graph = self.graph
         counts = _most(graph.trace.op_counts), _most(self.trained.op_counts)
         ranks = _most(graph.trace.op_ranks), _most(self.trained.op_ranks)
-        watched = self._watched()
+        watched = self._counted_owners()
         owners = {n.call.owner for n in graph.nodes} | watched | {""}
         owners |= {name for name, m in graph.modules.items() if isinstance(m, FAST_PATHS)}
         repeats = graph.repeats
@@ -353,7 +352,7 @@ class _Builder:
             for owner in sorted(owners)
         )
 
-    def _watched(self) -> set[str]:
+    def _counted_owners(self) -> set[str]:
         """Modules in whose own forward each call is looked at.
 
         Those that call an op; those of a user's own class, and those that no example calls, where any call is one too many.

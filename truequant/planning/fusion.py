@@ -14,9 +14,9 @@ import torch
 
 from truequant.planning.actions import MOVES, OF_SCORES
 from truequant.planning.affine import of_channels
+from truequant.planning.batch_norms import why_not_fixed
 from truequant.planning.formulas import Affine
 from truequant.planning.graph import Graph, Node
-from truequant.planning.norms import why_not_fixed
 from truequant.planning.ops import LINEAR_OPS, Role
 
 
@@ -30,7 +30,7 @@ def fuse(graph: Graph) -> None:
             _scaled(node, graph)
     for node in graph.nodes:
         if node.action == "norm" and node.fused_into is None:
-            _stand_alone(node, graph)
+            _as_own_site(node, graph)
     for node in graph.nodes:
         if node.integer:
             _follow(node, graph)
@@ -158,7 +158,7 @@ def _permutation(node: Node, graph: Graph) -> tuple[int, ...] | None:
     return tuple(n - 2 for n in moved.shape)
 
 
-def _stand_alone(norm: Node, graph: Graph) -> None:
+def _as_own_site(norm: Node, graph: Graph) -> None:
     """A map of channels on codes is an integer layer of one weight a channel."""
     if norm.call.op.role is Role.NORM and (why := _why_not_fixed(norm, graph)) is not None:
         norm.action, norm.reason = "float", why
@@ -168,10 +168,10 @@ def _stand_alone(norm: Node, graph: Graph) -> None:
     if on_codes and graph.rank(norm.reads[0]) <= 5 and _take(norm, (), norm, 1, graph):
         norm.action, norm.reason = "affine", "integer factor and bias a channel"
     else:
-        norm.action, norm.reason = "float", _why_alone(norm, graph)
+        norm.action, norm.reason = "float", _why_not_folded(norm, graph)
 
 
-def _why_alone(norm: Node, graph: Graph) -> str:
+def _why_not_folded(norm: Node, graph: Graph) -> str:
     """Why a map of channels is computed with no layer."""
     value = norm.reads[0]
     before = graph.writer.get(value)

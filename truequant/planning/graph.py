@@ -18,9 +18,9 @@ from truequant.planning.capture import Call, Constant, Frame, Ref, Trace
 from truequant.planning.formulas import Affine
 from truequant.planning.joined import CONSTANTS, joined
 from truequant.planning.leaves import is_leaf, site_name
-from truequant.planning.normalizing import BY_ROW, norm_rule
+from truequant.planning.norm_rules import BY_ROW, norm_rule
 from truequant.planning.ops import Role, clamp_bounds
-from truequant.planning.pooling import average_axes, pads_apart, pool_arguments, uneven
+from truequant.planning.pooling import average_axes, of_windows, pool_arguments
 from truequant.planning.products import is_product, product
 from truequant.planning.recurrent import weights_of
 from truequant.planning.repeats import Key, Repeats
@@ -97,9 +97,9 @@ class Graph(Values):
         self.nodes = [self._node(i, call) for i, call in enumerate(trace.calls)]
         self.outputs = {self.resolve(v) for v in trace.outputs}
         self._parent: dict[int, int] = {}
-        self.look()
+        self.find_readers()
 
-    def look(self) -> None:
+    def find_readers(self) -> None:
         """See who reads and writes each value; what is computed with a norm before it reads nothing of its own."""
         self.readers: dict[int, list[Node]] = {}
         self.writer: dict[int, Node] = {}
@@ -370,10 +370,4 @@ def _average(call: Call, graph: Graph, value: int) -> tuple[Action, str]:
     arguments = pool_arguments(call.op.name, call.args, call.kwargs, shape)
     if arguments is None:
         return "float", "windows of an adaptive pooling differ in size"
-    if uneven(arguments):
-        if arguments["divisor_override"]:
-            return "float", "its windows do not all hold the same number of elements, and are divided by one number"
-        if arguments["count_include_pad"] and not pads_apart(arguments, shape):
-            return "float", "its last windows would begin in the padding"
-        return "pool", "average of windows that do not all hold the same number of elements"
-    return "pool", "integer layer of ones"
+    return of_windows(arguments, shape)

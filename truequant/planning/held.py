@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from truequant.planning.capture import Call, Constant, Ref, Trace
 from truequant.planning.float_ops import ISLAND_OPS, MADE_AS, MOVING_OPS, ONNX_OPS
 from truequant.planning.ops import only_in_place, out_of_place, writes_in_place
-from truequant.planning.registered import registered_op
+from truequant.planning.user_ops import registered_op
 
 
 @dataclass(frozen=True, slots=True)

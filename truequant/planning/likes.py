@@ -22,7 +22,7 @@ class Like:
     shape: tuple[int, ...]
 
 
-def told_apart(
+def without_examples(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a function of `LIKE` with `Like` for each tensor that is an example."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from truequant.numerics import NormRule
 from truequant.planning.graph import Graph, Node
-from truequant.planning.normalizing import BY_ROW, norm_rule
+from truequant.planning.norm_rules import BY_ROW, norm_rule
 from truequant.planning.ops import Role
 
 
@@ -14,7 +14,7 @@ def take_parts(graph: Graph) -> None:
     for norm in norms:
         written = norm.written
         assert written is not None
-        parts = _alone(graph, norm, {*written.steps, *written.passed})
+        parts = _read_within(graph, norm, {*written.steps, *written.passed})
         if not set(written.passed) <= parts:
             _release(norm, graph, "one of its steps is read elsewhere too")
             continue
@@ -25,7 +25,7 @@ def take_parts(graph: Graph) -> None:
             norm.parts.append(part)
         norm.affine = written.gain
     if norms:
-        graph.look()
+        graph.find_readers()
 
 
 def norms_of_grids(graph: Graph) -> None:
@@ -39,7 +39,7 @@ def norms_of_grids(graph: Graph) -> None:
             node.action, node.reason, node.norm_rule = "normalize", BY_ROW, rule
 
 
-def _alone(graph: Graph, norm: Node, parts: set[int]) -> set[int]:
+def _read_within(graph: Graph, norm: Node, parts: set[int]) -> set[int]:
     """Those of the values that the norm and other such values alone read."""
     parts = {value for value in parts if value not in graph.outputs and value in graph.writer}
     while True:

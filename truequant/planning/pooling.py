@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from truequant.numerics import pooled_length
+from truequant.numerics.pooling import pooled_length
+from truequant.planning.actions import Action
 
 
 def average_axes(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> tuple[int, ...] | None:
@@ -65,7 +66,18 @@ def _windows(op: str, size: Any, shape: Sequence[int]) -> tuple[int, ...] | None
     return tuple(have // want for want, have in zip(wanted, shape[-n:], strict=True))
 
 
-def pads_apart(arguments: Mapping[str, Any], shape: Sequence[int]) -> bool:
+def of_windows(arguments: Mapping[str, Any], shape: Sequence[int]) -> tuple[Action, str]:
+    """What quantization makes of an average over windows, and why."""
+    if not uneven(arguments):
+        return "pool", "integer layer of ones"
+    if arguments["divisor_override"]:
+        return "float", "its windows do not all hold the same number of elements, and are divided by one number"
+    if arguments["count_include_pad"] and not _pads_apart(arguments, shape):
+        return "float", "its last windows would begin in the padding"
+    return "pool", "average of windows that do not all hold the same number of elements"
+
+
+def _pads_apart(arguments: Mapping[str, Any], shape: Sequence[int]) -> bool:
     """Whether zeros around the input and a pooling without padding make the same windows."""
     fields = zip(shape[-len(arguments["kernel"]) :], *(arguments[k] for k in ("kernel", "stride", "padding")), strict=True)
     return all(pooled_length(n, k, s, p, 1, True) == pooled_length(n + 2 * p, k, s, 0, 1, True) for n, k, s, p in fields)

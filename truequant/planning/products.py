@@ -42,15 +42,11 @@ def contraction(equation: Any, rank: Sequence[int] | None = None) -> Contraction
     """
     if not isinstance(equation, str):
         return None
-    text = equation.replace(" ", "")
-    operands, arrow, output = text.partition("->")
-    parts = operands.split(",")
-    if len(parts) != 2 or "." in text:
-        return None
-    left, right = parts
-    if not arrow:
-        output = "".join(sorted(c for c in set(left + right) if (left + right).count(c) == 1))
-    if any(len(set(part)) != len(part) for part in (left, right, output)) or not set(output) <= set(left + right):
+    operands, arrow, output = equation.replace(" ", "").partition("->")
+    left, _, right = operands.partition(",")
+    if not arrow:  # then each letter that stands once is kept, in the order of the alphabet
+        output = "".join(sorted(c for c in operands if c != "," and operands.count(c) == 1))
+    if not all(_is_letters(part) for part in (left, right, output)) or not set(output) <= set(left + right):
         return None
     if rank is not None and (len(left), len(right)) != tuple(rank):
         return None
@@ -58,9 +54,13 @@ def contraction(equation: Any, rank: Sequence[int] | None = None) -> Contraction
     rows = "".join(c for c in left if c in output and c not in right)
     columns = "".join(c for c in right if c in output and c not in left)
     summed = "".join(c for c in left if c in right and c not in output)
-    if set(left) != set(batch + rows + summed) or set(right) != set(batch + columns + summed) or not summed:
-        return None
-    return Contraction(left, right, output, batch, rows, columns, summed)
+    summed_alone = set(left + right) - set(batch + rows + columns + summed)
+    return None if summed_alone or not summed else Contraction(left, right, output, batch, rows, columns, summed)
+
+
+def _is_letters(part: str) -> bool:
+    """Whether a part names axes one by one, each once: no further operand, no dots."""
+    return len(set(part)) == len(part) and not set(part) & {",", "."}
 
 
 def product(call: Call, reads: tuple[int, ...], values: Values, *, floats: bool = False) -> tuple[Action, str]:

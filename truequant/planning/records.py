@@ -56,7 +56,7 @@ class Site:
     part: which of several tensors that it returns passes through the quantizer.
     weights: of a float layer, its parameters that are quantized: `(name, quantizer)`.
     dynamic: of a linear layer whose input is quantized token by token at run time, the scheme of the tokens.
-    carries: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
+    quantized_at: where the quantizer sits that runs in one training pass with this op: here, or at a clamp right behind it.
     affine: the map of channels that is computed with a layer, or that an op alone is.
     norm_rule: of a norm that is computed on codes, what it computes.
     operand: of an op that is such a map or a part of one, which positional argument is the activation.
@@ -89,7 +89,7 @@ class Site:
     maximum: float | None = None
     writes_back: bool = False
     part: int | None = None
-    carries: str | None = None
+    quantized_at: str | None = None
     rule: str | None = None
     weights: tuple[tuple[str, str], ...] = ()
     dynamic: QuantScheme | None = None

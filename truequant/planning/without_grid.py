@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from truequant.numerics import too_long
 from truequant.planning.actions import BARE
+from truequant.planning.float_linears import gridless
 from truequant.planning.graph import Graph, Node
-from truequant.planning.linears import gridless
 from truequant.planning.norm_parts import release_parts
 from truequant.schemes import QuantScheme
 
@@ -21,28 +21,29 @@ def without_grid(graph: Graph, schemes: Schemes, tokens: Schemes) -> None:
 
     tokens: how linear layers quantize what they read from a grid that is none.
     """
-    changed = True
-    while changed:
-        changed = False
-        for node in graph.nodes:
-            if not node.integer:
-                continue
-            if node.action == "normalize" and schemes.get(graph.grid(node.end)) is None:
-                _release_movements(node)
-            reads = [schemes.get(graph.grid(v)) for v in node.reads]
-            if None in reads:
-                gridless(node, tokens.get(graph.grid(node.reads[0])))
-            elif (
-                why := _why_float(node, [s for s in reads if s is not None], schemes.get(graph.grid(node.end)), graph)
-            ) is None:
-                continue
-            else:
-                node.action, node.reason = "float", why
-            for link in node.fused:
-                link.fused_into = None
-                link.action = "float" if link.action == "norm" else link.action
-            node.fused, node.norm, node.affine, changed = [], None, None, True
-            release_parts(graph)
+    while sum(_released(node, graph, schemes, tokens) for node in graph.nodes):
+        pass  # what has become float took a grid from those that read it
+
+
+def _released(node: Node, graph: Graph, schemes: Schemes, tokens: Schemes) -> bool:
+    """Whether an integer node has become a float one, with what was fused into it on its own again."""
+    if not node.integer:
+        return False
+    if node.action == "normalize" and schemes.get(graph.grid(node.end)) is None:
+        _release_movements(node)
+    reads = [s for v in node.reads if (s := schemes.get(graph.grid(v))) is not None]
+    if len(reads) < len(node.reads):
+        gridless(node, tokens.get(graph.grid(node.reads[0])))
+    elif (why := _why_float(node, reads, schemes.get(graph.grid(node.end)), graph)) is not None:
+        node.action, node.reason = "float", why
+    else:
+        return False
+    for link in node.fused:
+        link.fused_into = None
+        link.action = "float" if link.action == "norm" else link.action
+    node.fused, node.norm, node.affine = [], None, None
+    release_parts(graph)
+    return True
 
 
 def _why_float(node: Node, reads: list[QuantScheme], result: QuantScheme | None, graph: Graph) -> str | None:

@@ -16,9 +16,9 @@ from torch import nn
 
 from truequant.analysis import Verification
 from truequant.errors import FileError
-from truequant.fake import outermost
+from truequant.fake import base_class, outermost
 from truequant.files import atomic_write
-from truequant.integer import Int8Model
+from truequant.integer import Int8Model, program_shapes
 from truequant.reports.pictures import picture_files
 from truequant.reports.sites import site_pages
 from truequant.reports.system import cpu, versions
@@ -78,19 +78,29 @@ def report_data(
     plan = root.binding.plan
     return {
         "format": FORMAT,
-        "title": title or type(model).__mro__[2].__name__,
+        "title": title or base_class(root).__name__,
         "state": root.binding.clock.state,
         "versions": versions(),
         "cpu": cpu().name,
         "target": str(plan.target) if plan is not None else "",
         "stages": [{"name": s.name, "top1": s.top1, "size": s.size, "latency": s.latency} for s in stages],
         "verification": None if verification is None else _verification(verification),
-        "program": None if int8 is None else {"ops": int8.ops(), "bytes": int8.size_bytes},
+        "program": None if int8 is None else {"ops": int8.ops(), "bytes": int8.size_bytes, "classes": _classes(int8)},
         "sites": site_pages(model, batches, inputs),
         "order": [] if plan is None else [_site(s) for s in plan.sites if s.action != "identity"],
         "history": history if history is None or isinstance(history, Mapping) else history.to_dict(),
         "sensitivity": None if sensitivity is None else sensitivity.to_dict(),
     }
+
+
+def _classes(int8: Int8Model) -> int | None:
+    """Of a model that returns one row of numbers an example, as classifiers do: how many."""
+    program, sizes = int8.program, {}
+    for tensor in int8.program.inputs:
+        sizes[tensor.name] = tuple(2 if n is None else n for n in tensor.shape)
+    names = program.output_names()
+    shape = program_shapes(program, sizes).get(names[0], ()) if len(names) == 1 else ()
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else None
 
 
 def _site(site: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def export_onnx(
 def _in_parts(source: IntegerProgram, model: Any, path: Path, form: Form, program: bool) -> int:
     """Constants beside the file first, under a name of their own, then the file itself: a reader finds a whole model."""
     path = Path(os.path.realpath(path))
-    constants = external.beside(model, path)
+    constants = external.constants_path(model, path)
     there = constants.exists()
     size = external.split(model, constants)
     try:

@@ -90,12 +90,12 @@ def float_format(given: object) -> str | None:
     if not any(part in name for part in _FLOATS):
         return None
     return (
-        "truequant has integers alone, whose codes can be compared bit for bit: tq.int8, tq.int4 …; for FP8, MXFP4 and NVFP4 "
-        "take NVIDIA's ModelOpt or torchao"
+        "truequant has integers alone, whose codes can be compared bit for bit: tq.types.int8, tq.types.int4 …; for FP8, MXFP4 "
+        "and NVFP4 take NVIDIA's ModelOpt or torchao"
     )
 
 
 def instead_of(given: object) -> str | None:
     """What to write where something else was given for a dtype: ours of the same name, or who has formats of floats."""
     name = str(given).removeprefix("torch.").lower()
-    return f"tq.{name}" if name in INTEGER_TYPES else float_format(given)
+    return f"tq.types.{name}" if name in INTEGER_TYPES else float_format(given)

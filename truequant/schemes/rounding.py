@@ -22,8 +22,8 @@ class EWGS:
     """Element-wise gradient scaling (Lee, Kim and Ham 2021, "Network Quantization with Element-wise Gradient Scaling"):
     `g_x = g_q * (1 + delta * sign(g_q) * (x - q))` with x and q in units of the whole range.
 
-    delta: 0 is straight through; the paper takes 1e-3 where it is fixed. `tq.update_ewgs` sets it from the curvature of the
-        loss.
+    delta: 0 is straight through; the paper takes 1e-3 where it is fixed. `tq.methods.update_ewgs` sets it from the curvature
+        of the loss.
     """
 
     delta: float = 1e-3

@@ -13,7 +13,7 @@ from truequant.errors import SchemeError
 from truequant.schemes.dtypes import IntegerType
 from truequant.schemes.strategies import check
 
-__all__ = ["LSQ", "PACT", "SCALE_RULES", "TQT", "TWN", "DoReFa", "FloatScale", "LSQPlus", "PowerOfTwoScale", "ScaleRule"]
+__all__ = ["LSQ", "PACT", "TQT", "TWN", "DoReFa", "FloatScale", "LSQPlus", "PowerOfTwoScale"]
 
 
 class Facts:

@@ -171,7 +171,7 @@ class QuantScheme:
 
 
 _EXAMPLES = {
-    "dtype": "QuantScheme(truequant.int8)",
+    "dtype": "QuantScheme(truequant.types.int8)",
     "granularity": "PerTensor(), PerChannel(0) or PerGroup(32)",
     "observer": "MinMax(), MovingAverage(), Histogram(), Percentile(), MSE() or Entropy()",
     "scale": examples(SCALE_RULES),

@@ -20,7 +20,7 @@ def oscillation_dampening(model: nn.Module) -> Tensor:
     The limits of the clip are constants, so that scales are not trained by it, and clipped weights are not either. Multiply it
     by a strength that grows along half a cosine from 0 to about 0.1. Looking at it counts as no step: nothing is tracked.
 
-        loss = F.cross_entropy(qat(x), y) + strength * tq.oscillation_dampening(qat)
+        loss = F.cross_entropy(qat(x), y) + strength * tq.training.oscillation_dampening(qat)
 
     Raises `StateError` for a float model.
     """

@@ -21,7 +21,7 @@ class Distillation:
     without gradients. temperature: T; high ones have made low-bit models diverge. features: weights by the name of a module
     that both models have, whose outputs have equal shapes.
 
-        distillation = tq.Distillation(qat, teacher, features={"layer3": 0.1})
+        distillation = tq.training.Distillation(qat, teacher, features={"layer3": 0.1})
         logits = qat(x)
         loss = F.cross_entropy(logits, y) + 0.5 * distillation(logits, x)
 

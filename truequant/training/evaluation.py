@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from truequant.errors import ArgumentError
-from truequant.fake import QATModuleWrapper
-from truequant.integer import Int8Model
+from truequant.fake import QATModuleWrapper, input_clipping
+from truequant.integer import Int8Model, count_clipped
+from truequant.integer.binding import bind
 from truequant.integer.binding import takes as program_takes
+from truequant.numerics import InputClipping
 from truequant.planning import Takes, inputs_of, items_of, takes_of
 
 Result = TypeVar("Result", covariant=True)
@@ -87,7 +90,7 @@ def evaluate(
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise ArgumentError("evaluate: a batch is no pair", got=type(item).__name__, expected="(inputs, targets)")
             args, kwargs = inputs_of(item[0], takes)
-            answers = model(*args, **kwargs)
+            answers = model(*args, **kwargs) if count else _first(model, args, kwargs)
             asked.update(answers if predictions is None else predictions(answers), item[1])
             count += 1
     finally:
@@ -96,3 +99,18 @@ def evaluate(
     if not count:
         raise ArgumentError("evaluate: there were no batches", expected="at least one", fix="pass a list or a DataLoader")
     return asked.compute()
+
+
+def _first(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The answers for the first batch, and a warning where a quantized model clips much of it."""
+    counts = InputClipping()
+    if isinstance(model, QATModuleWrapper):
+        with input_clipping(model) as counts:
+            answers = model(*args, **kwargs)
+    else:
+        answers = model(*args, **kwargs)
+        if isinstance(model, Int8Model):
+            count_clipped(model.program, bind(model.program, args, kwargs), counts)
+    for remark in counts.remarks():
+        warnings.warn(f"evaluate: {remark}", stacklevel=4)
+    return answers

@@ -16,11 +16,12 @@ from truequant.errors import ConversionError
 from truequant.fake import TRANSPOSED, RuntimeSite, affine_integers, as_layer, integers, layer_weight, norm_parameters, table_of
 from truequant.integer import nodes as program_nodes
 from truequant.integer.storage import storage
-from truequant.planning import LINEAR_OPS, average_axes, pool_arguments, uneven
-from truequant.transform import registered
+from truequant.planning import LINEAR_OPS
+from truequant.planning.pooling import average_axes, pool_arguments, uneven
+from truequant.transform import user_ops
 from truequant.transform.constants import constants
 from truequant.transform.contraction import contract, operands_of
-from truequant.transform.linears import float_linear
+from truequant.transform.float_linears import float_linear
 from truequant.transform.lowering import Codes, Floats, Lowered, Lowering, sizes
 from truequant.transform.resizing import resize
 from truequant.transform.subpixel import into_space, sub_pixel, transposed_arguments
@@ -185,8 +186,8 @@ def _own_rule(site: RuntimeSite) -> dict[str, Any]:
 
 
 def _table(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
-    if node.target is registered.CALL:
-        return registered.table(low, node, site)
+    if node.target is user_ops.CALL:
+        return user_ops.table(low, node, site)
     source = low.input_codes(node, site)
     output, _, _ = low.result(site)
     # The exported op is what ran in evaluation, its constants included.

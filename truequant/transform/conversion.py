@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
 
 from truequant.errors import CalibrationError, ConversionError, StateError
-from truequant.fake import QATModuleWrapper, RuntimeSite, local, outermost, quantizers
+from truequant.fake import QATModuleWrapper, RuntimeSite, outermost, quantizers, warn_of_exploded_ranges
 from truequant.integer import Int8Model, IntegerProgram, ProgramInput
 from truequant.integer.binding import WIDENED
 from truequant.planning import Plan, TensorSpec, arguments_in, call_in, names_in, renamed, tensors_of
@@ -23,8 +23,8 @@ from truequant.transform.islands import cast, constant, island, narrowed
 from truequant.transform.lowering import Codes, Floats, Lowering, Tables
 from truequant.transform.movement import MOVEMENTS, ON_CODES, PASSING
 from truequant.transform.naming import input_names, with_output_names
-from truequant.transform.registered import CALL, movement
 from truequant.transform.tracing import Traced, fixed_size, traced
+from truequant.transform.user_ops import CALL, movement
 
 _TRACING = threading.Lock()
 """Held while functions of Python's and torch's are replaced: one trace at a time."""
@@ -49,8 +49,9 @@ def convert(model: nn.Module) -> Int8Model:
     if root.binding.untrained is not None:
         root.binding.untrained.check(root, root.binding.clock.step)
     _check(root)
+    warn_of_exploded_ranges(root)
     sites = runtime_sites(root)
-    with _marking(root):
+    with _evaluating(root):
         program = _lower(traced(root, plan), root, plan, sites)
     int8 = Int8Model(program)
     _try(root, plan, int8)
@@ -140,16 +141,14 @@ def _check(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _marking(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with marks instead of quantizers; modes are put back without committing anything."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; modes are put back without committing anything."""
     modes = {m: m.training for m in model.modules()}
     try:
         for module in modes:
             module.training = False
-        local.marking = True
         yield
     finally:
-        local.marking = False
         for module, mode in modes.items():
             module.training = mode
 
@@ -169,6 +168,7 @@ def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, 
         sites,
         {q.name: q.quantizer for q in model.binding.inputs},
         constants,
+        found.miscounted,
     )
     specs = dict(zip(signature.user_inputs, plan.inputs, strict=False))
     given, inputs = input_names(plan), list[ProgramInput]()

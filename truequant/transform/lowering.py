@@ -8,7 +8,7 @@ own grid does nothing.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from truequant import numerics
 from truequant.errors import ConversionError
-from truequant.fake import FakeQuantize, RuntimeSite, local, site_bounds, written_scale
+from truequant.fake import FakeQuantize, RuntimeSite, site_bounds, written_scale
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Edge, Node
 from truequant.integer.storage import table_dtype
@@ -102,8 +102,10 @@ class Lowering:
         sites: Mapping[str, RuntimeSite],
         inputs: Mapping[str, FakeQuantize],
         constants: Mapping[str, Tensor],
+        miscounted: Set[tuple[str, str]],
     ) -> None:
         self.tables, self.sites, self.inputs, self.constants = tables, sites, inputs, constants
+        self.miscounted = miscounted
         self.stored = StoredWeights(sites.values())
         self.nodes: list[Node] = []
         self.edges: dict[str, Edge] = {}
@@ -152,19 +154,18 @@ class Lowering:
         for user in node.users:
             if user.target is torch.ops.truequant.mark.default and not str(user.args[1]).endswith(QUANTIZER):
                 marked = self.sites[str(user.args[1])]
-                return None if self._shifted(marked) else marked
+                return None if self._may_be_anothers(marked) else marked
             if user.target in CASTS and (site := self.site_of(user)) is not None:
                 return site
         return None
 
-    @staticmethod
-    def _shifted(site: RuntimeSite) -> bool:
+    def _may_be_anothers(self, site: RuntimeSite) -> bool:
         """Whether tracing made other calls of this op than evaluation does, so that the site may be another's.
 
         Harmless for what only moves or passes values on; `ConversionError` for the rest.
         """
         plan = site.plan
-        if plan.leaf or (plan.owner, plan.op) not in local.shifted:
+        if plan.leaf or (plan.owner, plan.op) not in self.miscounted:
             return plan.action == "identity"
         if plan.quantizer is None and plan.action in ("movement", "identity", "float", "concat", "norm", "within"):
             return True
@@ -200,40 +201,33 @@ class Lowering:
         return edge
 
     def _op(self, node: GraphNode, site: RuntimeSite | None) -> Lowered:
+        """What an op of the graph becomes: the first case that fits."""
         sources = [self.values.get(n) for n in node.all_input_nodes]
+        # 1. It computes from constants alone, or makes no tensor of the program.
         if self._is_constant(node, sources):
             return self._folded(node)
-        if node.target is torch.ops.aten.sym_size.int or not node.users:  # a size, or a check that exporting added
+        if self._is_no_tensor(node, sources):
             return None
-        measured = isinstance(node.meta.get("val"), Tensor) and any(n.target in _MEASURES for n in node.all_input_nodes)
-        if not measured and not any(isinstance(s, (Codes, Floats, Parts, Several)) for s in sources):
-            return None
+        # 2. It passes on what it reads.
         if node.target is torch.ops.aten.copy.default and _node(node.args[1]).meta["val"].shape == node.meta["val"].shape:
             return self.values.get(_node(node.args[1]))  # what an in-place op wrote back
-        first = self.values.get(_node(node.all_input_nodes[0]))
-        if node.target in JOINS and not isinstance(first, Codes):
-            first = next((s for s in sources if isinstance(s, Codes)), first)
-        if node.target in JOINS and isinstance(first, Tensor):
-            first = next((s for s in sources if not isinstance(s, Tensor)), first)
+        first = self._first(node, sources)
         if node.target in CASTS and (isinstance(first, Codes) or self._keeps_kind(node)):
             return first  # codes have no float dtype, and all float values are float32
-        if site is not None and site.plan.action in self.tables.actions and site.exact():
-            return self.tables.actions[site.plan.action](self, node, site)
-        if site is not None and site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
-            return self.values.get(node.all_input_nodes[self.activation(node)])
-        if site is not None and site.plan.action == "within" and site.exact():
-            return None  # a step that the norm behind it computes
+        # 3. It is planned: nodes of its own, or a part of another site's.
+        if site is not None:
+            if site.plan.action in self.tables.actions and site.exact():
+                return self.tables.actions[site.plan.action](self, node, site)
+            if site.plan.fused_into is not None and site.plan.action in ("clamp", "norm"):
+                return self.values.get(node.all_input_nodes[self.activation(node)])
+            if site.plan.action == "within" and site.exact():
+                return None  # a step that the norm behind it computes
         if node.target in self.tables.passing:
             return first
+        # 4. It takes one of several results.
         if isinstance(first, Several) and node.target is operator.getitem:
-            part: Any = node.args[1]
-            if first.grid is not None:
-                return self._quantized(
-                    replace(first.island, output=self.unique(f"@{node.name}.value"), part=part), f"@{node.name}", first.grid
-                )
-            name = self.unique(site.plan.name if site is not None else f"@{node.name}")
-            self.emit(replace(first.island, output=name, part=part))
-            return Floats(name)
+            return self._taken(node, site, first)
+        # 5. It casts or moves, or is an island.
         # "@": a step that has no site of its own, so that evaluation shows nothing to compare it with
         own = site is not None and not (site.plan.action in FLOAT and isinstance(first, Codes))
         name = self.unique(site.plan.name if site is not None and own else f"@{node.name}")
@@ -245,6 +239,31 @@ class Lowering:
         if move is not None and isinstance(first, (Codes, Floats, Parts)):
             return self._moved(move, node, name, first)
         return self.tables.island(self, node, self.unique(site.plan.name) if site is not None else name)
+
+    def _is_no_tensor(self, node: GraphNode, sources: list[Lowered]) -> bool:
+        """Whether it is a size or a check that exporting added, or reads neither an input nor the size of one."""
+        if node.target is torch.ops.aten.sym_size.int or not node.users:
+            return True
+        measured = isinstance(node.meta.get("val"), Tensor) and any(n.target in _MEASURES for n in node.all_input_nodes)
+        return not measured and not any(isinstance(s, (Codes, Floats, Parts, Several)) for s in sources)
+
+    def _first(self, node: GraphNode, sources: list[Lowered]) -> Lowered:
+        """What an op moves or passes on: its first input; of joined ones the first with codes, or that is no constant."""
+        first = self.values.get(_node(node.all_input_nodes[0]))
+        if node.target not in JOINS or isinstance(first, Codes):
+            return first
+        codes = next((s for s in sources if isinstance(s, Codes)), None)
+        return codes or (next(s for s in sources if not isinstance(s, Tensor)) if isinstance(first, Tensor) else first)
+
+    def _taken(self, node: GraphNode, site: RuntimeSite | None, several: Several) -> Codes | Floats:
+        """One of the results of an island, which is computed for it."""
+        part: Any = node.args[1]
+        if several.grid is not None:
+            island = replace(several.island, output=self.unique(f"@{node.name}.value"), part=part)
+            return self._quantized(island, f"@{node.name}", several.grid)
+        name = self.unique(site.plan.name if site is not None else f"@{node.name}")
+        self.emit(replace(several.island, output=name, part=part))
+        return Floats(name)
 
     def _moved(
         self,

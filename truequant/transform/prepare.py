@@ -43,7 +43,7 @@ from truequant.planning import (
     plan,
     positional_in,
 )
-from truequant.planning.actions import ACT
+from truequant.planning.actions import DIFFERS
 from truequant.schemes import QConfig
 from truequant.transform.refusals import left_behind
 
@@ -130,7 +130,7 @@ class _Preparation:
     def _bindings(self) -> dict[str, Binding]:
         """One for each owner, each module below an owner that watches its own calls, and each layer never called."""
         planned = {o.name: o for o in self.plan.owners}
-        watched = [o.name for o in self.plan.owners if self._watched(o)]
+        watched = [o.name for o in self.plan.owners if self._counts_calls(o)]
         names = set(planned) | set(self.plan.uncalled) | {""}
         for name in self.modules:
             if any(name.startswith(f"{w}." if w else "") for w in watched):
@@ -146,25 +146,25 @@ class _Preparation:
                 binding.frames = evaluated, evaluated | trained
             binding.leaf = {} if owner.leaf else None
             binding.counts = {op: (evaluated, trained) for op, evaluated, trained in owner.counts}
-            binding.acts = not owner.leaf and self._acts(name)
+            binding.needs_calls = not owner.leaf and self._any_differs(name)
             if owner.calls is not None:
                 known = tuple({op: row[i] for op, *row in owner.calls} for i in (0, 1))
                 binding.ranked = Ranked(known[0]), Ranked(known[1])
                 binding.stray = not owner.calls and name != "" and not isinstance(self.modules[name], FAST_PATHS)
-            binding.watched = self._watched(owner)
+            binding.needs_recorded_calls = self._counts_calls(owner)
             binding.islands = any(s.action == "float" or s.op == "view" for s in self.of_owner.get(name, []))
         elif name in self.plan.uncalled:
             binding.leaf = {}
         return binding
 
-    def _watched(self, owner: OwnerPlan) -> bool:
+    def _counts_calls(self, owner: OwnerPlan) -> bool:
         """Whether calls of functions in its forward are counted: then those of the modules below it must not be."""
         if owner.calls is not None:
             return True
-        return not owner.leaf and (bool(self.of_owner.get(owner.name)) or self._acts(owner.name))
+        return not owner.leaf and (bool(self.of_owner.get(owner.name)) or self._any_differs(owner.name))
 
-    def _acts(self, owner: str) -> bool:
-        return isinstance(self.modules[owner], FAST_PATHS) or any(map(_acts, self.of_owner.get(owner, [])))
+    def _any_differs(self, owner: str) -> bool:
+        return isinstance(self.modules[owner], FAST_PATHS) or any(map(_differs, self.of_owner.get(owner, [])))
 
     def _fill(self, binding: Binding, sites: list[Site]) -> None:
         for site in sites:
@@ -181,7 +181,7 @@ class _Preparation:
                 if rank is None:
                     continue
                 ranked.sites.setdefault(site.frame, {})[site.op, rank] = runtime
-                if _acts(site):
+                if _differs(site):
                     needed = ranked.needed.setdefault(site.frame, {})
                     needed[site.op] = max(needed.get(site.op, 0), rank + 1)
 
@@ -240,8 +240,8 @@ class _Preparation:
                 runtime.layer = self.sites[runtime.plan.fused_into]
             if runtime.plan.affine is not None:
                 runtime.tensors = {name: self._place(name) for name in runtime.plan.affine.names()}
-            if runtime.plan.carries is not None:
-                runtime.carries = self.sites[runtime.plan.carries]
+            if runtime.plan.quantized_at is not None:
+                runtime.quantized_at = self.sites[runtime.plan.quantized_at]
 
     def _of_scores(self, site: RuntimeSite, hidden: Set[str | None]) -> None:
         """Tell a softmax, and the quantizer of its scores, whether a mask may hide some of them."""
@@ -290,15 +290,9 @@ class _Preparation:
         return tuple(result)
 
 
-def _acts(site: Site) -> bool:
+def _differs(site: Site) -> bool:
     """Whether something else happens at a site than in the float model."""
     own = site.action == "clamp" and site.fused_into is None and site.emits is not None
     folded = site.action == "norm" and site.fused_into is not None  # nothing, on codes
-    return (
-        site.quantizer is not None
-        or site.writes_back
-        or site.action in ACT
-        or own
-        or folded
-        or bool(site.constants or site.weights)
-    )
+    changed = site.quantizer is not None or site.writes_back or bool(site.constants or site.weights)
+    return changed or site.action in DIFFERS or own or folded

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from truequant.errors import ConversionError, PlanError
-from truequant.fake import local
+from truequant.fake import marking
 from truequant.planning import Plan, arguments_in, call_in, masks_held, tensors_of, tree_of
 from truequant.transform.refusals import fix_of, named
 from truequant.transform.written_out import WrittenOut
@@ -29,10 +29,14 @@ _TRACING = threading.Lock()
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph, and the tree of what the model returns, with the places of the graph's outputs for names."""
+    """A graph, and the tree of what the model returns, with the places of the graph's outputs for names.
+
+    miscounted: owners and ops that tracing called more or fewer times than evaluation does.
+    """
 
     exported: torch.export.ExportedProgram
     returned: Any
+    miscounted: frozenset[tuple[str, str]]
 
 
 def traced(model: nn.Module, plan: Plan) -> Traced:
@@ -60,17 +64,24 @@ def _fixes_batch(exported: torch.export.ExportedProgram, plan: Plan) -> bool:
 
 
 def _traced(model: nn.Module, plan: Plan, batch: int | None) -> Traced:
-    local.shifted = set()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     examples = tuple(torch.zeros(spec.made_up(batch), dtype=getattr(torch, spec.dtype), device=device) for spec in plan.inputs)
     axes = tuple({i: torch.export.Dim.AUTO for i, n in enumerate(spec.shape) if n is None} for spec in plan.inputs)
     flat = _Exported(model, call_in(plan))
     try:
-        with _TRACING, warnings.catch_warnings(), _quiet(), torch.no_grad(), _static_masks(), _symbolic_len(model):
+        with (
+            _TRACING,
+            warnings.catch_warnings(),
+            _quiet(),
+            torch.no_grad(),
+            _static_masks(),
+            _symbolic_len(model),
+            marking() as marks,
+        ):
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             exported = torch.export.export(flat, examples, dynamic_shapes={"tensors": axes}, strict=False)
             exported = exported.run_decompositions({}) if _mutates(exported) else exported
-            return Traced(exported, flat.returned.tree)
+            return Traced(exported, flat.returned.tree, frozenset(marks.miscounted))
     except ConversionError:
         raise
     except PlanError as error:

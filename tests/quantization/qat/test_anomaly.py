@@ -57,11 +57,11 @@ def test_the_first_site_is_named() -> None:
     qat, x = poisoned(math.nan), made()[1]
     with (
         pytest.raises(AnomalyError, match="'more.output': activations that are not finite reached it") as caught,
-        tq.detect_anomaly(qat),
+        tq.training.detect_anomaly(qat),
     ):
         qat(x)
     assert str(caught.value.got).startswith("144 NaN, 0 infinite of 576 values in step 2; ")
-    with pytest.raises(AnomalyError, match="'input_0'"), tq.detect_anomaly(qat):
+    with pytest.raises(AnomalyError, match="'input_0'"), tq.training.detect_anomaly(qat):
         qat(torch.full_like(x, math.inf))
 
 
@@ -69,7 +69,7 @@ def test_the_first_site_is_named() -> None:
 def test_one_value_is_enough(value: float, told: str) -> None:
     qat, x = made()
     x[1, 2, 3, 4] = value
-    with pytest.raises(AnomalyError) as caught, tq.detect_anomaly(qat):
+    with pytest.raises(AnomalyError) as caught, tq.training.detect_anomaly(qat):
         qat(x)
     assert str(caught.value.got).startswith(f"{told} of 432 values in step 1")
 
@@ -77,23 +77,23 @@ def test_one_value_is_enough(value: float, told: str) -> None:
 def test_what_it_does_not_look_at() -> None:
     """Evaluation, other models, and what comes when the context is over."""
     qat, x = made()
-    with tq.detect_anomaly(qat) as same:
+    with tq.training.detect_anomaly(qat) as same:
         assert same is qat
         qat(x)
         qat.eval()(x * math.nan)
     qat.train()(x * math.nan)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in qat.modules())
-    with pytest.raises(StateError, match="not prepared"), tq.detect_anomaly(Net()):
+    with pytest.raises(StateError, match="not prepared"), tq.training.detect_anomaly(Net()):
         pass
     qat.compile(backend="eager")
-    with pytest.raises(StateError, match="detect_anomaly: the model is compiled"), tq.detect_anomaly(qat):
+    with pytest.raises(StateError, match="detect_anomaly: the model is compiled"), tq.training.detect_anomaly(qat):
         pass
 
 
 def test_looking_changes_no_bit() -> None:
     """With and without it the same training, but for BatchNorm's fused pass, which sums in an order of its own."""
     (looked, x), (plain, _) = made(Fusions(norm=False)), made(Fusions(norm=False))
-    with tq.detect_anomaly(looked):
+    with tq.training.detect_anomaly(looked):
         for _ in range(3):
             looked(x).square().mean().backward()
     for _ in range(3):
@@ -108,7 +108,7 @@ def test_training_goes_on_behind_the_error() -> None:
     (qat, x), (other, _) = made(), made()
     qat(x)
     before = copy.deepcopy(qat.state_dict())
-    with pytest.raises(AnomalyError), tq.detect_anomaly(qat):
+    with pytest.raises(AnomalyError), tq.training.detect_anomaly(qat):
         qat(x * math.nan)
     for name, value in qat.state_dict().items():
         if name.endswith((".minimum", ".maximum", ".scale")):
@@ -138,7 +138,7 @@ class Asked(TorchDispatchMode):
 def test_the_host_asks_for_nothing_while_it_counts() -> None:
     qat, x = made()
     qat(x)
-    with tq.detect_anomaly(qat), Asked() as asked:
+    with tq.training.detect_anomaly(qat), Asked() as asked:
         qat(x)
     assert asked.values == 0
 

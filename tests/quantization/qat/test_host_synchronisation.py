@@ -78,11 +78,13 @@ def test_no_question_in_a_training_step(name: str, preset: str) -> None:
     assert asked_in_a_step(tq.prepare(make(), x, preset), x) == Counter()
 
 
-@pytest.mark.parametrize("observer", [tq.Histogram(), tq.Percentile(), tq.MSE(), tq.MSE(64, 8)], ids=str)
+@pytest.mark.parametrize(
+    "observer", [tq.ranges.Histogram(), tq.ranges.Percentile(), tq.ranges.MSE(), tq.ranges.MSE(64, 8)], ids=str
+)
 def test_none_while_ranges_come_from_histograms(observer: Observation, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(search, "used", lambda counts, middle: (counts, middle))  # asks on a CPU only
-    activation = tq.QuantScheme(tq.uint8, observer=observer)
+    activation = tq.QuantScheme(tq.types.uint8, observer=observer)
     x = torch.randn(4, 6)
     assert asked_in_a_step(tq.prepare(Functions(), x, tq.QConfig(activation=activation)), x) == Counter()
 

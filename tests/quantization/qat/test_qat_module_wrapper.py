@@ -176,7 +176,7 @@ def test_unwrap_gives_the_layer_back() -> None:
 def test_a_layer_that_cannot_be_wrapped_stays_as_it_was() -> None:
     layer = nn.Linear(2, 2)
     with pytest.raises(ArgumentError, match="wrap: a result has no scales of tokens"):
-        QATModuleWrapper.wrap(layer, weight=WEIGHT, output=tq.QuantScheme(tq.int8, observer=tq.Dynamic()))
+        QATModuleWrapper.wrap(layer, weight=WEIGHT, output=tq.QuantScheme(tq.types.int8, observer=tq.ranges.Dynamic()))
     assert type(layer) is nn.Linear
     assert not list(layer.children())
     assert type(QATModuleWrapper.wrap(layer, weight=WEIGHT)) is not nn.Linear

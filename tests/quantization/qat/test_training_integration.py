@@ -176,7 +176,7 @@ def test_schedule_acts_at_its_steps() -> None:
     torch.manual_seed(6)
     qat = tq.prepare(Net(), X)
     tq.calibrate(qat, [X])
-    schedule = tq.QATSchedule(observe=2, freeze_ranges_at=5, freeze_batchnorm_at=4)
+    schedule = tq.training.QATSchedule(observe=2, freeze_ranges_at=5, freeze_batchnorm_at=4)
     optimizer = torch.optim.SGD(qat.parameters(), 0.01)
     scales, means = [], []
     for i in range(8):
@@ -197,16 +197,16 @@ def test_schedule_acts_at_its_steps() -> None:
         False,
         False,
     ]
-    fresh = tq.QATSchedule(observe=2, freeze_ranges_at=5)
+    fresh = tq.training.QATSchedule(observe=2, freeze_ranges_at=5)
     fresh.load_state_dict(schedule.state_dict())
     assert fresh.steps == 8
 
 
 def test_schedule_errors() -> None:
     with pytest.raises(ArgumentError, match="freeze_ranges_at is no step"):
-        tq.QATSchedule(freeze_ranges_at=-1)
+        tq.training.QATSchedule(freeze_ranges_at=-1)
     with pytest.raises(StateError, match="Net is not prepared"):
-        tq.QATSchedule().step(Net())
+        tq.training.QATSchedule().step(Net())
 
 
 def test_gradient_accumulation_is_one_step() -> None:
@@ -285,7 +285,7 @@ def test_a_forward_whose_result_is_dropped_does_not_block_the_next_step() -> Non
 def test_gradient_monitor() -> None:
     torch.manual_seed(10)
     qat = tq.prepare(Net(), X)
-    monitor = tq.GradientMonitor(qat)
+    monitor = tq.training.GradientMonitor(qat)
     optimizer = torch.optim.SGD(qat.parameters(), 0.1)
     F.cross_entropy(qat(X), Y).backward()
     before = {n: p.detach().clone() for n, p in qat.named_parameters()}
@@ -309,7 +309,7 @@ def test_gradient_monitor_counts_masked_gradients_and_oscillation() -> None:
     weight = qat.get_parameter("0.weight")
     with torch.no_grad():
         weight.copy_(torch.tensor([[1.27, 0.1, 0.0, 0.0], [1.27, 0.1, 0.0, 0.0]]))
-    monitor = tq.GradientMonitor(qat)
+    monitor = tq.training.GradientMonitor(qat)
     for move in (0.01, -0.01, 0.01):  # back and forth by one code
         weight.grad = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
         monitor.before_step()
@@ -324,11 +324,11 @@ def test_gradient_monitor_counts_masked_gradients_and_oscillation() -> None:
 
 def test_learned_scales_have_their_own_parameter_group() -> None:
     qat = tq.prepare(Net(), X, "w4a4")
-    rest, scales = tq.parameter_groups(qat, weight_decay=1e-2, lr=0.1)
+    rest, scales = tq.training.parameter_groups(qat, weight_decay=1e-2, lr=0.1)
     assert (rest["weight_decay"], scales["weight_decay"], rest["lr"]) == (1e-2, 0.0, 0.1)
     assert {id(p) for p in scales["params"]} == {id(q.shift) for _, q in tq.quantizers(qat) if q.shift is not None}
     assert len(rest["params"]) + len(scales["params"]) == len(list(qat.parameters()))
-    assert len(tq.parameter_groups(tq.prepare(Net(), X))) == 1
+    assert len(tq.training.parameter_groups(tq.prepare(Net(), X))) == 1
 
 
 def test_freezing_holds_every_range() -> None:

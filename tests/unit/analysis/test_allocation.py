@@ -54,11 +54,11 @@ def test_a_budget_that_cannot_be_met_and_one_that_is_never_reached() -> None:
 
 
 def test_budgets_are_values_with_closed_forms() -> None:
-    layer = tq.LayerFacts("conv", "conv2d", 1000, 64000)
-    assert tq.Size(1).cost(layer, 4, 8) == 500
-    assert tq.MultiplyAccumulates(1).cost(layer, 4, 8) == 32000
-    assert tq.Latency(1, lambda facts, w, a: facts.weights * w * a).cost(layer, 2, 8) == 16000
-    assert tq.Size(8) == tq.Size(8)
-    for wrong in (tq.Size, tq.MultiplyAccumulates):
+    layer = tq.methods.LayerFacts("conv", "conv2d", 1000, 64000)
+    assert tq.methods.Size(1).cost(layer, 4, 8) == 500
+    assert tq.methods.MultiplyAccumulates(1).cost(layer, 4, 8) == 32000
+    assert tq.methods.Latency(1, lambda facts, w, a: facts.weights * w * a).cost(layer, 2, 8) == 16000
+    assert tq.methods.Size(8) == tq.methods.Size(8)
+    for wrong in (tq.methods.Size, tq.methods.MultiplyAccumulates):
         with pytest.raises(ArgumentError, match=f"{wrong.__name__}: the limit is not positive"):
             wrong(0)

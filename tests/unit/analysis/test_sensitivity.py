@@ -73,7 +73,7 @@ def test_the_model_stays_as_it_is() -> None:
 
 def test_the_worst_site_is_found() -> None:
     x = torch.randn(64, 2, 6, 6)
-    config = tq.QConfig().with_rules(tq.Rule("fc", weight=tq.QuantScheme(tq.int2, tq.PerChannel(0))))
+    config = tq.QConfig().with_rules(tq.Rule("fc", weight=tq.QuantScheme(tq.types.int2, tq.PerChannel(0))))
     qat = tq.calibrate(tq.prepare(Net().eval(), x, config), [x])
     found = tq.sensitivity(qat, [x])
     assert found.ranking()[0].name == "fc.weight"

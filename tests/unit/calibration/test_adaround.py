@@ -65,7 +65,7 @@ def test_eight_weights_against_all_roundings(seed: int) -> None:
         layer.weight.copy_(torch.randint(-3, 3, (1, 8)) + torch.empty(1, 8).uniform_(0.2, 0.45))
         layer.weight[0, 0] = 3.0
     x = 1 + torch.rand(64, 1) + 0.1 * torch.randn(64, 8)
-    scheme = tq.QuantScheme(tq.int3, tq.PerChannel(0))
+    scheme = tq.QuantScheme(tq.types.int3, tq.PerChannel(0))
     qat = tq.prepare(nn.Sequential(layer), x, tq.QConfig(weight=scheme, output=None))
     tq.calibrate(qat, [x], AdaRound(iterations=600, learning_rate=0.03, batch_size=64))
     quantizer = qat[0].get_submodule("quantizers.weight")
@@ -105,10 +105,10 @@ class Net(nn.Module):
 
 
 SCHEMES = {
-    "learned": tq.QuantScheme(tq.int4, tq.PerChannel(0), observer=tq.MSE(), scale=tq.LSQ()),
-    "free": tq.QuantScheme(tq.int4, tq.PerChannel(0)),
-    "per tensor": tq.QuantScheme(tq.int4),
-    "power of two": tq.QuantScheme(tq.int4, tq.PerChannel(0), scale=tq.PowerOfTwoScale()),
+    "learned": tq.QuantScheme(tq.types.int4, tq.PerChannel(0), observer=tq.ranges.MSE(), scale=tq.scales.LSQ()),
+    "free": tq.QuantScheme(tq.types.int4, tq.PerChannel(0)),
+    "per tensor": tq.QuantScheme(tq.types.int4),
+    "power of two": tq.QuantScheme(tq.types.int4, tq.PerChannel(0), scale=tq.scales.PowerOfTwoScale()),
 }
 
 
@@ -148,7 +148,7 @@ def test_codes_survive_bit_for_bit_and_training_goes_on(kind: str, tmp_path: Pat
     qat.norm.eval()
     outputs = qat(x)
     assert all(torch.equal(found, codes[name]) for name, found in weight_codes(qat).items())
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.05)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.05)
     first = float(outputs.square().mean().detach())
     for _ in range(30):
         optimizer.zero_grad()
@@ -161,7 +161,7 @@ def test_codes_survive_bit_for_bit_and_training_goes_on(kind: str, tmp_path: Pat
 
 def test_the_layers_results_are_closer_and_never_worse() -> None:
     x = torch.randn(64, 2, 6, 6)
-    model, config = Net(), tq.QConfig(weight=tq.QuantScheme(tq.int3, tq.PerChannel(0), observer=tq.MSE()))
+    model, config = Net(), tq.QConfig(weight=tq.QuantScheme(tq.types.int3, tq.PerChannel(0), observer=tq.ranges.MSE()))
     wanted = model(x).detach()
 
     def error(method: AdaRound | None) -> float:
@@ -198,7 +198,7 @@ class Left(nn.Module):
 
 def test_what_is_left_alone_is_named() -> None:
     x = torch.randn(8, 4)
-    binary = tq.Rule("d", weight=tq.QuantScheme(tq.int1, tq.PerChannel(0)))
+    binary = tq.Rule("d", weight=tq.QuantScheme(tq.types.int1, tq.PerChannel(0)))
     qat = tq.prepare(Left(), x, tq.QConfig().with_rules(binary))
     before = {n: p.detach().clone() for n, p in qat.named_parameters()}
     with pytest.warns(UserWarning, match="AdaRound leaves") as warned:
@@ -215,7 +215,7 @@ def test_what_is_left_alone_is_named() -> None:
 
 def test_codes_that_an_algorithm_decides_are_left_alone() -> None:
     x = torch.randn(8, 4)
-    config = tq.QConfig(weight=tq.QuantScheme(tq.int2, tq.PerChannel(0), scale=tq.TWN()))
+    config = tq.QConfig(weight=tq.QuantScheme(tq.types.int2, tq.PerChannel(0), scale=tq.scales.TWN()))
     qat = tq.prepare(nn.Sequential(nn.Linear(4, 4)), x, config)
     before = weight_codes(qat)
     with pytest.warns(UserWarning, match="AdaRound leaves 1 as it is: '0': TWN decides its codes"):

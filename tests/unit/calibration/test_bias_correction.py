@@ -37,7 +37,7 @@ def test_mean_errors_vanish(norm: bool, preset: str) -> None:
     root = outermost(qat)
     work = Work(root, tuple(arguments_of(b, Takes(), None) for b in batches), Bars(False))
     before = [mean_error(work, layer) for layer in layers(root, "a test")]
-    tq.calibrate(qat, batches, tq.BiasCorrection())
+    tq.calibrate(qat, batches, tq.methods.BiasCorrection())
     # What is measured now is E[W~ x~] - E[W x] with corrected layers before it; biases cancel it.
     original = dict(model.named_modules())
     for layer, was in zip(layers(root, "a test"), before, strict=True):
@@ -59,16 +59,16 @@ def test_a_hand_made_layer() -> None:
         layer.weight.copy_(torch.tensor([[0.5, 0.4]]))
         layer.bias.zero_()
     x = torch.tensor([[0.0, 2.0], [0.0, 4.0], [4.0, 3.0]])
-    scheme = tq.QuantScheme(tq.int2, tq.PerChannel(0))  # ternary: -0.5, 0, 0.5
+    scheme = tq.QuantScheme(tq.types.int2, tq.PerChannel(0))  # ternary: -0.5, 0, 0.5
     qat = tq.prepare(nn.Sequential(layer), x, tq.QConfig(weight=scheme, output=None))
-    tq.calibrate(qat, [x], tq.BiasCorrection())
+    tq.calibrate(qat, [x], tq.methods.BiasCorrection())
     assert float(qat[0].bias.detach()) == pytest.approx(-0.3, abs=0.02)  # the inputs themselves are rounded to 8 bits
 
 
 def test_a_layer_without_a_place_is_named() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 4)
     with pytest.warns(UserWarning, match="BiasCorrection leaves 1 as it is: '0': it has neither a bias nor a BatchNorm"):
-        tq.calibrate(tq.prepare(model, x), [x], tq.BiasCorrection())
+        tq.calibrate(tq.prepare(model, x), [x], tq.methods.BiasCorrection())
 
 
 def loss(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
@@ -81,5 +81,5 @@ def test_the_model_is_closer_to_the_float_model() -> None:
     fresh = torch.randn(64, 3, 8, 8) + 1
     wanted = model(fresh).detach()
     plain = tq.calibrate(tq.prepare(model, x, "w3a3-all"), [x]).eval()
-    corrected = tq.calibrate(tq.prepare(model, x, "w3a3-all"), [x], tq.BiasCorrection()).eval()
+    corrected = tq.calibrate(tq.prepare(model, x, "w3a3-all"), [x], tq.methods.BiasCorrection()).eval()
     assert loss(corrected, fresh, wanted) < 0.8 * loss(plain, fresh, wanted)

@@ -21,7 +21,9 @@ def activations(qat: nn.Module) -> list[FakeQuantize]:
     return [q for _, q in tq.quantizers(qat) if isinstance(q, FakeQuantize)]
 
 
-@pytest.mark.parametrize("strategy", [tq.MinMax(), tq.Percentile(95.0), tq.MSE(), tq.Entropy(), tq.Histogram()])
+@pytest.mark.parametrize(
+    "strategy", [tq.ranges.MinMax(), tq.ranges.Percentile(95.0), tq.ranges.MSE(), tq.ranges.Entropy(), tq.ranges.Histogram()]
+)
 @pytest.mark.parametrize("preset", ["w8a8", "w4a4-all"])
 def test_ranges_are_those_of_a_model_whose_schemes_say_so(strategy: object, preset: str) -> None:
     model, batches = net(), [torch.randn(64, 6) ** 3 for _ in range(3)]
@@ -39,7 +41,7 @@ def test_ranges_are_those_of_a_model_whose_schemes_say_so(strategy: object, pres
 
 def test_training_goes_on_from_the_range_that_was_set() -> None:
     model, x = net(), torch.randn(64, 6) ** 3
-    qat = tq.calibrate(tq.prepare(model, x), [x], tq.Percentile(90.0)).train()
+    qat = tq.calibrate(tq.prepare(model, x), [x], tq.ranges.Percentile(90.0)).train()
     quantizer = next(q for q in activations(qat) if q.name == "input_0")
     low, high = quantizer.observer.minimum.clone(), quantizer.observer.maximum.clone()
     qat(x)
@@ -52,7 +54,7 @@ def test_modes_stay_and_a_generator_is_enough() -> None:
     model, x = net(), torch.randn(16, 6)
     qat = tq.prepare(model, x).train()
     qat[0].eval()
-    tq.calibrate(qat, (x for _ in range(3)), [tq.CrossLayerEqualization(), tq.BiasCorrection()])
+    tq.calibrate(qat, (x for _ in range(3)), [tq.methods.CrossLayerEqualization(), tq.methods.BiasCorrection()])
     assert qat.training
     assert not qat[0].training
 
@@ -60,7 +62,11 @@ def test_modes_stay_and_a_generator_is_enough() -> None:
 def test_an_order_that_undoes_a_method_is_refused() -> None:
     x = torch.randn(16, 6)
     qat = tq.prepare(net(), x)
-    for steps in ([tq.BiasCorrection(), tq.CrossLayerEqualization()], [tq.BiasCorrection(), tq.MSE()], [tq.MSE(), tq.MinMax()]):
+    for steps in (
+        [tq.methods.BiasCorrection(), tq.methods.CrossLayerEqualization()],
+        [tq.methods.BiasCorrection(), tq.ranges.MSE()],
+        [tq.ranges.MSE(), tq.ranges.MinMax()],
+    ):
         with pytest.raises(ArgumentError, match="in an order that undoes one of them"):
             tq.calibrate(qat, [x], steps)
     with pytest.raises(ArgumentTypeError, match=re.escape("calibrate: not a method\n  got:      'adaround'")):
@@ -73,7 +79,7 @@ def test_no_batches_lose_nothing() -> None:
     x = torch.randn(16, 6)
     qat = tq.calibrate(tq.prepare(net(), x), [x])
     scales = [q.scale.clone() for q in activations(qat)]
-    for method in (None, tq.BiasCorrection()):
+    for method in (None, tq.methods.BiasCorrection()):
         with pytest.raises(ArgumentError, match="there were no batches"):
             tq.calibrate(qat, [], method)
     assert all(torch.equal(q.scale, s) for q, s in zip(activations(qat), scales, strict=True))
@@ -81,7 +87,7 @@ def test_no_batches_lose_nothing() -> None:
 
 def test_a_bar_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.randn(16, 6)
-    tq.calibrate(tq.prepare(net(), x), [x], tq.BiasCorrection())
+    tq.calibrate(tq.prepare(net(), x), [x], tq.methods.BiasCorrection())
     assert capsys.readouterr().err == ""
-    tq.calibrate(tq.prepare(net(), x), [x], tq.BiasCorrection(), progress=True)
+    tq.calibrate(tq.prepare(net(), x), [x], tq.methods.BiasCorrection(), progress=True)
     assert "bias correction" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_float_function_stays_and_codes_agree(kind: str, preset: str) -> None:
     qat = tq.prepare(model, x, preset)
     assert len(found(qat, x)[0]) == count
     before = {n: p.detach().clone() for n, p in qat.named_parameters()}
-    tq.calibrate(qat, [x], tq.CrossLayerEqualization(absorb_bias=False))
+    tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization(absorb_bias=False))
     assert any(not torch.equal(before[n], p) for n, p in qat.named_parameters())
     with tq.quantizers_off(qat):
         assert torch.allclose(qat.eval()(x), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
@@ -92,7 +92,7 @@ def test_the_ranges_of_a_depthwise_triple_become_their_geometric_mean() -> None:
     first, second = equalizing_gains(found(qat, x)[0])
     assert torch.allclose(first, ranges[0] / mean, rtol=1e-3)  # s12 = r1 / t
     assert torch.allclose(second, mean / ranges[2], rtol=1e-3)  # s23 = t / r3
-    tq.calibrate(qat, [x], tq.CrossLayerEqualization(absorb_bias=False))
+    tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization(absorb_bias=False))
     for name, axes in (("0", (1, 2, 3)), ("2", (1, 2, 3)), ("4", (0, 2, 3))):
         assert torch.allclose(qat.get_submodule(name).weight.abs().amax(axes).double(), mean, rtol=1e-3)
 
@@ -100,7 +100,7 @@ def test_the_ranges_of_a_depthwise_triple_become_their_geometric_mean() -> None:
 def test_a_pair_of_folded_weights_has_equal_ranges() -> None:
     model, x = trained(MODELS["batch norm"][0]()), torch.randn(4, 3, 8, 8)
     qat = tq.prepare(model, x, PER_TENSOR)
-    tq.calibrate(qat, [x], tq.CrossLayerEqualization())
+    tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization())
     for pair in found(qat, x)[0]:
         r1 = pair.first.folded().abs().flatten(1).amax(1)
         assert torch.allclose(r1, pair.second.folded().abs().amax((0, 2, 3)), rtol=1e-3)
@@ -117,7 +117,7 @@ def test_dead_channels_and_gamma_of_zero_are_left_alone() -> None:
     qat = tq.prepare(model, x, PER_TENSOR)
     first, _ = equalizing_gains(found(qat, x)[0])
     assert first[[2, 4, 5]].tolist() == [1.0, 1.0, 1.0]
-    tq.calibrate(qat, [x], tq.CrossLayerEqualization())
+    tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization())
     assert all(torch.isfinite(p).all() for p in qat.parameters())
     with tq.quantizers_off(qat):
         assert torch.allclose(qat.eval()(x), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
@@ -166,14 +166,14 @@ def test_relu6_stands_in_the_way_and_is_named() -> None:
     model, x = nn.Sequential(conv(3, 8), nn.ReLU6(), conv(8, 4), nn.ReLU(), conv(4, 2)), torch.randn(4, 3, 8, 8)
     qat = tq.prepare(model, x, PER_TENSOR)
     with pytest.warns(UserWarning, match=r"CrossLayerEqualization leaves 1 as it is: '0': an upper clamp.*replace_relu6"):
-        tq.calibrate(qat, [x], tq.CrossLayerEqualization())
+        tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization())
     replaced = copy.deepcopy(model)
-    assert tq.replace_relu6(replaced) == ("1",)
+    assert tq.methods.replace_relu6(replaced) == ("1",)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tq.calibrate(tq.prepare(replaced, x, PER_TENSOR), [x], tq.CrossLayerEqualization())
+        tq.calibrate(tq.prepare(replaced, x, PER_TENSOR), [x], tq.methods.CrossLayerEqualization())
     with pytest.raises(tq.TruequantError, match="no nn.ReLU6"):
-        tq.replace_relu6(replaced)
+        tq.methods.replace_relu6(replaced)
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -186,10 +186,10 @@ def test_bias_absorption_moves_what_is_always_above_zero(norm: bool) -> None:
     x = torch.randn(16, 3, 8, 8)
     wanted = model(x).detach()
     qat = tq.prepare(model, x, PER_TENSOR)
-    tq.calibrate(qat, [x], tq.CrossLayerEqualization(absorb_bias=False))
+    tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization(absorb_bias=False))
     ranges = outermost(qat).get_submodule("2" if norm else "1").get_submodule("quantizers.output").scale.clone()
     moved = tq.prepare(model, x, PER_TENSOR)
-    tq.calibrate(moved, [x], tq.CrossLayerEqualization())
+    tq.calibrate(moved, [x], tq.methods.CrossLayerEqualization())
     now = moved[1].bias if norm else moved[0].bias
     plain = qat[1].bias if norm else qat[0].bias
     assert (now <= plain).all()
@@ -206,8 +206,8 @@ def test_nothing_is_absorbed_in_front_of_padding() -> None:
         model[0].bias.fill_(9.0)
     x = torch.randn(4, 3, 8, 8)
     first, second = (tq.prepare(model, x, PER_TENSOR) for _ in range(2))
-    tq.calibrate(first, [x], tq.CrossLayerEqualization())
-    tq.calibrate(second, [x], tq.CrossLayerEqualization(absorb_bias=False))
+    tq.calibrate(first, [x], tq.methods.CrossLayerEqualization())
+    tq.calibrate(second, [x], tq.methods.CrossLayerEqualization(absorb_bias=False))
     assert torch.equal(first[0].bias, second[0].bias)
 
 
@@ -224,7 +224,7 @@ def test_layers_that_keep_their_size_lose_nothing(kind: str) -> None:
     codes, sizes = [], []
     for keep in (False, True):
         qat = tq.prepare(model, x, PER_TENSOR)
-        tq.calibrate(qat, [x], tq.CrossLayerEqualization(absorb_bias=False, keep_sizes=keep))
+        tq.calibrate(qat, [x], tq.methods.CrossLayerEqualization(absorb_bias=False, keep_sizes=keep))
         ours = layers(outermost(qat), "a test")
         codes.append([layer.codes() for layer in ours])
         sizes.append([layer.folded().abs() for layer in ours])

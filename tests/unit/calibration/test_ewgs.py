@@ -19,7 +19,9 @@ CURVATURE = torch.tensor([0.5, 1.0, 2.0, 4.0])
 
 def weights_only(granularity: Any = None, out: int = 1) -> Any:
     torch.manual_seed(0)
-    scheme = tq.QuantScheme(tq.int4, granularity or tq.PerTensor(), scale=tq.LSQ(), rounding=tq.EWGS(0.01))
+    scheme = tq.QuantScheme(
+        tq.types.int4, granularity or tq.PerTensor(), scale=tq.scales.LSQ(), rounding=tq.rounding.EWGS(0.01)
+    )
     model = nn.Sequential(nn.Linear(4, out, bias=False))
     return tq.prepare(model, torch.eye(4), tq.QConfig(scheme, None, None, None))
 
@@ -36,13 +38,13 @@ def quantized(qat: Any) -> tuple[Tensor, Tensor]:
 
 def test_a_quadratic_in_closed_form() -> None:
     qat = weights_only()
-    found = tq.update_ewgs(qat, [torch.eye(4)], quadratic, samples=1)  # v' diag(a) v is the trace for every v
+    found = tq.methods.update_ewgs(qat, [torch.eye(4)], quadratic, samples=1)  # v' diag(a) v is the trace for every v
     w, scale = quantized(qat)
     reach = float(scale) * 14  # codes -7 ... 7
     gradient = reach * CURVATURE * w.flatten()
     wanted = reach**2 * float(CURVATURE.mean()) / (3 * float(gradient.std()))
     assert found == {"0.weight": pytest.approx(wanted, rel=1e-5)}
-    assert dict(quantizers(qat))["0.weight"].scheme.rounding == tq.EWGS(found["0.weight"])
+    assert dict(quantizers(qat))["0.weight"].scheme.rounding == tq.rounding.EWGS(found["0.weight"])
 
 
 def test_units_of_each_channel() -> None:
@@ -51,7 +53,7 @@ def test_units_of_each_channel() -> None:
     def loss(outputs: Tensor, item: Any) -> Tensor:
         return 0.5 * (CURVATURE[:, None] * outputs.square()).sum()
 
-    found = tq.update_ewgs(qat, [torch.eye(4)] * 2, loss, samples=1)
+    found = tq.methods.update_ewgs(qat, [torch.eye(4)] * 2, loss, samples=1)
     w, scale = quantized(qat)
     reach = (scale * 14).reshape(3, 1)
     gradient = reach * CURVATURE * w
@@ -66,7 +68,7 @@ def test_hutchinson_converges_to_a_full_trace() -> None:
     def loss(outputs: Tensor, item: Any) -> Tensor:
         return outputs.square().mean()
 
-    found = tq.update_ewgs(qat, [x], loss, samples=4000)
+    found = tq.methods.update_ewgs(qat, [x], loss, samples=4000)
     w, scale = quantized(qat)
     reach = float(scale) * 14
     hessian = 2 * x.t() @ x / 16
@@ -77,7 +79,7 @@ def test_hutchinson_converges_to_a_full_trace() -> None:
 def test_negative_curvature_gives_straight_through_and_linear_losses_too() -> None:
     for loss in (lambda o, i: -quadratic(o, i), lambda o, i: o.sum()):
         qat = weights_only()
-        assert tq.update_ewgs(qat, [torch.eye(4)], loss) == {"0.weight": 0.0}
+        assert tq.methods.update_ewgs(qat, [torch.eye(4)], loss) == {"0.weight": 0.0}
 
 
 class Net(nn.Module):
@@ -91,8 +93,8 @@ class Net(nn.Module):
 
 def prepared(granularity: Any) -> Any:
     torch.manual_seed(0)
-    weight = tq.QuantScheme(tq.int4, granularity, scale=tq.LSQ(), rounding=tq.EWGS())
-    activation = tq.QuantScheme(tq.uint4, scale=tq.LSQ(), rounding=tq.EWGS())
+    weight = tq.QuantScheme(tq.types.int4, granularity, scale=tq.scales.LSQ(), rounding=tq.rounding.EWGS())
+    activation = tq.QuantScheme(tq.types.uint4, scale=tq.scales.LSQ(), rounding=tq.rounding.EWGS())
     x = torch.randn(8, 1, 8, 8)
     return tq.calibrate(tq.prepare(Net(), x, tq.QConfig(weight, activation)), [x])
 
@@ -107,10 +109,10 @@ def test_weights_and_activations_of_a_net_in_training_and_in_a_checkpoint(granul
     before = {k: v.clone() for k, v in qat.state_dict().items() if "delta" not in k}
     generator = torch.Generator().manual_seed(2)
     batches = [(torch.randn(8, 1, 8, 8, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(3)]
-    found = tq.update_ewgs(qat, batches, cross_entropy)
+    found = tq.methods.update_ewgs(qat, batches, cross_entropy)
     assert set(found) == {"conv.weight", "fc.weight", "relu_0", "mean_0"}
     assert all(0 < delta < 1e4 for delta in found.values())
-    assert found == tq.update_ewgs(qat, batches, cross_entropy)
+    assert found == tq.methods.update_ewgs(qat, batches, cross_entropy)
     assert all(torch.equal(v, qat.state_dict()[k]) for k, v in before.items())
     assert qat.training
     assert all(p.grad is None for p in qat.parameters())
@@ -128,7 +130,7 @@ def test_weights_and_activations_of_a_net_in_training_and_in_a_checkpoint(granul
 def test_what_there_is_nothing_to_do_for() -> None:
     qat = weights_only()
     with pytest.raises(ArgumentError, match="no batches"):
-        tq.update_ewgs(qat, [], quadratic)
+        tq.methods.update_ewgs(qat, [], quadratic)
     plain = tq.prepare(nn.Linear(4, 1), torch.eye(4))
     with pytest.raises(ArgumentError, match="no quantizer scales gradients"):
-        tq.update_ewgs(plain, [torch.eye(4)], quadratic)
+        tq.methods.update_ewgs(plain, [torch.eye(4)], quadratic)

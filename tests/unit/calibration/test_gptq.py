@@ -34,7 +34,7 @@ def test_codes_are_those_of_least_squares_solved_afresh(order: bool) -> None:
     weight, x = torch.randn(5, 12), torch.rand(200, 1) + 0.5 * torch.randn(200, 12) * torch.rand(12)
     scale, damping = torch.full((5, 1), 0.31), 0.01
     hessian = 2 * x.double().T @ x.double()
-    got = GPTQ(damping, order).codes(weight, scale, tq.QuantScheme(tq.int4), hessian[None])
+    got = GPTQ(damping, order).codes(weight, scale, tq.QuantScheme(tq.types.int4), hessian[None])
     damped = hessian.numpy().copy()
     damped[np.diag_indices(12)] += damping * np.mean(np.diag(damped))
     ranking = np.argsort(-np.diag(damped), kind="stable") if order else np.arange(12)
@@ -46,14 +46,14 @@ def test_codes_are_those_of_least_squares_solved_afresh(order: bool) -> None:
 
 def test_independent_inputs_round_to_nearest() -> None:
     weight, scale = torch.randn(4, 6), torch.full((4, 1), 0.2)
-    got = GPTQ().codes(weight, scale, tq.QuantScheme(tq.int4), torch.diag(torch.rand(6).double() + 0.1)[None])
+    got = GPTQ().codes(weight, scale, tq.QuantScheme(tq.types.int4), torch.diag(torch.rand(6).double() + 0.1)[None])
     assert torch.equal(got, torch.clamp(torch.round(weight / 0.2), -7, 7))
 
 
 def test_inputs_that_are_always_zero_round_to_nearest_and_do_no_harm() -> None:
     weight, scale, x = torch.randn(4, 6), torch.full((4, 1), 0.2), torch.randn(50, 6).double()
     x[:, 2] = 0
-    codes = GPTQ().codes(weight, scale, tq.QuantScheme(tq.int4), (2 * x.T @ x)[None])
+    codes = GPTQ().codes(weight, scale, tq.QuantScheme(tq.types.int4), (2 * x.T @ x)[None])
     assert torch.equal(codes[:, 2], torch.clamp(torch.round(weight[:, 2] / 0.2), -7, 7))
     assert torch.isfinite(codes).all()
 
@@ -135,7 +135,7 @@ class Sequence(nn.Module):
 def test_sequences_of_different_lengths() -> None:
     x = torch.randn(4, 5, 8)
     qat = tq.prepare(Sequence(), x, "w4a8-all", dynamic={0: (1,)})
-    tq.calibrate(qat, [x, torch.randn(4, 9, 8)], [GPTQ(), tq.BiasCorrection()])
+    tq.calibrate(qat, [x, torch.randn(4, 9, 8)], [GPTQ(), tq.methods.BiasCorrection()])
     assert tq.verify(qat, tq.convert(qat), [x], runtimes=["reference"]).codes_different == 0
 
 

@@ -47,7 +47,7 @@ def test_an_iterator_gets_the_total_that_is_known(capsys: pytest.CaptureFixture[
 def test_rounding_shows_its_loss(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.randn(16, 4)
     qat = tq.prepare(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), x, "w4a8-all")
-    tq.calibrate(qat, [x], tq.AdaRound(iterations=400), progress=True)
+    tq.calibrate(qat, [x], tq.methods.AdaRound(iterations=400), progress=True)
     shown = capsys.readouterr().err
     assert "loss 0." in shown
     assert "AdaRound" in shown

@@ -79,7 +79,7 @@ def test_float_function_stays_and_errors_shrink(kind: str, preset: str) -> None:
     wanted = model(x).detach()
     assert len(groups(tq.prepare(model, x, preset), x)) == count
     plain = tq.calibrate(tq.prepare(model, x, preset), [x]).eval()
-    smooth = tq.calibrate(tq.prepare(model, x, preset), [x], tq.SmoothQuant()).eval()
+    smooth = tq.calibrate(tq.prepare(model, x, preset), [x], tq.methods.SmoothQuant()).eval()
     with tq.quantizers_off(smooth):
         assert torch.allclose(smooth(x), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     assert tq.verify(smooth, tq.convert(smooth), [x], runtimes=("reference", "onnxruntime")).codes_different == 0
@@ -95,7 +95,7 @@ def test_the_formula() -> None:
     model, x = outlier(Gated(nn.LayerNorm(16))), torch.randn(8, 6, 16)
     reach = model.norm(x).abs().amax((0, 1)).detach().double()
     weights = torch.maximum(model.up.weight.abs().amax(0), model.gate.weight.abs().amax(0)).detach().double()
-    qat = tq.calibrate(tq.prepare(model, x), [x], tq.SmoothQuant(0.75))
+    qat = tq.calibrate(tq.prepare(model, x), [x], tq.methods.SmoothQuant(0.75))
     s = reach**0.75 / weights**0.25
     assert torch.allclose(qat.norm.weight.detach().double(), model.norm.weight.detach().double() / s, rtol=1e-5)
     assert torch.allclose(qat.up.weight.detach().double(), model.up.weight.detach().double() * s, rtol=1e-5)
@@ -107,13 +107,13 @@ def test_a_norm_that_a_residual_reads_is_left_alone() -> None:
     qat = tq.prepare(encoder(first=False), x)
     assert groups(qat, x) == []
     before = [p.detach().clone() for p in qat.parameters()]
-    tq.calibrate(qat, [x], tq.SmoothQuant())
+    tq.calibrate(qat, [x], tq.methods.SmoothQuant())
     assert all(torch.equal(a, b) for a, b in zip(before, qat.parameters(), strict=True))
 
 
 def test_training_goes_on() -> None:
     x = torch.randn(8, 6, 16)
-    qat = tq.calibrate(tq.prepare(outlier(encoder()), x, "w8a8"), [x], [tq.SmoothQuant(), tq.MSE()]).train()
+    qat = tq.calibrate(tq.prepare(outlier(encoder()), x, "w8a8"), [x], [tq.methods.SmoothQuant(), tq.ranges.MSE()]).train()
     optimizer = torch.optim.SGD(qat.parameters(), 1e-3)
     losses = []
     for _ in range(10):
@@ -127,4 +127,4 @@ def test_training_goes_on() -> None:
 
 def test_alpha_is_a_share() -> None:
     with pytest.raises(ArgumentError, match="SmoothQuant: alpha out of range"):
-        tq.SmoothQuant(1.5)
+        tq.methods.SmoothQuant(1.5)

@@ -247,7 +247,10 @@ def test_parts_that_the_file_lacks_are_errors(path: Path) -> None:
 # -- without a plan ----------------------------------------------------------------------------------------------------
 def test_quantizers_that_were_placed_by_hand_resume_with_their_own_clocks(path: Path) -> None:
     def build() -> nn.Sequential:
-        quantizers = FakeQuantize(tq.QuantScheme(tq.uint8)), FakeQuantize(tq.QuantScheme(tq.uint4, scale=tq.LSQ()))
+        quantizers = (
+            FakeQuantize(tq.QuantScheme(tq.types.uint8)),
+            FakeQuantize(tq.QuantScheme(tq.types.uint4, scale=tq.scales.LSQ())),
+        )
         return nn.Sequential(nn.Linear(6, 6), quantizers[0], nn.ReLU(), nn.Linear(6, 6), quantizers[1])
 
     def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -27,12 +27,12 @@ class Noisy(Dataset[Tensor]):
         return torch.tensor([index, random.random(), numpy.random.random(), float(torch.rand(()))], dtype=torch.float64)
 
 
-def build(workers: int) -> tuple[tq.StatefulSampler, DataLoader[Tensor]]:
-    sampler = tq.StatefulSampler(23, seed=3)
+def build(workers: int) -> tuple[tq.training.StatefulSampler, DataLoader[Tensor]]:
+    sampler = tq.training.StatefulSampler(23, seed=3)
     return sampler, DataLoader(sampler.seeded(Noisy()), 4, sampler=sampler, num_workers=workers)
 
 
-def batches(sampler: tq.StatefulSampler, loader: DataLoader[Tensor], count: int) -> list[Tensor]:
+def batches(sampler: tq.training.StatefulSampler, loader: DataLoader[Tensor], count: int) -> list[Tensor]:
     found: list[Tensor] = []
     while len(found) < count:
         for batch in sampler.counted(loader):
@@ -73,7 +73,7 @@ def test_the_random_numbers_of_the_training_are_left_alone() -> None:
 def test_ranks_share_an_epoch_and_another_number_of_them_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def of(rank: int, ranks: int, state: dict[str, Any] | None = None) -> tuple[list[int], dict[str, Any]]:
         monkeypatch.setattr(module, "world", lambda: (rank, ranks))
-        sampler = tq.StatefulSampler(24, seed=1)
+        sampler = tq.training.StatefulSampler(24, seed=1)
         loader = DataLoader(range(24), 3, sampler=sampler)  # type: ignore[arg-type]
         if state is not None:
             sampler.load_state_dict(state)
@@ -97,12 +97,12 @@ def test_ranks_share_an_epoch_and_another_number_of_them_goes_on(monkeypatch: py
     "change", [lambda s: s.update(size=7), lambda s: s.update(taken=-1), lambda s: s.update(epoch="1"), lambda s: s.clear()]
 )
 def test_a_state_of_other_data_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
-    sampler = tq.StatefulSampler(23)
+    sampler = tq.training.StatefulSampler(23)
     state = sampler.state_dict()
     change(state)
     with pytest.raises(FileError, match="StatefulSampler: "):
         sampler.load_state_dict(state)
     with pytest.raises(ArgumentError, match="the size is no count"):
-        tq.StatefulSampler(0)
+        tq.training.StatefulSampler(0)
     with pytest.raises(ArgumentError, match="a loader of another sampler"):
         next(sampler.counted(DataLoader(range(23))))  # type: ignore[arg-type]

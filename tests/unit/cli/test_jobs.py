@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -126,3 +127,30 @@ def test_benchmark_times_all_forms() -> None:
     assert list(seconds["inference"])[:4] == ["float", "QAT, evaluated", "Int8 program", "onnxruntime"]
     assert list(seconds["training step"]) == ["float", "quantization-aware"]
     assert all(value > 0 for values in seconds.values() for value in values.values())
+
+
+def test_benchmark_beside_the_float_model_in_onnxruntime(folder: Path) -> None:
+    """The file given is any ONNX model of the same inputs; here the Int8 file stands for the float one's."""
+    options = ("--input", "4x1x8x8", "--rounds", "2", "--threads", "1", "--json")
+    assert invoke("quantize", "jobs.py:make", "--data", "jobs.py:data", "--out", "m.tq", "--onnx", "m.onnx").exit_code == 0
+    result = invoke("benchmark", "m.tq", "--float", "m.onnx", *options)
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["seconds"]["inference"])[:2] == ["float in onnxruntime", "Int8 program"]
+    (folder / "two.onnx").write_bytes(_two_inputs())
+    for file, words in {
+        "none.onnx": "--float: no such file",
+        "m.tq": "--float: onnxruntime does not take 'm.tq'",
+        "two.onnx": "--float: 'two.onnx' takes other inputs than the model",
+    }.items():
+        refused = invoke("benchmark", "m.tq", "--float", file, *options)
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+
+
+def _two_inputs() -> bytes:
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value(name, onnx.TensorProto.FLOAT, [1]) for name in ("a", "b")]
+    nodes = [onnx.helper.make_node("Add", ["a", "b"], ["c"])]
+    graph = onnx.helper.make_graph(nodes, "two", inputs, [value("c", onnx.TensorProto.FLOAT, [1])])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    return bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString())

@@ -102,7 +102,7 @@ def test_trained_converted_and_verified(name: str) -> None:
     w, a = CONFIGS[name]
     x = torch.randn(16, 6)
     qat = tq.prepare(net(nn.ReLU()), x, tq.QConfig(weight=w, activation=a))
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.05, momentum=0.9)
     before = copy.deepcopy(qat.state_dict())
     for _ in range(8):
         optimizer.zero_grad()
@@ -128,7 +128,7 @@ def test_a_checkpoint_brings_all_of_it_back(name: str, tmp_path: Any) -> None:
     w, a = CONFIGS[name]
     x = torch.randn(16, 6)
     qat = tq.prepare(net(nn.ReLU()), x, tq.QConfig(weight=w, activation=a))
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.05, momentum=0.9)
     for _ in range(2):
         optimizer.zero_grad()
         qat(x).square().mean().backward()

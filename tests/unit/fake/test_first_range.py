@@ -39,7 +39,7 @@ def test_all_calls_of_the_first_step_make_the_first_range() -> None:
 
 
 def test_binary_values_evaluate_as_they_train() -> None:
-    quantizer = tq.FakeQuantize(tq.QuantScheme(tq.int1))
+    quantizer = tq.FakeQuantize(tq.QuantScheme(tq.types.int1))
     x = torch.tensor([-3.0, -0.1, 0.0, 0.2, 2.0])
     trained = quantizer(x)
     assert torch.equal(trained.sign(), torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0]))

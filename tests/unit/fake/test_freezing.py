@@ -133,7 +133,7 @@ def test_evaluation_and_recomputation_count_nothing() -> None:
     trained(qat, 3)
     state = qat.get_submodule("0.quantizers.weight").oscillation
     qat.eval()(torch.randn(8, 1, 6, 6))
-    tq.oscillation_dampening(qat)
+    tq.training.oscillation_dampening(qat)
     assert int(state.steps) == 3  # type: ignore[union-attr, arg-type]
     qat.train()
     qat(torch.randn(8, 1, 6, 6)), qat(torch.randn(8, 1, 6, 6))  # two forwards of one step

@@ -25,9 +25,13 @@ def held(scale: Tensor, dtype: str) -> bool:
 
 @pytest.mark.parametrize("level", [kernels.level(), "reference"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("rule", [FloatScale(), tq.LSQ(), tq.LSQPlus(), tq.TQT()], ids=lambda rule: rule.label)
-@pytest.mark.parametrize("observer", [MinMax(), tq.MSE()], ids=lambda observer: type(observer).__name__)
-def test_what_is_trained_is_what_is_held(rule: ScaleRule, dtype: str, observer: tq.MinMax | tq.MSE, level: str) -> None:
+@pytest.mark.parametrize(
+    "rule", [FloatScale(), tq.scales.LSQ(), tq.scales.LSQPlus(), tq.scales.TQT()], ids=lambda rule: rule.label
+)
+@pytest.mark.parametrize("observer", [MinMax(), tq.ranges.MSE()], ids=lambda observer: type(observer).__name__)
+def test_what_is_trained_is_what_is_held(
+    rule: ScaleRule, dtype: str, observer: tq.ranges.MinMax | tq.ranges.MSE, level: str
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 64)
     scheme = FULL.with_(scale=rule, scale_dtype=dtype, observer=observer)
@@ -49,7 +53,7 @@ def test_what_is_trained_is_what_is_held(rule: ScaleRule, dtype: str, observer: 
     assert held(node.weight_scale, dtype)
     assert -8 <= int(node.weight.min()) <= int(node.weight.max()) <= 7
     values = (node.weight.reshape(32, 2, 32) * node.weight_scale[..., None]).reshape(32, 64)
-    if rule.learned or isinstance(observer, tq.MSE):  # a range that is read moves with the weight
+    if rule.learned or isinstance(observer, tq.ranges.MSE):  # a range that is read moves with the weight
         assert torch.allclose(trained, torch.tanh(x @ values.T + qat[0].bias), atol=1e-5)
 
 
@@ -75,7 +79,7 @@ def test_the_gradient_of_a_learned_scale_passes_its_rounding() -> None:
     weight = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     found = []
     for dtype in ("float16", "float32"):
-        quantizer = WeightQuantizer(FULL.with_(scale=tq.LSQ(), scale_dtype=dtype), (2, 2)).train()
+        quantizer = WeightQuantizer(FULL.with_(scale=tq.scales.LSQ(), scale_dtype=dtype), (2, 2)).train()
         quantizer.hold(torch.full((2, 2), 0.25))  # float16 holds it: both have the same values, and so the same gradient
         quantizer(weight).square().sum().backward()
         found.append(quantizer.shift.grad)
@@ -99,7 +103,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(SchemeError, match="unknown scale_dtype") as error:
         tq.QuantScheme(int4, scale_dtype="float8")
     assert error.value.expected == "'float32', 'float16', 'bfloat16'"
-    for dtype, rule in ((uint4, FloatScale()), (int1, FloatScale()), (int4, tq.DoReFa())):
+    for dtype, rule in ((uint4, FloatScale()), (int1, FloatScale()), (int4, tq.scales.DoReFa())):
         with pytest.raises(SchemeError, match="full_range is for signed, symmetric codes that are the nearest ones"):
             tq.QuantScheme(dtype, scale=rule, full_range=True)
     with pytest.raises(SchemeError, match="full_range is for signed"):
@@ -115,6 +119,6 @@ def test_what_cannot_be_is_refused() -> None:
                 activation=tq.QuantScheme(int8, scale_dtype="float16"), input=tq.QuantScheme(int8, scale_dtype="float16")
             ),
         )
-    dynamic = tq.QuantScheme(int8, observer=tq.Dynamic(), full_range=True)
+    dynamic = tq.QuantScheme(int8, observer=tq.ranges.Dynamic(), full_range=True)
     with pytest.raises(SchemeError, match="tokens cannot be quantized at run time in this way"):
         tq.plan(model, x, replace(tq.QConfig.preset("w8a8-dynamic"), activation=dynamic, input=dynamic, output=None))

@@ -15,7 +15,7 @@ from truequant.fake import quantizers
 from truequant.fake.limits import REACH
 
 X = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-RULES = {"lsq": tq.LSQ(), "lsq+": tq.LSQPlus(), "pact": tq.PACT(), "tqt": tq.TQT()}
+RULES = {"lsq": tq.scales.LSQ(), "lsq+": tq.scales.LSQPlus(), "pact": tq.scales.PACT(), "tqt": tq.scales.TQT()}
 
 
 def prepared(rule: Any, bits: str = "4") -> Any:
@@ -24,7 +24,7 @@ def prepared(rule: Any, bits: str = "4") -> Any:
     base = tq.QConfig.preset(f"w{bits}a{bits}-all")
     assert base.weight is not None
     assert base.activation is not None
-    weight = base.weight.with_(scale=tq.LSQ() if isinstance(rule, tq.PACT) else rule)
+    weight = base.weight.with_(scale=tq.scales.LSQ() if isinstance(rule, tq.scales.PACT) else rule)
     qat = tq.prepare(model, X, tq.QConfig(weight, base.activation.with_(scale=rule)))
     return tq.calibrate(qat, [X])
 
@@ -81,7 +81,7 @@ def test_training_on_noise_at_learning_rate_10(rule: str, make: Any) -> None:
 
 
 def test_eval_takes_the_last_step_back_and_evaluation_writes_nothing() -> None:
-    qat = prepared(tq.LSQ()).train()
+    qat = prepared(tq.scales.LSQ()).train()
     with torch.no_grad():
         for q in learned(qat):
             q.shift.fill_(-1e9)
@@ -98,11 +98,11 @@ def test_a_scale_at_its_limit_finds_back() -> None:
     losses = []
     target = torch.randn(32, 4, generator=torch.Generator().manual_seed(3))
     for ruined in (0.0, -1e9, 1e9):
-        qat = prepared(tq.LSQ()).train()
+        qat = prepared(tq.scales.LSQ()).train()
         with torch.no_grad():
             for q in learned(qat):
                 q.shift.fill_(ruined)
-        optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.1, 0.9)
+        optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.1, 0.9)
         for _ in range(600):
             optimizer.zero_grad()
             loss = (qat(X) - target).square().mean()
@@ -118,10 +118,10 @@ def test_ordinary_training_is_not_touched() -> None:
     """The limits bind only beyond REACH: the same bits with and without them."""
     states: list[dict[str, Tensor]] = []
     for bound in (True, False):
-        qat = prepared(tq.LSQ()).train()
+        qat = prepared(tq.scales.LSQ()).train()
         if not bound:
             qat.binding.limits = None
-        optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.05, 0.9)
+        optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.05, 0.9)
         for _ in range(30):
             optimizer.zero_grad()
             qat(X).square().mean().backward()
@@ -131,7 +131,7 @@ def test_ordinary_training_is_not_touched() -> None:
 
 
 def test_copies_have_limits_of_their_own_and_a_waiting_backward_keeps_its_tensors() -> None:
-    qat = copy.deepcopy(prepared(tq.LSQ())).train()
+    qat = copy.deepcopy(prepared(tq.scales.LSQ())).train()
     assert all(any(q is other for other in learned(qat)) for q in qat.binding.limits.grids)
     first, second = qat(X), qat(X)  # one step: nothing is written between the two
     (first.sum() + second.sum()).backward()

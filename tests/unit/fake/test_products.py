@@ -108,15 +108,15 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         return y
 
     monkeypatch.setattr("truequant.fake.sites.product", counted)
-    monkeypatch.setattr("truequant.fake.layers.product", counted)
-    monkeypatch.setattr("truequant.fake.linears.product", counted)
+    monkeypatch.setattr("truequant.fake.layer_steps.product", counted)
+    monkeypatch.setattr("truequant.fake.float_linears.product", counted)
     return found
 
 
 def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("truequant.fake.sites.product", lambda linear, *operands: linear(*operands))
-    monkeypatch.setattr("truequant.fake.layers.product", lambda linear, *operands: linear(*operands))
-    monkeypatch.setattr("truequant.fake.linears.product", lambda linear, *operands: linear(*operands))
+    monkeypatch.setattr("truequant.fake.layer_steps.product", lambda linear, *operands: linear(*operands))
+    monkeypatch.setattr("truequant.fake.float_linears.product", lambda linear, *operands: linear(*operands))
 
 
 def steps(qat: nn.Module, count: int = 3, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -75,7 +75,7 @@ def test_once_in_training_evaluation_and_conversion(preset: str, searches: list[
     with torch.no_grad():
         qat.eval()(batch())
     tq.calibrate(qat, [batch()])
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.1)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.1)
     for step in range(4):
         qat.train()(batch(step)).square().mean().backward()  # the first two are accumulated
         if step:
@@ -96,7 +96,7 @@ def test_training_holds_what_was_searched(observer: Any, granularity: Any) -> No
     quantizer: Any = quantizer_of(qat[0])
     keys = set(qat.state_dict())
     wanted = by_hand(qat[0].weight, scheme)
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat), 1.0)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 1.0)
     for step in range(3):
         qat.train()(batch(step)).square().mean().backward()
         optimizer.step()
@@ -132,7 +132,7 @@ def test_a_range_of_a_power_of_two_and_of_frozen_codes_is_held() -> None:
     ):
         qat = tq.prepare(nn.Sequential(nn.Linear(64, 8)), batch(), tq.QConfig(scheme, None, None, None))
         scale = quantizer_of(qat[0]).scale.clone()
-        optimizer = torch.optim.SGD(tq.parameter_groups(qat), 1.0)
+        optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 1.0)
         for step in range(4):
             qat.train()(batch(step)).square().mean().backward()
             optimizer.step()

@@ -135,7 +135,7 @@ def test_a_model_sums_codes_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyP
         found.append(len(operands) == 5)
         return product(linear, *operands)
 
-    monkeypatch.setattr("truequant.fake.layers.product", watched)
+    monkeypatch.setattr("truequant.fake.layer_steps.product", watched)
     mine, torchs = (steps(prepared(Attention, linear=linear)) for linear in (True, False))
     half = len(found) // 2
     assert all(found[:half])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import truequant as tq
-from truequant.fake.norms import reads_float_statistics
+from truequant.fake.batch_statistics import reads_float_statistics
 
 
 def test_training_uses_the_grid_of_the_folded_weight() -> None:
@@ -92,7 +92,7 @@ def test_without_rounding_it_is_an_ordinary_batchnorm(momentum: float | None) ->
     with torch.no_grad():
         model[0].weight.copy_(torch.randint(-126, 127, (3, 1, 3, 3)).float())
         model[0].weight[0, 0, 0, 0] = 127.0
-    qat = tq.prepare(model, x, tq.QConfig(weight=tq.QuantScheme(tq.int8), output=None, saturation="unsigned")).train()
+    qat = tq.prepare(model, x, tq.QConfig(weight=tq.QuantScheme(tq.types.int8), output=None, saturation="unsigned")).train()
     assert reads_float_statistics(next(iter(qat[0].binding.leaf.values())))
     found = []
     for module in (model, qat):
@@ -110,12 +110,15 @@ def test_without_rounding_it_is_an_ordinary_batchnorm(momentum: float | None) ->
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
-        (tq.QuantScheme(tq.int8), True),
-        (tq.QuantScheme(tq.int2, scale=tq.LSQ()), True),
-        (tq.QuantScheme(tq.int8, scale=tq.PowerOfTwoScale()), True),
-        (tq.QuantScheme(tq.int8, tq.PerChannel(0)), False),
-        (tq.QuantScheme(tq.int8, tq.PerChannel(0), scale=tq.PowerOfTwoScale()), False),  # a channel has its own grid
-        (tq.QuantScheme(tq.int1), False),  # signs do not depend on the factor
+        (tq.QuantScheme(tq.types.int8), True),
+        (tq.QuantScheme(tq.types.int2, scale=tq.scales.LSQ()), True),
+        (tq.QuantScheme(tq.types.int8, scale=tq.scales.PowerOfTwoScale()), True),
+        (tq.QuantScheme(tq.types.int8, tq.PerChannel(0)), False),
+        (
+            tq.QuantScheme(tq.types.int8, tq.PerChannel(0), scale=tq.scales.PowerOfTwoScale()),
+            False,
+        ),  # a channel has its own grid
+        (tq.QuantScheme(tq.types.int1), False),  # signs do not depend on the factor
     ],
 )
 def test_which_layers_pay_for_the_float_statistics(scheme: tq.QuantScheme, expected: bool) -> None:

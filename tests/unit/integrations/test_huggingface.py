@@ -51,7 +51,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 @pytest.mark.filterwarnings("ignore")  # of transformers, accelerate and torch themselves
 def test_a_bert_is_trained_resumed_and_shipped(tmp_path: Path) -> None:
     qat = tq.prepare(BertForSequenceClassification(CONFIG), inputs(), "w8a8")
-    callback = QATCallback(tq.QATSchedule(freeze_ranges_at=3), calibration=[inputs()])
+    callback = QATCallback(tq.training.QATSchedule(freeze_ranges_at=3), calibration=[inputs()])
     trainer = Trainer(
         qat, arguments(tmp_path, max_steps=2, save_steps=2), train_dataset=Words(), compute_loss_func=loss, callbacks=[callback]
     )
@@ -61,7 +61,7 @@ def test_a_bert_is_trained_resumed_and_shipped(tmp_path: Path) -> None:
     assert "qat/weight_error" in trainer.state.log_history[0]
 
     again = tq.prepare(BertForSequenceClassification(CONFIG), inputs(), "w8a8")
-    resumed = QATCallback(tq.QATSchedule(freeze_ranges_at=3), calibration=[inputs()])
+    resumed = QATCallback(tq.training.QATSchedule(freeze_ranges_at=3), calibration=[inputs()])
     trainer = Trainer(
         again,
         arguments(tmp_path, max_steps=4, save_strategy="no"),

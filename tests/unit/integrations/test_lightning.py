@@ -48,7 +48,7 @@ def _lightning_warns_of_other_things() -> Any:
 
 
 def test_a_module_is_trained_resumed_and_shipped(tmp_path: Path) -> None:
-    schedule = tq.QATSchedule(freeze_ranges_at=4)
+    schedule = tq.training.QATSchedule(freeze_ranges_at=4)
     lit, callback = Lit(), QATCallback(torch.zeros(8, 1, 8, 8), "w4a8-all", module="net", schedule=schedule, log_every=2)
     first = trainer(tmp_path, callback, max_steps=3, enable_checkpointing=False)
     first.fit(lit, loader())
@@ -60,7 +60,7 @@ def test_a_module_is_trained_resumed_and_shipped(tmp_path: Path) -> None:
 
     again, resumed = (
         Lit(),
-        QATCallback(torch.zeros(8, 1, 8, 8), "w4a8-all", module="net", schedule=tq.QATSchedule(freeze_ranges_at=4)),
+        QATCallback(torch.zeros(8, 1, 8, 8), "w4a8-all", module="net", schedule=tq.training.QATSchedule(freeze_ranges_at=4)),
     )
     second = trainer(tmp_path, resumed, max_steps=6, enable_checkpointing=False)
     second.fit(again, loader(), ckpt_path=tmp_path / "lit.ckpt", weights_only=False)

@@ -29,7 +29,7 @@ def test_tensorboard_reads_what_was_written(qat: nn.Module, tmp_path: Path) -> N
             write_figures(writer, qat, step, [torch.randn(8, 6)], histograms=True)
     read = EventAccumulator(str(tmp_path))
     read.Reload()
-    expected = tq.figures(qat)
+    expected = tq.training.figures(qat)
     assert set(read.Tags()["scalars"]) >= set(expected) | {"qat/sqnr", "qat/clipped"}
     for name in ("qat/weight_error", "qat/scale/0.weight"):
         assert [event.step for event in read.Scalars(name)] == [0, 5]
@@ -50,7 +50,7 @@ def test_wandb_writes_an_offline_run(qat: nn.Module, tmp_path: Path, monkeypatch
     with wandb.init(project="truequant", dir=tmp_path, mode="offline") as run:
         log_figures(run, qat, 3, loss=0.25)
         log_statistics_table(run, qat)
-        assert run.summary["qat/weight_error"] == tq.figures(qat)["qat/weight_error"]
+        assert run.summary["qat/weight_error"] == tq.training.figures(qat)["qat/weight_error"]
         assert run.summary["loss"] == 0.25
     wandb.teardown()  # the service that writes the file ends
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")

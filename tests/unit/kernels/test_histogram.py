@@ -136,7 +136,7 @@ def test_threads_do_not_matter(level: str, bins: int) -> None:
 def test_calibration_counts_by_the_kernel(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for learned scales, whose first range comes from a histogram."""
     x = torch.randn(4, 6)
-    config = tq.QConfig(activation=QuantScheme(uint4, observer=MSE(128, 16), scale=tq.LSQ()))
+    config = tq.QConfig(activation=QuantScheme(uint4, observer=MSE(128, 16), scale=tq.scales.LSQ()))
 
     def run() -> list[Tensor]:
         model = tq.prepare(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, config)

@@ -60,7 +60,7 @@ import sys
 sys.modules["truequant.kernels._native"] = None
 import torch, truequant as tq
 from truequant import kernels
-quantizer = tq.FakeQuantize(tq.QuantScheme(tq.uint8))
+quantizer = tq.FakeQuantize(tq.QuantScheme(tq.types.uint8))
 for _ in range(3):
     quantizer(torch.randn(5, requires_grad=True)).sum().backward()
 print(kernels.level(), kernels.describe())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import truequant as tq
 from truequant import kernels
-from truequant.fake import FakeQuantize, passes
+from truequant.fake import FakeQuantize, one_pass
 from truequant.schemes import QuantScheme, uint8
 
 W = torch.randn(40, 40).requires_grad_()
@@ -27,7 +27,7 @@ def quantizer() -> FakeQuantize:
 
 def in_place(result: list[Tensor]) -> bool:
     before = result[0].data_ptr()
-    y = passes.alone(quantizer(), result)
+    y = one_pass.quantized_in_place(quantizer(), result)
     assert y is not None
     return y.data_ptr() == before
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import truequant as tq
 from tests.unit.kernels.levels import LEVELS, same
 from truequant import kernels
-from truequant.fake import passes, quantizers
+from truequant.fake import one_pass, quantizers
 
 
 class Block(nn.Module):
@@ -77,12 +77,12 @@ def train(model: nn.Module, steps: int = 4, shape: Callable[[Tensor], Tensor] = 
 
 def test_the_plan_names_them() -> None:
     plan = tq.plan(Net(), torch.randn(2, 3, 8, 8))
-    assert {s.name: s.carries for s in plan.sites if s.carries} == {
+    assert {s.name: s.quantized_at for s in plan.sites if s.quantized_at} == {
         "stem.1": "stem.2", "stem.2": "stem.2", "block.bn1": "block.relu_0", "block.relu_0": "block.relu_0",
         "block.bn2": "block.bn2", "block.add_0": "block.relu", "block.relu": "block.relu", "hardtanh_0": "hardtanh_0",
     }  # fmt: skip
     off = tq.plan(Net(), torch.randn(2, 3, 8, 8), tq.QConfig(fusions=NONE))
-    assert not any(s.carries for s in off.sites)
+    assert not any(s.quantized_at for s in off.sites)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -241,9 +241,9 @@ def test_operands_of_unequal_layouts_share_a_pass() -> None:
         (plain, last, plain.stride()), (last, plain, last.stride()),  # as torch lays the sum out
         (rows, tokens, rows.stride()), (tokens, rows, rows.stride()),
     ):  # fmt: skip
-        found = passes._in_one_layout(a, b)
+        found = one_pass._in_one_layout(a, b)
         assert [f.stride() for f in found] == [strides, strides]
         assert all(torch.equal(f, v) for f, v in zip(found, (a, b), strict=True))
     odd, other = torch.randn(5, 6, 2).permute(2, 0, 1), torch.randn(6, 5, 2).permute(2, 1, 0)
-    assert passes._in_one_layout(odd, other) == (odd, other)
-    assert passes._in_one_layout(rows, torch.randn(6))[0] is rows
+    assert one_pass._in_one_layout(odd, other) == (odd, other)
+    assert one_pass._in_one_layout(rows, torch.randn(6))[0] is rows

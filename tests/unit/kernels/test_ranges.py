@@ -63,7 +63,7 @@ CHANNELS = 5
 SCHEMES = [
     QuantScheme(uint8, PerChannel(1)), QuantScheme(uint8, PerChannel(1), symmetric=False),
     QuantScheme(int8, PerChannel(1), observer=MinMax()), QuantScheme(int8, PerChannel(1), scale=PowerOfTwoScale()),
-    QuantScheme(uint4, PerChannel(1), observer=tq.MovingAverage(momentum=0.5)),
+    QuantScheme(uint4, PerChannel(1), observer=tq.ranges.MovingAverage(momentum=0.5)),
 ]  # fmt: skip
 
 

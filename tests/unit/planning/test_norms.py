@@ -201,7 +201,7 @@ def test_a_norm_of_a_float_value_that_has_a_grid_in_any_case() -> None:
 def test_rows_too_long_for_sums_of_64_bits_stay_float() -> None:
     length = 48_000
     model, x = nn.Sequential(nn.Conv1d(1, 1, 1), nn.GroupNorm(1, 1), nn.Conv1d(1, 1, 1)), torch.randn(2, 1, length)
-    wide = dataclasses.replace(tq.QConfig(), activation=tq.QuantScheme(tq.uint16))
+    wide = dataclasses.replace(tq.QConfig(), activation=tq.QuantScheme(tq.types.uint16))
     assert tq.plan(model, x).site("1").action == "normalize"
     decided = tq.plan(model, x, wide).site("1")
     assert (decided.action, decided.reason) == ("float", "its rows are too long for sums of 64 bits")

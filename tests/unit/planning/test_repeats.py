@@ -132,7 +132,7 @@ def test_names_are_those_of_the_places() -> None:
 
 
 def test_a_rule_about_any_place_of_a_layer_is_about_its_one_weight() -> None:
-    rule = tq.Rule("1.0", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))
+    rule = tq.Rule("1.0", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))
     plan = tq.plan(two_towers(), torch.rand(2, 3, 4, 4), tq.QConfig().with_rules(rule))
     assert [q.scheme.dtype.bits for q in plan.quantizers if q.kind == "weight"] == [4]
 

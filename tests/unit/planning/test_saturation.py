@@ -95,7 +95,14 @@ def test_only_where_a_cpu_of_the_target_adds_pairs(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "expected"),
-    [(tq.uint8, "int7"), (tq.int8, "int7"), (uint7, "int8"), (tq.uint4, "int8"), (tq.int4, "int7"), (tq.uint16, "int8")],
+    [
+        (tq.types.uint8, "int7"),
+        (tq.types.int8, "int7"),
+        (uint7, "int8"),
+        (tq.types.uint4, "int8"),
+        (tq.types.int4, "int7"),
+        (tq.types.uint16, "int8"),
+    ],
 )
 def test_the_codes_that_a_layer_reads(activation: Any, expected: str) -> None:
     """255 * 2 * 127 leaves int16, 127 * 2 * 127 does not; signed codes are shifted to u8; 16 bits are summed in float."""
@@ -104,23 +111,25 @@ def test_the_codes_that_a_layer_reads(activation: Any, expected: str) -> None:
 
 
 def test_tokens_at_run_time() -> None:
-    config = tq.QConfig(activation=(tokens := tq.QuantScheme(tq.int8, observer=tq.Dynamic())), input=tokens, output=tokens)
+    config = tq.QConfig(
+        activation=(tokens := tq.QuantScheme(tq.types.int8, observer=tq.ranges.Dynamic())), input=tokens, output=tokens
+    )
     assert weights(nn.Linear(5, 3), torch.rand(2, 5), config) == ["int7"]
     assert weights(nn.Linear(5, 3), torch.rand(2, 5), "w8a8-dynamic") == ["int8"]
 
 
 def test_what_is_said_is_kept() -> None:
     model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.rand(2, 5)
-    eight = tq.QuantScheme(tq.int8, tq.PerChannel(0))
+    eight = tq.QuantScheme(tq.types.int8, tq.PerChannel(0))
     assert weights(model, x, tq.QConfig().with_rules(tq.Rule("2", weight=eight))) == ["int7", "int8", "int7"]
-    assert weights(model, x, tq.QConfig(weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))) == ["int4"] * 3
-    assert weights(model, x, tq.QConfig(weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)), ends=Ends())) == [
+    assert weights(model, x, tq.QConfig(weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))) == ["int4"] * 3
+    assert weights(model, x, tq.QConfig(weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)), ends=Ends())) == [
         "int7", "int4", "int7"
     ]  # fmt: skip
     assert weights(model, x, tq.QConfig(saturation="unsigned")) == ["int8"] * 3
     assert weights(model, x, "w4a4") == ["int8", "int4", "int8"]
-    learned = tq.QuantScheme(tq.int8, tq.PerTensor(), observer=tq.MSE(), scale=tq.LSQ())
-    assert tq.plan(model, x, tq.QConfig(weight=learned)).quantizer("0.weight").scheme == learned.with_(dtype=tq.int7)
+    learned = tq.QuantScheme(tq.types.int8, tq.PerTensor(), observer=tq.ranges.MSE(), scale=tq.scales.LSQ())
+    assert tq.plan(model, x, tq.QConfig(weight=learned)).quantizer("0.weight").scheme == learned.with_(dtype=tq.types.int7)
 
 
 def test_the_plan_says_what_it_chose() -> None:

@@ -255,7 +255,7 @@ def test_a_weight_scheme_of_another_modules_table_is_said_to_do_nothing() -> Non
             y: Tensor = self.head(F.embedding(ids, self.table.weight))
             return y
 
-    rule = tq.Rule("embedding_0", weight=tq.QuantScheme(tq.int4, tq.PerChannel(0)))
+    rule = tq.Rule("embedding_0", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))
     plan = tq.plan(Borrowing(), torch.arange(4), tq.QConfig().with_rules(rule))
     said = "no weight of 'embedding_0' is quantized by it: its table is no parameter of the module that reads it"
     assert f"{rule!r}: {said}" in plan.notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 import truequant as tq
 from tests.unit.reports.test_report import trained, written
+from truequant.reports import Stage
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; requirements of the tests have it")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -248,9 +250,52 @@ def test_five_hundred_layers_open_quickly(driver: Any, tmp_path: Path) -> None:
         if times[-1] < 3000:
             break
     assert min(times) < 3000, "milliseconds until the page stood"
+    assert page.one("h1").text == "Sequential"
+    parts = page.all("#map details")
+    assert len(parts) == 13
+    assert [len(part.find_elements("css selector", ".tile")) for part in parts] == [60] * 12 + [31]
+    parts[-1].find_element("css selector", "summary").click()
     tile = page.all("button.tile")[-1]
     started = page.js("arguments[0].scrollIntoView(); return performance.now()", tile)
     page.press(tile)
     assert page.one("#site-title").text == tile.text.splitlines()[0]
     assert page.js("return performance.now()") - started < 3000
+    assert page.logged() == []
+
+
+def test_a_large_model_is_folded_by_its_parts_and_prints_open(driver: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 8)
+    block = [nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))) for _ in range(6)]
+    qat = tq.prepare(nn.Sequential(OrderedDict((f"stage{i}", part) for i, part in enumerate(block))), x)
+    tq.calibrate(qat, [x])
+    tq.report(tmp_path / "report.html", qat, [x])
+    page = Page(driver, tmp_path / "report.html")
+    names = [name.text for name in page.all("#map details .name")]
+    assert names == ["input_0", *(f"stage{i}" for i in range(6))]
+    opened = page.js("return [...document.querySelectorAll('#map details')].filter((d) => d.open).map((d) => d.innerText)")
+    assert len(opened) == 1, "that of the quantizer which is shown"
+    assert page.one("#site-title").text in opened[0]
+    page.js("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.js("return [...document.querySelectorAll('#map details')].every((d) => d.open)")
+
+
+@pytest.mark.parametrize(
+    ("top1", "told", "verdict"),
+    [(33.0, "Chance is 33.33 %", "bad"), (97.5, "0.50 points lost", "good"), (90.0, "8.00 points lost", "bad")],
+)
+def test_the_first_cards_answer(driver: Any, tmp_path: Path, top1: float, told: str, verdict: str) -> None:
+    qat, x, _ = trained()
+    int8 = tq.convert(qat.eval())
+    stages = [Stage("float", 98.0, 10 * int8.size_bytes, {1: 0.002}), Stage("onnxruntime", top1, None, {1: 0.001})]
+    found = tq.verify(qat, int8, [x], runtimes=("reference",))
+    tq.report(tmp_path / "report.html", qat, [x], stages=stages, int8=int8, verification=found)
+    page = Page(driver, tmp_path / "report.html")
+    cards = {card.find_element("css selector", "h3").text: card for card in page.all(".card")}
+    assert list(cards) == ["Is it good?", "Is it small?", "Is it fast?", "Is it exact?", "What hurts?"]
+    assert told in cards["Is it good?"].text
+    assert cards["Is it good?"].find_element("css selector", "b").get_attribute("class") == verdict
+    assert "10 × smaller than float" in cards["Is it small?"].text
+    assert cards["Is it fast?"].find_element("css selector", "b").text == "2.00 ×"
+    assert f"0 of {found.codes_compared:,} codes differ in reference." in cards["Is it exact?"].text
     assert page.logged() == []

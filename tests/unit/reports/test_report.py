@@ -25,12 +25,12 @@ class Net(nn.Module):
         return self.out(self.norm(self.conv(x).relu()).flatten(1))
 
 
-def trained(preset: str = "w8a8") -> tuple[nn.Module, Tensor, tq.History]:
+def trained(preset: str = "w8a8") -> tuple[nn.Module, Tensor, tq.training.History]:
     torch.manual_seed(0)
     x = torch.randn(16, 1, 8, 8)
     config = dataclasses.replace(tq.QConfig.preset(preset), rules=(tq.Rule(nn.LayerNorm, None),))  # an island to be shown
     qat = tq.prepare(Net(), x, config)
-    history, monitor = tq.History(qat), tq.GradientMonitor(qat)
+    history, monitor = tq.training.History(qat), tq.training.GradientMonitor(qat)
     optimizer = torch.optim.SGD(qat.parameters(), 0.01)
     for step in range(5):
         optimizer.zero_grad()

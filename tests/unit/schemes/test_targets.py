@@ -45,7 +45,7 @@ def test_plan_refuses_what_a_target_cannot_hold(target: Target, message: str) ->
 
 def test_widths() -> None:
     with pytest.raises(SchemeError, match="no weights of 4 bits"):
-        tq.plan(Block(), X, tq.QConfig(weight=tq.QuantScheme(tq.int4, tq.PerTensor()), target=QNN))
+        tq.plan(Block(), X, tq.QConfig(weight=tq.QuantScheme(tq.types.int4, tq.PerTensor()), target=QNN))
     with pytest.raises(SchemeError, match="no target 'tflite'"):
         tq.QConfig().for_target("tflite")
 

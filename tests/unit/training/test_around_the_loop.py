@@ -34,7 +34,7 @@ def test_statistics_are_means_over_batches_of_the_quantized_layer(preset: str) -
     conv = qat.get_submodule("0")
     seen: list[Tensor] = []
     handle = conv.register_forward_hook(lambda m, a, y: seen.append(y.detach().double()))
-    tq.reestimate_batchnorm(qat, data)
+    tq.training.reestimate_batchnorm(qat, data)
     handle.remove()
     norm = qat.get_submodule("1")
     means = torch.stack([y.mean((0, 2, 3)) for y in seen[-5:]]).mean(0)
@@ -72,18 +72,18 @@ def test_a_model_whose_forward_calls_functions() -> None:
     data = batches(3)
     qat = tq.calibrate(tq.prepare(Functions(), data[0], "w4a4"), data)
     before = qat.get_submodule("norm").running_mean.clone()  # type: ignore[union-attr, operator]
-    tq.reestimate_batchnorm(qat, data)
+    tq.training.reestimate_batchnorm(qat, data)
     assert not torch.equal(qat.get_submodule("norm").running_mean, before)  # type: ignore[arg-type]
 
 
 def test_no_batches_and_float_models_are_errors() -> None:
     qat = tq.prepare(net(), batches(1)[0])
     with pytest.raises(ArgumentError, match="there were no batches"):
-        tq.reestimate_batchnorm(qat, [])
+        tq.training.reestimate_batchnorm(qat, [])
     with pytest.raises(StateError, match="is not prepared"):
-        tq.reestimate_batchnorm(net(), batches(1))
+        tq.training.reestimate_batchnorm(net(), batches(1))
     with pytest.raises(StateError, match="is not prepared"):
-        tq.oscillation_dampening(net())
+        tq.training.oscillation_dampening(net())
 
 
 # -- dampening ---------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_dampening_draws_weights_to_their_codes_and_trains_no_scale(per_tensor: 
     with torch.no_grad():
         for _, quantizer in tq.quantizers(qat):
             quantizer.scale.mul_(0.6)  # some weights are clipped
-    loss = tq.oscillation_dampening(qat)
+    loss = tq.training.oscillation_dampening(qat)
     loss.backward()
     total = 0.0
     state = {k: v.detach().double() for k, v in qat.state_dict().items()}
@@ -118,9 +118,9 @@ def test_dampening_draws_weights_to_their_codes_and_trains_no_scale(per_tensor: 
 
 
 def test_dampening_leaves_wide_and_binary_weights_alone() -> None:
-    for scheme in (tq.QuantScheme(tq.int8), QuantScheme(int1)):
+    for scheme in (tq.QuantScheme(tq.types.int8), QuantScheme(int1)):
         qat = tq.prepare(net(), batches(1)[0], tq.QConfig(weight=scheme))
-        assert float(tq.oscillation_dampening(qat)) == 0.0
+        assert float(tq.training.oscillation_dampening(qat)) == 0.0
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_distillation_is_the_divergence_with_its_closed_gradient(temperature: fl
     student, teacher = nn.Linear(5, 4), nn.Linear(5, 4)
     x = torch.randn(6, 5)
     logits = student(x).detach().requires_grad_()
-    distillation = tq.Distillation(student, teacher, temperature=temperature)
+    distillation = tq.training.Distillation(student, teacher, temperature=temperature)
     loss = distillation(logits, x)
     loss.backward()
     p, q = (torch.softmax(v.detach().double() / temperature, -1) for v in (teacher(x), logits))
@@ -145,8 +145,8 @@ def test_features_are_compared_relative_to_the_teachers() -> None:
     model = net()
     qat = tq.prepare(copy.deepcopy(model), data)
     qat(data)
-    with tq.Distillation(qat, model, features={"2": 0.3}) as distillation:
-        plain = tq.Distillation(qat, model)
+    with tq.training.Distillation(qat, model, features={"2": 0.3}) as distillation:
+        plain = tq.training.Distillation(qat, model)
         outputs = qat(data)
         whole, logits = distillation(outputs, data), plain(outputs, data)
         assert not model.training
@@ -166,12 +166,12 @@ def test_what_cannot_be_distilled_is_named() -> None:
     model = net()
     qat = tq.prepare(copy.deepcopy(model), batches(1)[0])
     with pytest.raises(ArgumentError, match="share parameters"):
-        tq.Distillation(qat, qat)
+        tq.training.Distillation(qat, qat)
     with pytest.raises(ArgumentError, match="no module 'layer9'"):
-        tq.Distillation(qat, model, features={"layer9": 1.0})
+        tq.training.Distillation(qat, model, features={"layer9": 1.0})
     with pytest.raises(ArgumentError, match="temperature is not positive"):
-        tq.Distillation(qat, model, temperature=0.0)
+        tq.training.Distillation(qat, model, temperature=0.0)
     with pytest.raises(ArgumentError, match="different shapes"):
-        tq.Distillation(qat, model)(torch.zeros(8, 7), batches(1)[0])
+        tq.training.Distillation(qat, model)(torch.zeros(8, 7), batches(1)[0])
     with pytest.raises(ArgumentError, match="'2' does not return a tensor of one shape"):
-        tq.Distillation(qat, model, features={"2": 1.0})(torch.zeros(8, 3), batches(1)[0])
+        tq.training.Distillation(qat, model, features={"2": 1.0})(torch.zeros(8, 3), batches(1)[0])

@@ -52,10 +52,10 @@ def test_what_evaluate_refuses() -> None:
 def test_figures_are_of_quantizers_and_their_extremes() -> None:
     x = torch.randn(16, 6)
     qat = tq.calibrate(tq.prepare(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), x), [x])
-    found = tq.figures(qat, [x], prefix="p")
+    found = tq.training.figures(qat, [x], prefix="p")
     errors = [value for name, value in found.items() if name.startswith("p/weight_error/")]
     assert len(errors) == 2
     assert found["p/weight_error"] == max(errors)
     assert found["p/sqnr"] == min(value for name, value in found.items() if name.startswith("p/sqnr/"))
     with pytest.raises(StateError):
-        tq.figures(nn.Linear(2, 2))
+        tq.training.figures(nn.Linear(2, 2))

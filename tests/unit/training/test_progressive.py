@@ -19,8 +19,8 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def train(model: nn.Module, schedule: tq.QATSchedule, steps: int) -> None:
-    optimizer = torch.optim.SGD(tq.parameter_groups(model), 0.01)
+def train(model: nn.Module, schedule: tq.training.QATSchedule, steps: int) -> None:
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(model), 0.01)
     for _ in range(steps):
         schedule.step(model)
         optimizer.zero_grad()
@@ -36,7 +36,7 @@ def widths(model: nn.Module) -> dict[str, int]:
 def test_codes_narrow_step_by_step_down_to_the_plan(preset: str) -> None:
     qat = tq.prepare(net(), X, preset)
     planned = {name: q.planned.dtype.bits for name, q in tq.quantizers(qat)}
-    schedule = tq.QATSchedule(bits={0: 4, 3: 3, 5: int(preset[1])})
+    schedule = tq.training.QATSchedule(bits={0: 4, 3: 3, 5: int(preset[1])})
     for step in range(7):
         train(qat, schedule, 1)
         bits = 4 if step < 3 else 3 if step < 5 else int(preset[1])
@@ -54,7 +54,7 @@ def test_codes_narrow_step_by_step_down_to_the_plan(preset: str) -> None:
 
 def test_ranges_are_found_again_at_a_change_and_only_then() -> None:
     qat = tq.prepare(net(), X, "w2a2")
-    schedule = tq.QATSchedule(bits={0: 4, 3: 2})
+    schedule = tq.training.QATSchedule(bits={0: 4, 3: 2})
     train(qat, schedule, 2)
     quantizer = qat.get_submodule("2.quantizers.weight")
     assert float(quantizer.shift.detach().abs().sum()) > 0  # type: ignore[union-attr, operator]
@@ -71,15 +71,15 @@ def test_ranges_are_found_again_at_a_change_and_only_then() -> None:
 def test_a_run_that_stops_in_the_middle_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     bits = {0: 4, 3: 2}
     whole, part = tq.prepare(net(), X, "w2a2"), tq.prepare(net(), X, "w2a2")
-    train(whole, tq.QATSchedule(bits=bits), 5)
-    schedule = tq.QATSchedule(bits=bits)
+    train(whole, tq.training.QATSchedule(bits=bits), 5)
+    schedule = tq.training.QATSchedule(bits=bits)
     train(part, schedule, 2)
     tq.save_checkpoint(tmp_path / "c.safetensors", model=part, extra=schedule.state_dict())
     again = net()
     checkpoint = tq.load_checkpoint(tmp_path / "c.safetensors", model=again)
     assert widths(again) == widths(part)
     assert torch.equal(again.eval()(X), part.eval()(X))
-    schedule = tq.QATSchedule(bits=bits)
+    schedule = tq.training.QATSchedule(bits=bits)
     schedule.load_state_dict(checkpoint.extra)
     again.train()
     train(again, schedule, 3)
@@ -91,10 +91,10 @@ def test_frozen_ranges_refuse_another_width() -> None:
     qat(X)
     tq.freeze(qat)
     with pytest.raises(StateError, match="the ranges are frozen, and another width needs others"):
-        tq.QATSchedule(bits={0: 4}).step(qat)
+        tq.training.QATSchedule(bits={0: 4}).step(qat)
 
 
 @pytest.mark.parametrize("bits", [{0: 9}, {-1: 4}, {0: 2, 5: 3}, {0: 0}, {0.5: 4}])
 def test_widths_that_are_none(bits: dict[int, int]) -> None:
     with pytest.raises(ArgumentError, match="QATSchedule"):
-        tq.QATSchedule(bits=bits)
+        tq.training.QATSchedule(bits=bits)

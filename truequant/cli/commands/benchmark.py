@@ -24,6 +24,10 @@ def benchmark(
     shapes: Shapes = None,
     preset: Preset = DEFAULT_PRESET,
     config: ConfigFile = None,
+    float_file: Annotated[
+        Path | None,
+        typer.Option("--float", metavar="FILE.onnx", help="The float model's own ONNX file: timed by onnxruntime, and first."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each form; the median counts.")] = 30,
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch and of the runtime.", show_default="torch's")] = 0,
     as_json: AsJson = False,
@@ -33,14 +37,17 @@ def benchmark(
         import torch
 
         from truequant.analysis import median_seconds
-        from truequant.cli.timing import Call, forms_of_float, forms_of_int8
+        from truequant.cli.timing import forms_of_float, forms_of_int8
         from truequant.reports import cpu, versions
 
         torch.set_num_threads(threads or torch.get_num_threads())
         if model.endswith(".tq"):
-            calls, training = forms_of_int8(tq.load(Path(model)), shapes, model), dict[str, Call]()
+            forms = forms_of_int8(tq.load(Path(model)), shapes, model)
         else:
-            calls, training = forms_of_float(model, shapes, config_of(preset, config))
+            forms = forms_of_float(model, shapes, config_of(preset, config))
+        if float_file is not None:
+            forms.add_float_file(float_file)
+        calls, training = forms.calls, forms.training
         run.console.print(f"{rounds} rounds of {', '.join((*calls, *(f'{name} step' for name in training)))} …", soft_wrap=True)
         found = {"inference": median_seconds(calls, rounds)}
         if training:

@@ -108,7 +108,7 @@ def init(
 
 def recipe_text(model: str, data: str, preset: str, shapes: list[str] | None, decided: Plan, name: str) -> str:
     """The file's text. TOML's strings are JSON's."""
-    layers = [site.name for site in decided.sites if site.weight is not None]
+    layers = [site.name for site in decided.sites if site.weight is not None or site.weights]
     listed = "\n".join(f"#   {layer}" for layer in layers)
     inputs = (
         f"inputs = {json.dumps(shapes)}   # example inputs\n"

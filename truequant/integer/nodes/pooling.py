@@ -14,7 +14,8 @@ from truequant.integer.edge import Edge
 from truequant.integer.nodes.base import Shape, Unary
 from truequant.integer.nodes.checks import check_clamp, check_meaning, check_ratio, check_rule, check_sizes
 from truequant.integer.storage import scale_of, storage, zero_point_of
-from truequant.numerics import INT32_MAX, global_average_factor, pooled_length, requantize, window_average
+from truequant.numerics import INT32_MAX, global_average_factor, requantize
+from truequant.numerics.pooling import pooled_length, window_average
 from truequant.schemes import ArithmeticRule
 
 MAX_TAPS = 2**16

@@ -80,19 +80,56 @@
       [x, ...Object.values(columns)]);
   }
 
-  // -- summary ----------------------------------------------------------------------------------------------------
+  const link = (name) => { const b = el("a", { href: "#site" }, name); b.addEventListener("click", () => choose(name, false)); return b; };
+
+  // -- summary: is it good, small, fast, exact, and what hurts ---------------------------------------------------------
+  const times = (x) => (x >= 10 ? x.toFixed(0) : x.toFixed(2)) + " ×";
+
+  function good() {
+    const measured = data.stages.filter((s) => s.top1 !== null), float = measured[0], last = measured[measured.length - 1];
+    if (!last || last === float) return ["–", "Not given: stages=… of tq.report has the accuracy.", ""];
+    const lost = float.top1 - last.top1, classes = data.program?.classes, chance = classes ? 100 / classes : 0;
+    if (chance && last.top1 < 1.5 * chance) return [accuracy(last.top1), `Chance is ${accuracy(chance)}: the model has learned nothing, however exact it is.`, "bad"];
+    const points = Math.abs(lost).toFixed(2) + " points";
+    return [accuracy(last.top1), `Top-1 as deployed; ${float.name} ${accuracy(float.top1)}, ${lost > 0 ? points + " lost" : points + " gained"}.`, lost <= 1 ? "good" : "bad"];
+  }
+
+  function small() {
+    const sized = data.stages.filter((s) => s.size !== null), now = data.program?.bytes ?? sized[sized.length - 1]?.size, before = sized[0]?.size;
+    if (!now) return ["–", "Not given: int8=… of tq.report is the converted model.", ""];
+    return [bytes(now), before && before > now ? `${times(before / now)} smaller than ${sized[0].name}, ${bytes(before)}.` : "The Int8 program.", before && now >= before ? "bad" : "good"];
+  }
+
+  function fast() {
+    const timed = data.stages.filter((s) => Object.keys(s.latency).length), float = timed[0], last = timed[timed.length - 1];
+    const batch = float && Object.keys(float.latency).sort((x, y) => x - y).find((n) => last.latency[n] !== undefined);
+    if (!last || last === float || batch === undefined) return ["–", "Not given: stages=… of tq.report has times.", ""];
+    const faster = float.latency[batch] / last.latency[batch];
+    return [times(faster), `${last.name} against ${float.name}, batch ${batch}: ${(1000 * last.latency[batch]).toFixed(2)} ms.`, faster >= 1 ? "good" : "bad"];
+  }
+
+  function exact() {
+    const runs = data.verification || [], grades = runs.map((v) => v.grade);
+    if (!runs.length) return ["–", "Not given: verification=… of tq.report is what tq.verify found.", ""];
+    const sum = (field) => runs.reduce((n, v) => n + v[field], 0);
+    const worst = grades.find((g) => g !== "EXACT") || "EXACT";
+    return [worst, `${whole(sum("different"))} of ${whole(sum("compared"))} codes differ in ${runs.map((v) => v.runtime).join(", ")}.`, grades.every((g) => g.startsWith("EXACT")) ? "good" : "bad"];
+  }
+
+  function hurts() {
+    const measured = data.sites.filter((s) => s.sqnr !== null), left = data.order.filter((s) => s.action === "float").length;
+    const stays = left ? ` ${whole(left)} ${left === 1 ? "site stays" : "sites stay"} float.` : " Nothing stays float.";
+    if (!measured.length) return ["–", "Nothing was measured." + stays, left ? "" : "good"];
+    const worst = measured.reduce((x, y) => (x.sqnr < y.sqnr ? x : y));
+    return [decibels(worst.sqnr), el("span", {}, "Lowest signal over noise of " + whole(data.sites.length) + " quantizers: ", link(worst.name), "." + stays), worst.sqnr >= 10 ? "good" : "bad"];
+  }
+
   function summary() {
     const host = at("summary"), cards = el("div", { class: "cards" });
-    const card = (value, label, kind = "") => cards.append(el("div", { class: "card" }, el("b", { class: kind }, value), el("span", {}, label)));
-    const grades = (data.verification || []).map((v) => v.grade);
-    if (grades.length) card(grades.every((g) => g === "EXACT") ? "EXACT" : grades.find((g) => g !== "EXACT"), "verification", grades.every((g) => g.startsWith("EXACT")) ? "good" : "bad");
-    const last = data.stages[data.stages.length - 1];
-    if (last && last.top1 !== null) card(accuracy(last.top1), "top-1 as deployed");
-    if (data.program) card(bytes(data.program.bytes), "Int8 program");
-    const measured = data.sites.filter((s) => s.sqnr !== null);
-    card(whole(data.sites.length), "quantizers");
-    if (measured.length) { const worst = measured.reduce((a, b) => (a.sqnr < b.sqnr ? a : b)); card(decibels(worst.sqnr), "lowest SQNR: " + worst.name); }
-    card(whole(data.order.filter((s) => s.action === "float").length), "sites in float");
+    for (const [question, answer] of Object.entries({ "Is it good?": good, "Is it small?": small, "Is it fast?": fast, "Is it exact?": exact, "What hurts?": hurts })) {
+      const [value, text, verdict] = answer();
+      cards.append(el("div", { class: "card" }, el("h3", {}, question), el("b", { class: verdict }, value), el("span", {}, text)));
+    }
     host.append(cards);
     if (data.stages.length) {
       const batches = [...new Set(data.stages.flatMap((s) => Object.keys(s.latency)))].sort((a, b) => a - b);
@@ -114,7 +151,7 @@
     const search = el("input", { type: "search", placeholder: "part of a name", "aria-label": "Show names with" });
     const kind = el("select", { "aria-label": "Show kinds" }, ...["all", "activation", "weight", "float"].map((k) => el("option", {}, k)));
     const order = el("select", { "aria-label": "Order" }, ...["in order", "worst first"].map((k) => el("option", {}, k)));
-    const grid = el("div", { class: "tiles" });
+    const grid = el("div", { id: "tiles" });
     host.append(el("div", { class: "tools" }, search, kind, order), grid);
     const entries = [], seen = new Set();
     const add = (name) => { if (name && byName.has(name) && !seen.has(name)) { seen.add(name); entries.push({ name, site: byName.get(name), kind: byName.get(name).kind }); } };
@@ -127,19 +164,59 @@
       if (e.site) { if (e.site.sqnr !== null) tile.style.borderLeftColor = level(e.site.sqnr)[1]; tile.addEventListener("click", () => choose(e.name, true)); tiles.set(e.name, tile); }
       e.tile = tile;
     }
+    const groups = blocks(entries);
     const show = () => {
       const list = entries.filter((e) => e.name.includes(search.value) && (kind.value === "all" || e.kind === kind.value));
+      const plain = order.value === "worst first" || search.value || kind.value !== "all" || groups.length < 2;
       if (order.value === "worst first") list.sort((a, b) => (a.site?.sqnr ?? 1e9) - (b.site?.sqnr ?? 1e9));
-      grid.replaceChildren(...list.map((e) => e.tile));
+      grid.classList.toggle("tiles", plain);
+      grid.replaceChildren(...(plain ? list.map((e) => e.tile) : groups.map(block)));
     };
     for (const i of [search, kind, order]) for (const event of ["input", "change"]) i.addEventListener(event, show);
     show();
   }
 
+  // A large model's map is folded by the parts of the model: each shows the colours of its tiles, and opens.
+  const FOLDED = 60;
+  function blocks(entries) {
+    if (entries.length <= FOLDED) return [];
+    for (const depth of [1, 2, 3]) {
+      const parts = [];
+      for (const e of entries) {
+        const name = e.name.split(".").slice(0, depth).join(".");
+        if (parts.length && parts[parts.length - 1].name === name) parts[parts.length - 1].entries.push(e);
+        else parts.push({ name, entries: [e] });
+      }
+      if (parts.length > FOLDED) break;
+      if (parts.every((p) => p.entries.length <= FOLDED)) return parts;
+    }
+    const slices = [];
+    for (let i = 0; i < entries.length; i += FOLDED) {
+      const some = entries.slice(i, i + FOLDED);
+      slices.push({ name: some[0].name + " … " + some[some.length - 1].name, entries: some });
+    }
+    return slices;
+  }
+
+  function block(part) {
+    const measured = part.entries.filter((e) => e.site && e.site.sqnr !== null), floats = part.entries.filter((e) => e.float).length;
+    const worst = measured.length ? Math.min(...measured.map((e) => e.site.sqnr)) : null;
+    const strip = el("span", { class: "strip", "aria-hidden": "true" }, ...part.entries.map((e) => {
+      const bar = el("i");
+      if (e.site && e.site.sqnr !== null) bar.style.background = level(e.site.sqnr)[1];
+      return bar;
+    }));
+    const told = part.entries.length + " · lowest " + decibels(worst) + (floats ? " · " + floats + " float" : "");
+    const tilesOf = el("div", { class: "tiles" }, ...part.entries.map((e) => e.tile));
+    return el("details", {}, el("summary", {}, el("span", { class: "name" }, part.name), strip, el("small", {}, told)), tilesOf);
+  }
+  addEventListener("beforeprint", () => document.querySelectorAll("#map details").forEach((d) => { d.open = true; }));
+
   function choose(name, scroll) {
     const site = byName.get(name), host = at("site");
     if (chosen) tiles.get(chosen)?.setAttribute("aria-pressed", "false");
     tiles.get(name)?.setAttribute("aria-pressed", "true");
+    tiles.get(name)?.closest("details")?.setAttribute("open", "");
     chosen = name;
     host.replaceChildren(at("site-title"));
     at("site-title").textContent = name;
@@ -156,8 +233,6 @@
     if (!plotsHost.childElementCount) host.append(el("p", { class: "note" }, "Nothing was measured here: give tq.report some batches."));
     if (scroll) host.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }
-
-  const link = (name) => { const b = el("a", { href: "#site" }, name); b.addEventListener("click", () => choose(name, false)); return b; };
 
   function ranking() {
     const host = at("ranking");

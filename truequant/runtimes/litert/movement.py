@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from truequant.integer.nodes import (
-    Concat,
-    DepthToSpace,
-    Linear,
-    MaxPool,
-    Pad,
-    PadRepeated,
-    Reshape,
-    Slice,
-    Take,
-    Transpose,
-    Upsample,
-)
+from truequant.integer import nodes
 from truequant.runtimes.litert.layers import VALID, pad
 from truequant.runtimes.litert.orders import Sizes, channels_last, plain, reshaped, stored, transposed
 from truequant.runtimes.litert.writer import Writer, fixed, refuse
@@ -25,7 +13,7 @@ _MOST_INPUTS = 5
 """How many tensors XNNPACK joins at once."""
 
 
-def write_reshape(writer: Writer, node: Reshape) -> None:
+def write_reshape(writer: Writer, node: nodes.Reshape) -> None:
     """In the stored order where that is possible; a plane that linear layers alone read stays as it is stored, in rows."""
     before, after = writer.shapes[node.input], writer.shapes[node.output]
     order = writer.order[node.input]
@@ -41,19 +29,19 @@ def write_reshape(writer: Writer, node: Reshape) -> None:
     writer.reshape(source, stored(after, found), writer.write(node.output, found), node.output)
 
 
-def _rows_of_a_plane(writer: Writer, node: Reshape) -> bool:
+def _rows_of_a_plane(writer: Writer, node: nodes.Reshape) -> bool:
     before, after = writer.shapes[node.input], writer.shapes[node.output]
     readers = writer.program.readers(node.output)
     rows = len(before) > 2 and len(after) == 2 and before[0] == after[0] and None not in before[1:]
-    return rows and bool(readers) and all(isinstance(reader, Linear) for reader in readers)
+    return rows and bool(readers) and all(isinstance(reader, nodes.Linear) for reader in readers)
 
 
-def write_transpose(writer: Writer, node: Transpose) -> None:
+def write_transpose(writer: Writer, node: nodes.Transpose) -> None:
     """The same tensor: what reads it asks for the order that it needs."""
     writer.alias(node.output, writer.read(node.input), transposed(writer.order[node.input], node.permutation))
 
 
-def write_concat(writer: Writer, node: Concat) -> None:
+def write_concat(writer: Writer, node: nodes.Concat) -> None:
     """At most five at once, one after another."""
     order = writer.order[node.inputs[0]]
     axis = node.axis % len(order)
@@ -78,7 +66,7 @@ def write_concat(writer: Writer, node: Concat) -> None:
             return
 
 
-def write_slice(writer: Writer, node: Slice) -> None:
+def write_slice(writer: Writer, node: nodes.Slice) -> None:
     order, shape = writer.order[node.input], writer.shapes[node.input]
     axis = node.axis % len(shape)
     (size,) = fixed(node, [shape[axis]])
@@ -96,7 +84,7 @@ def write_slice(writer: Writer, node: Slice) -> None:
     )  # fmt: skip
 
 
-def write_pad_repeated(writer: Writer, node: PadRepeated) -> None:
+def write_pad_repeated(writer: Writer, node: nodes.PadRepeated) -> None:
     """Rows by number, axis after axis."""
     order, shape = writer.order[node.input], writer.shapes[node.input]
     first = len(shape) - len(node.padding)
@@ -113,21 +101,21 @@ def write_pad_repeated(writer: Writer, node: PadRepeated) -> None:
         x = writer.file.op("GATHER", [x, rows], made, 2, "GatherOptions", axis=place)
 
 
-def write_take(writer: Writer, node: Take) -> None:
+def write_take(writer: Writer, node: nodes.Take) -> None:
     order = writer.order[node.input]
     place = order.index(node.axis % len(order))
     rows = writer.integers(f"{node.output}.rows", node.indices)
     writer.file.op("GATHER", [writer.read(node.input), rows], writer.write(node.output, order), 2, "GatherOptions", axis=place)
 
 
-def write_pad(writer: Writer, node: Pad) -> None:
+def write_pad(writer: Writer, node: nodes.Pad) -> None:
     order = writer.order[node.input]
     pads = {len(order) - len(node.padding) + i: pair for i, pair in enumerate(node.padding)}
     places = writer.integers(f"{node.output}.pads", [pads.get(axis, (0, 0)) for axis in order])
     writer.file.op("PAD", [writer.read(node.input), places], writer.write(node.output, order), 2, "PadOptions")
 
 
-def write_upsample(writer: Writer, node: Upsample) -> None:
+def write_upsample(writer: Writer, node: nodes.Upsample) -> None:
     """Of a plane, the runtime's own nearest neighbour."""
     shape = writer.shapes[node.output]
     if len(shape) != 4 or len(node.factors) != 2:
@@ -140,7 +128,7 @@ def write_upsample(writer: Writer, node: Upsample) -> None:
     )  # fmt: skip
 
 
-def write_depth_to_space(writer: Writer, node: DepthToSpace) -> None:
+def write_depth_to_space(writer: Writer, node: nodes.DepthToSpace) -> None:
     """The kernel's own order of channels is that of `phases_first`; for the other one places are moved one by one."""
     n, (_, high, wide) = writer.shapes[node.input][0], fixed(node, writer.shapes[node.input][1:])
     if len(node.block) != 2:
@@ -159,7 +147,7 @@ def write_depth_to_space(writer: Writer, node: DepthToSpace) -> None:
     writer.reshape(moved, stored(writer.shapes[node.output], order), writer.write(node.output, order), node.output)
 
 
-def write_max_pool(writer: Writer, node: MaxPool) -> None:
+def write_max_pool(writer: Writer, node: nodes.MaxPool) -> None:
     """Windows that reach beyond the input read the lowest code there."""
     if len(node.kernel) > 2 or any(d > 1 for d in node.dilation) or len(writer.shapes[node.input]) != len(node.kernel) + 2:
         raise refuse(node, "windows with gaps, or of three axes")
@@ -187,7 +175,7 @@ def write_max_pool(writer: Writer, node: MaxPool) -> None:
     assert edge == writer.edge(node.output)
 
 
-def _lowest_around(writer: Writer, node: MaxPool, x: int, sizes: Sizes, pads: list[tuple[int, int]]) -> int:
+def _lowest_around(writer: Writer, node: nodes.MaxPool, x: int, sizes: Sizes, pads: list[tuple[int, int]]) -> int:
     edge = writer.edge(node.input)
     if edge.zero_point == -128:
         return pad(writer, node.input, x, sizes, pads)

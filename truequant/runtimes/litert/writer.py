@@ -10,6 +10,7 @@ import numpy as np
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram
 from truequant.integer.nodes import Edge, Node
+from truequant.runtimes.fresh_names import FreshNames
 from truequant.runtimes.litert.flatbuffer import File
 from truequant.runtimes.litert.orders import Order, Sizes, channels_last, plain, same_but_for_ones, stored
 from truequant.runtimes.onnx.shapes import dynamic_shapes
@@ -27,19 +28,10 @@ class Writer:
         self.order: dict[str, Order] = {}
         self.flat: dict[str, Sizes] = {}
         self._moved: dict[tuple[str, Order], int] = {}
-        self._names: set[str] = set()
+        self.fresh = FreshNames()
 
     def edge(self, name: str) -> Edge:
         return self.program.edges[name]
-
-    def fresh(self, name: str) -> str:
-        """A name of no other tensor."""
-        made, number = name, 1
-        while made in self._names:
-            number += 1
-            made = f"{name}.{number}"
-        self._names.add(made)
-        return made
 
     def integers(self, name: str, values: Any) -> int:
         """A constant of int32, sizes and places."""

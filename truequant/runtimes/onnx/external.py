@@ -31,7 +31,7 @@ def too_large(model: Any) -> bool:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_LIMIT
 
 
-def beside(model: Any, path: Path) -> Path:
+def constants_path(model: Any, path: Path) -> Path:
     """Where the constants of a model lie whose file is `path`."""
     content = hashlib.sha256()
     for tensor in _large(model):

@@ -16,7 +16,7 @@ import torch
 
 from truequant.integer.nodes import Normalize
 from truequant.numerics import FLOAT32_EXACT, FLOAT64_EXACT, NormRule, norm_constants
-from truequant.numerics.norms import FLOOR, beside
+from truequant.numerics.norms import FLOOR, over_rows
 from truequant.runtimes.onnx.integer_layers import reshape_to
 from truequant.runtimes.onnx.kernels import kernels_of
 from truequant.runtimes.onnx.writer import Writer, numpy_of
@@ -332,7 +332,7 @@ def _placed(parameter: Any, rows: _Rows) -> Any:
     """A gain or bias as it meets rows."""
     if rows.flat:
         return parameter.reshape(-1) if parameter.ndim else parameter
-    return beside(torch.from_numpy(np.asarray(parameter)), rows.axes).numpy()
+    return over_rows(torch.from_numpy(np.asarray(parameter)), rows.axes).numpy()
 
 
 def normalize(writer: Writer, node: Normalize) -> None:

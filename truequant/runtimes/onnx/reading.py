@@ -34,10 +34,10 @@ def read_program(path: str | os.PathLike[str]) -> tuple[IntegerProgram, FormName
     forms: dict[str, FormName] = {form: form for form in get_args(FormName)}
     if named not in forms:
         raise FileError(f"'{path}': no form {named[:40]!r} of an ONNX file", expected=", ".join(forms))
-    return program_beside(model, Path(path)), forms[named]
+    return program_of_file(model, Path(path)), forms[named]
 
 
-def program_beside(model: Any, path: Path) -> IntegerProgram:
+def program_of_file(model: Any, path: Path) -> IntegerProgram:
     """The program that a model claims to be. FileError where there is none, or another one."""
     properties: Mapping[str, str] = {entry.key: entry.value for entry in model.metadata_props}
     claimed = properties.get(PROGRAM)

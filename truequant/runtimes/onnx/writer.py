@@ -12,6 +12,7 @@ from torch import Tensor
 
 from truequant.integer import IntegerProgram, is_wide
 from truequant.integer.nodes import Conv, Edge, Node
+from truequant.runtimes.fresh_names import FreshNames
 from truequant.runtimes.onnx.forms import Layout
 from truequant.runtimes.onnx.kernels import MICROSOFT, kernels_of
 from truequant.runtimes.onnx.shapes import dynamic_shapes
@@ -68,18 +69,9 @@ class Writer:
         self.shapes, self.dtypes = dynamic_shapes(program)
         self._aliases: dict[str, Edge] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._taken = {*program.edges, *(n.output for n in program.nodes), *(i.name for i in program.inputs)}
+        self.fresh = FreshNames([*program.edges, *(n.output for n in program.nodes), *(i.name for i in program.inputs)])
 
     # -- names and constants -------------------------------------------------------------------------------------------
-    def fresh(self, name: str) -> str:
-        """`name`, or `name.2` and so on where it is taken."""
-        candidate, n = name, 1
-        while candidate in self._taken:
-            n += 1
-            candidate = f"{name}.{n}"
-        self._taken.add(candidate)
-        return candidate
-
     def constant(self, name: str, values: Any) -> str:
         """An initializer; equal large ones are stored once, so that a layer called twice has one weight."""
         array = np.asarray(values)

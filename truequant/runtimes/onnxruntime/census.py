@@ -6,12 +6,13 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from truequant.errors import ExportError
 from truequant.integer import IntegerProgram, is_wide
-from truequant.integer.nodes import Conv, Lookup, Table
+from truequant.integer.nodes import Conv, Lookup, Node, Table
 from truequant.runtimes.onnx.kernels import INTEGER, kernels_of
 from truequant.runtimes.onnxruntime.pooled_sums import pooling_of
 from truequant.runtimes.onnxruntime.session import Level, session
@@ -47,12 +48,6 @@ def require_integer_kernels(
     `ExportError` naming the first node that did not become an integer kernel, or that became one of `INEXACT`.
     """
     graph = optimized(data, level, folder)
-    writers = {output: node for node in graph.node for output in node.output}
-    forms: dict[str, list[str]] = {}
-    for output in writers:
-        forms.setdefault(_LAYOUT.sub("", output), []).append(output)
-    named = {node.name: node for node in graph.node}
-    twins: dict[str, list[str]] | None = None
     floats = {name for node in program.nodes for name in kernels_of(node).floats}
     for kernel in graph.node:
         if kernel.op_type in INEXACT - floats:
@@ -62,38 +57,64 @@ def require_integer_kernels(
                 expected="the op that the file names",
                 fix=_FIX,
             )
+    shown = _Shown(graph, data)
     pooled: set[str] = set()
     for node in program.nodes:
-        kernels = kernels_of(node).exact
-        rounds = node.output in program.edges or kernels_of(node).sums
-        if not kernels or not rounds or (is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))):
-            continue
-        if isinstance(node, Conv) and (pool := pooling_of(program, node)) is not None and _in_float(node, graph):
+        kernels = _required(program, node)
+        if kernels and isinstance(node, Conv) and (pool := pooling_of(program, node)) is not None and _in_float(node, graph):
             pooled |= {node.output, pool.output}
-        if node.output in pooled:
+        if not kernels or node.output in pooled or shown.computes(node.output, kernels):
             continue
-
-        def is_there(output: str, kernels: frozenset[str] = kernels) -> bool:
-            # A kernel keeps its name where onnxruntime gives another one to the tensor that it writes.
-            same_name = named.get(output)
-            if same_name is not None and same_name.op_type in kernels:
-                return True
-            return any(_kernel_behind(name, writers, kernels) for name in forms.get(output, []))
-
-        if is_there(node.output):
-            continue
-        names = forms.get(node.output, [])
-        if not names and twins is None:
-            twins = _twins(data)
-        if names or twins is None or not any(map(is_there, twins.get(node.output, []))):
-            there = writers[names[0]] if names else None
-            raise ExportError(
-                f"'{node.output}': onnxruntime runs no integer kernel for this {type(node).__name__}",
-                got=there.op_type if there is not None else "nothing of that name",
-                expected=" or ".join(sorted(kernels)),
-                fix=_FIX if level == "all" else f"form='qoperator': optimization level {level!r} does not fuse",
-            )
+        there = shown.writer(node.output)
+        raise ExportError(
+            f"'{node.output}': onnxruntime runs no integer kernel for this {type(node).__name__}",
+            got=there.op_type if there is not None else "nothing of that name",
+            expected=" or ".join(sorted(kernels)),
+            fix=_FIX if level == "all" else f"form='qoperator': optimization level {level!r} does not fuse",
+        )
     return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+
+
+def _required(program: IntegerProgram, node: Node) -> frozenset[str]:
+    """The kernels of which one must compute a node: none where it rounds nothing, or where runtimes have none so wide."""
+    kernels = kernels_of(node)
+    rounds = node.output in program.edges or kernels.sums
+    wide = is_wide(node, program.edges) and not isinstance(node, (Table, Lookup))
+    return kernels.exact if rounds and not wide else frozenset()
+
+
+class _Shown:
+    """Where the tensors of a file are in the graph that onnxruntime made of it."""
+
+    def __init__(self, graph: Any, data: bytes) -> None:
+        self.data = data
+        self.writers = {output: node for node in graph.node for output in node.output}
+        self.named = {node.name: node for node in graph.node}
+        self.forms: dict[str, list[str]] = {}
+        """Names by the name in the file, which onnxruntime appends to where it keeps a tensor channels-last."""
+        for output in self.writers:
+            self.forms.setdefault(_LAYOUT.sub("", output), []).append(output)
+
+    @cached_property
+    def twins(self) -> dict[str, list[str]]:
+        return _twins(self.data)
+
+    def writer(self, tensor: str) -> Any:
+        names = self.forms.get(tensor, [])
+        return self.writers[names[0]] if names else None
+
+    def computes(self, tensor: str, kernels: frozenset[str]) -> bool:
+        """Whether one of `kernels` writes a tensor of the file, or one that the same ops compute where it is not there."""
+        if self._is_written(tensor, kernels):
+            return True
+        return tensor not in self.forms and any(self._is_written(twin, kernels) for twin in self.twins.get(tensor, []))
+
+    def _is_written(self, tensor: str, kernels: frozenset[str]) -> bool:
+        # A kernel keeps its name where onnxruntime gives another one to the tensor that it writes.
+        same_name = self.named.get(tensor)
+        if same_name is not None and same_name.op_type in kernels:
+            return True
+        return any(_kernel_behind(name, self.writers, kernels) for name in self.forms.get(tensor, []))
 
 
 def _twins(data: bytes) -> dict[str, list[str]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from truequant.errors import ExportError
-from truequant.integer import IntegerProgram, ProgramInput
-from truequant.integer.nodes import Dequantize, Edge, Node, Normalize, Quantize
+from truequant.integer import IntegerProgram
+from truequant.integer.nodes import Edge, Normalize
 from truequant.runtimes.onnx.shapes import dynamic_shapes
-from truequant.runtimes.onnxruntime.session import run, session
+from truequant.runtimes.onnxruntime.trials import Trial, Write, first_difference
 
 ROWS = 12
 """Rows that are tried of each norm: of equal codes, of one that differs, of the lowest and highest, narrow and random ones."""
@@ -21,49 +20,29 @@ _MOST = 2**22
 """Elements of all rows of one norm: of larger images the norm is tried on a part."""
 
 
-def require_exact_norms(program: IntegerProgram, write: Callable[[IntegerProgram], bytes]) -> int:
+def require_exact_norms(program: IntegerProgram, write: Write) -> int:
     """How many codes were computed. write: the serialized model of a program, its edges shown.
 
     `ExportError` naming the first norm of which onnxruntime gives other codes or, where it writes none, another value.
     """
     norms = [node for node in program.nodes if isinstance(node, Normalize)]
-    if not norms:
-        return 0
-    shapes, _ = dynamic_shapes(program)
-    inputs: list[ProgramInput] = []
-    nodes: list[Node] = []
-    edges: dict[str, Edge] = {}
-    feeds: dict[str, Tensor] = {}
-    outputs: list[str] = []
-    tried: list[Tensor] = []
-    for number, norm in enumerate(norms):
-        x, y, read = f"x{number}", f"y{number}", program.edges[norm.input]
-        shape, sizes = shapes[norm.input], _sizes(norm, shapes[norm.input])
+    shapes = dynamic_shapes(program)[0] if norms else {}
+    trial = Trial(program)
+    for norm in norms:
+        read, shape = program.edges[norm.input], shapes[norm.input]
         outer = _outer(norm, shape)
-        inputs.append(ProgramInput(f"v{number}", "float32", (*(None,) * outer, *shape[outer:])))
-        nodes += [Quantize(f"v{number}", x), replace(norm, input=x, output=y)]
-        edges[x], codes = read, awkward(read, sizes)
-        tried.append(codes)
-        feeds[f"v{number}"] = (codes - read.zero_point) * torch.tensor(read.scale)
-        if norm.output in program.edges:
-            edges[y] = program.edges[norm.output]
-            nodes.append(Dequantize(y, f"w{number}"))
-        outputs.append(f"w{number}" if y in edges else y)
-    alone = IntegerProgram(tuple(inputs), tuple(nodes), edges, outputs, program.target)
-    names = [f"y{number}" for number in range(len(norms))]
-    found = run(session(write(alone)), feeds, names)
+        trial.add(norm, input=trial.input(read, awkward(read, _sizes(norm, shape)), (*(None,) * outer, *shape[outer:])))
     compared = 0
-    for number, (norm, codes) in enumerate(zip(norms, tried, strict=True)):
-        wanted, have = norm.run(program.edges, [codes]), found[f"y{number}"]
-        wrong = (have.double() != wanted.double()).nonzero()
-        if len(wrong):
-            at = tuple(wrong[0].tolist())
+    for node, found, expected in trial.results(write):
+        assert isinstance(node, Normalize)
+        if (differ := first_difference(found, expected)) is not None:
+            at, count = differ
             raise ExportError(
-                f"'{norm.output}': onnxruntime computes another {norm.kind} norm",
-                got=f"{have[at].item()} at {at}, one of {len(wrong)} that differ", expected=wanted[at].item(),
-                fix=f"Rule({norm.output!r}, None) leaves it to the runtime's own kernel; please report it",
+                f"'{node.output}': onnxruntime computes another {node.kind} norm",
+                got=f"{found[at].item()} at {at}, one of {count} that differ", expected=expected[at].item(),
+                fix=f"Rule({node.output!r}, None) leaves it to the runtime's own kernel; please report it",
             )  # fmt: skip
-        compared += wanted.numel()
+        compared += expected.numel()
     return compared
 
 

@@ -15,7 +15,7 @@ from truequant.integer import IntegerProgram
 from truequant.integer.binding import bind
 from truequant.integer.nodes import Edge
 from truequant.planning import build
-from truequant.runtimes.onnx.reading import program_beside, read_model
+from truequant.runtimes.onnx.reading import program_of_file, read_model
 from truequant.runtimes.onnxruntime.census import census, same_kernels
 from truequant.runtimes.onnxruntime.hidden_edges import show
 from truequant.runtimes.onnxruntime.session import Level, run, session
@@ -28,7 +28,7 @@ class ShippedFile:
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, level: Level = "all") -> None:
         self.path = Path(path)
         model, folder = read_model(self.path)
-        self.program = program_beside(model, self.path)
+        self.program = program_of_file(model, self.path)
         shown = _shown(model, self.program, self.path)
         with _named(self.path):
             self._outputs = session(str(self.path), threads=threads, level=level)

@@ -13,7 +13,7 @@ from torch import Tensor
 from truequant.integer import nodes as program_nodes
 from truequant.integer.nodes import Node
 from truequant.integer.nodes.movement import padded
-from truequant.numerics.norms import beside
+from truequant.numerics.norms import over_rows
 
 _POOLS: dict[str, tuple[Callable[..., Tensor], ...]] = {
     "max": (F.max_pool1d, F.max_pool2d, F.max_pool3d), "average": (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
@@ -75,8 +75,8 @@ def _normalize(node: program_nodes.Normalize, x: Tensor) -> Tensor:
     else:
         variance = x.square().mean(node.axes, keepdim=True)
     x = x / (variance.sqrt() + node.eps if node.outside else (variance + node.eps).sqrt())
-    x = x if gain is None else x * beside(gain, node.axes)
-    return x if bias is None else x + beside(bias, node.axes)
+    x = x if gain is None else x * over_rows(gain, node.axes)
+    return x if bias is None else x + over_rows(bias, node.axes)
 
 
 def _weights(node: program_nodes.Softmax | program_nodes.Attend, scores: Tensor, masks: Sequence[Tensor]) -> Tensor:

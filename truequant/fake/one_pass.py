@@ -17,13 +17,13 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from truequant import kernels, numerics
-from truequant.fake.clock import local
-from truequant.fake.norms import NormCall
+from truequant.fake.batch_statistics import NormCall
 from truequant.fake.planned import PlannedSite
 from truequant.fake.quantizers import FakeQuantize
+from truequant.fake.steps import Step
 from truequant.planning import clamp_bounds
 
-CARRIED = "truequant_carried"
+QUANTIZED_AT = "truequant_quantized_at"
 """Attribute of a tensor that went through the clip and the quantizer of a later site already: that site."""
 _CLIPS = {"relu": kernels.RELU, "relu6": kernels.HARDTANH, "hardtanh": kernels.HARDTANH, "clamp": kernels.CLAMP}
 
@@ -37,38 +37,27 @@ def _clip_of(site: PlannedSite) -> kernels.Clip:
     return _CLIPS[plan.op], low, math.inf if plan.maximum is None else plan.maximum
 
 
-def _led(quantizer: FakeQuantize, x: Tensor | list[Tensor], other: Tensor | None, clip: kernels.Clip) -> Tensor | None:
-    """What `FakeQuantize.in_pass` does in an ordinary step, whose questions a kernel asks; None where it must be asked."""
-    if torch.compiler.is_compiling() or (kernel := kernels.compiled()) is None:
-        return None
-    y = kernel.quantize(x, other, quantizer.__dict__, local, *clip)
-    return None if y is NotImplemented else y
+def _quantized(quantizer: FakeQuantize, x: Tensor | list[Tensor], other: Tensor | None, clip: kernels.Clip) -> Tensor | None:
+    """The clipped and quantized `x`, or sum of `x` and `other`, by one kernel."""
+    return quantizer.in_pass(lambda kernel, step: kernel.quantize(x, other, quantizer.__dict__, step, *clip))
 
 
 def called(quantizer: FakeQuantize, x: Tensor) -> Tensor:
     """`quantizer(x)`."""
-    y = None if hooks_everywhere() else _led(quantizer, x, None, kernels.NO_CLIP)
+    y = None if hooks_everywhere() else _quantized(quantizer, x, None, kernels.NO_CLIP)
     result: Tensor = quantizer(x) if y is None else y
     return result
 
 
-def alone(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
+def quantized_in_place(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
     """The quantized tensor of a list, in its own memory where nothing but the list holds it."""
-    if (y := _led(quantizer, x, None, kernels.NO_CLIP)) is not None:
-        return y
-
-    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
-        return kernel.fake_quantize(
-            x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, 0, 0.0, 0.0, looks
-        )
-
-    return quantizer.in_pass(compute)
+    return _quantized(quantizer, x, None, kernels.NO_CLIP)
 
 
 def finished(site: PlannedSite, result: list[Any]) -> Any:
     """As `site.finish`, for a list with what an op has just returned: a quantizer may write into what nothing else holds."""
     if site.quantizer is not None and isinstance(result[0], Tensor):
-        y = alone(site.quantizer, result)
+        y = quantized_in_place(site.quantizer, result)
         if y is not None:
             return y
     return site.finish(result.pop())
@@ -86,33 +75,22 @@ def clamped(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
         return quantizer(kernels.clipped(x, clip)) if torch.is_grad_enabled() else None
     if quantizer.shift is not None:
         return quantizer.learned_pass(x, clip)
-    if (y := _led(quantizer, x, None, clip)) is not None:
-        return y
-
-    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
-        return kernel.fake_quantize(x, None, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)
-
-    return quantizer.in_pass(compute)
+    return _quantized(quantizer, x, None, clip)
 
 
 def added(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The quantized sum of two activations, clipped where a clamp alone reads it."""
-    end = site.carries
+    end = site.quantized_at
     if kwargs or len(args) != 2 or end is None or end.quantizer is None:
         return None
     if not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
         return None
     quantizer, clip = end.quantizer, _clip_of(end)
-    if (y := _led(quantizer, args[0], args[1], clip)) is not None:
-        return _handed_on(site, y)
-    if not quantizer.can_pass():
-        return None
-    a, b = _in_one_layout(*args)
 
-    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
-        return kernel.fake_quantize(a, b, quantizer._buffers, observer, quantizer.compiled_scheme, commits, *clip, looks)
+    def compute(kernel: ModuleType, step: Step) -> Any:
+        return kernel.quantize(*_in_one_layout(*args), quantizer.__dict__, step, *clip)
 
-    return _handed_on(site, quantizer.in_pass(compute))
+    return _marked_done(site, quantizer.in_pass(compute))
 
 
 def _in_one_layout(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,26 +113,24 @@ def normalized(site: PlannedSite, x: Tensor, made: Callable[[], NormCall]) -> Te
 
     made: the call, with the bias that is meant.
     """
-    end = site.carries
+    end = site.quantized_at
     if end is None or end.quantizer is None or _hooked(site.owner):
         return None
     quantizer, clip = end.quantizer, _clip_of(end)
-    if not quantizer.can_pass() or x.dtype != torch.float32:
+    if x.dtype != torch.float32:
         return None
-    call = made()
-    if isinstance(call.share, Tensor):
-        return None
-    arguments = call.x, call.weight, call.bias, call.mean, call.var, call.eps, call.share
-    y = None
-    if not torch.compiler.is_compiling() and (compiled := kernels.compiled()) is not None:
-        y = compiled.quantize_norm(*arguments, quantizer.__dict__, local, *clip)
-        y = None if y is NotImplemented else y
 
-    def compute(kernel: ModuleType, looks: bool, observer: Any, commits: bool) -> Any:
-        quantized_by = looks, quantizer._buffers, observer, quantizer.compiled_scheme, commits
-        return kernel.fake_quantize_norm(*arguments, *quantized_by, *clip)
+    call: NormCall | None = None
 
-    return _handed_on(site, quantizer.in_pass(compute) if y is None else y)
+    def compute(kernel: ModuleType, step: Step) -> Any:
+        nonlocal call
+        call = made() if call is None else call  # the first step comes here twice
+        if isinstance(call.share, Tensor):
+            return NotImplemented
+        arguments = call.x, call.weight, call.bias, call.mean, call.var, call.eps, call.share
+        return kernel.quantize_norm(*arguments, quantizer.__dict__, step, *clip)
+
+    return _marked_done(site, quantizer.in_pass(compute))
 
 
 def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
@@ -166,8 +142,8 @@ def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
         and quantizer is not None
         and reads is not None
         and dtype == torch.float32
-        and layer.clock.enabled
         and layer.own_bias
+        and quantizer.step() is not None
     ):
         y = kernel.shifted_bias(
             bias, norm._buffers, norm._parameters, norm.eps, reads.__dict__, quantizer.__dict__,
@@ -178,9 +154,9 @@ def shifted_bias(layer: PlannedSite, dtype: torch.dtype) -> Tensor | None:
     return layer.shifted_bias(weight, bias, dtype)
 
 
-def _handed_on(site: PlannedSite, y: Tensor | None) -> Tensor | None:
-    if y is not None and site.carries is not site:
-        setattr(y, CARRIED, site.carries)
+def _marked_done(site: PlannedSite, y: Tensor | None) -> Tensor | None:
+    if y is not None and site.quantized_at is not site:
+        setattr(y, QUANTIZED_AT, site.quantized_at)
     return y
 
 

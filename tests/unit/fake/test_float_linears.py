@@ -127,7 +127,7 @@ def test_training_moves_every_weight_and_evaluation_follows(preset: str) -> None
     x = tokens()
     qat = tq.prepare(encoder(), x, preset).train()
     target = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(9))
-    optimizer = torch.optim.SGD(tq.parameter_groups(qat), 0.5)
+    optimizer = torch.optim.SGD(tq.training.parameter_groups(qat), 0.5)
     losses = []
     for _ in range(20):
         optimizer.zero_grad()
@@ -154,7 +154,7 @@ def test_gradients_pass_in_evaluation() -> None:
         assert torch.equal(qat(x), tq.convert(qat)(x))
 
 
-@pytest.mark.parametrize("scheme", [tq.LSQ(), tq.TQT()])
+@pytest.mark.parametrize("scheme", [tq.scales.LSQ(), tq.scales.TQT()])
 def test_learned_scales_of_groups_train(scheme: Any) -> None:
     x = torch.randn(16, 64)
     config = tq.QConfig(tq.QuantScheme(int4, PerGroup(16), scale=scheme), None, None, None)
@@ -184,7 +184,7 @@ def test_the_file_holds_packed_int4_behind_a_blocked_dequantizer() -> None:
 def test_gptq_beats_nearest_on_weights_alone() -> None:
     x = tokens().repeat(8, 1, 1) * torch.linspace(0.1, 3.0, 64)
     errors = {}
-    for name, method in (("nearest", None), ("gptq", tq.GPTQ())):
+    for name, method in (("nearest", None), ("gptq", tq.methods.GPTQ())):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 16))
         qat = tq.prepare(model, x, "w4a16")

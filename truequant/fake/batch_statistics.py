@@ -82,11 +82,19 @@ class NormCall:
     eps: float
 
     @staticmethod
-    def of_module(module: Any, x: Tensor) -> NormCall:
-        """The call that `module`, a BatchNorm of torch's in training, makes once it has counted the batch."""
+    def of_module(module: Any, x: Tensor, bias: Tensor | None) -> NormCall:
+        """The call that `module`, a BatchNorm of torch's in training, makes of `x`, with `bias` in the place of its own.
+
+        It is for before the batch is counted.
+        """
         module._check_input_dim(x)
         share: Any = 1.0 / (module.num_batches_tracked + 1) if module.momentum is None else module.momentum
-        return NormCall(x, module.running_mean, module.running_var, module.weight, module.bias, share, module.eps)
+        return NormCall(x, module.running_mean, module.running_var, module.weight, bias, share, module.eps)
+
+    def result(self) -> Tensor:
+        """What torch makes of it."""
+        share: Any = self.share
+        return F.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, True, share, self.eps)
 
 
 def normalized(call: NormCall, batch: BatchStatistics) -> Tensor:

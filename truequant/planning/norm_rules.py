@@ -1,6 +1,6 @@
 """Norms that take their statistics from what they read, as rules on codes: which calls are one, and of which kind.
 
-A BatchNorm in evaluation is none of them: it is a map of each channel (see `truequant.planning.norms`).
+A BatchNorm in evaluation is none of them: it is a map of each channel (see `truequant.planning.batch_norms`).
 """
 
 from __future__ import annotations

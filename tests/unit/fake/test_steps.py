@@ -1,4 +1,4 @@
-"""Quantizers whose questions a compiled kernel asks do what they do when Python asks them, in every state they can be in."""
+"""What a quantizer does in a step is decided once, rightly in every state it can be in, and read alike by all kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.kernels.levels import same
 from truequant import kernels
 from truequant.fake import FakeQuantize, WeightQuantizer, quantizers
 
-LED = ("quantize", "quantize_norm", "layer_operands", "shifted_bias")
+READERS = ("quantize", "quantize_norm", "layer_operands", "shifted_bias")
 
 pytestmark = pytest.mark.skipif(kernels.compiled() is None, reason="no compiled kernels here")
 
@@ -111,20 +111,48 @@ def train(state: Callable[[nn.Module], None], preset: str = "w8a8") -> list[Tens
     return [*found, *(v.detach().double().reshape(-1) for v in model.state_dict().values())]
 
 
+def asked(owner: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """What a quantizer of activations does in a call, in questions of our own: whether it observes, commits, has no range."""
+    clock = owner["clock"]
+    observes = owner["observing"] and clock.state == "training" and torch._C._current_graph_task_id() == -1
+    first = not owner["_calibrated"]
+    return observes, observes and not first and owner["_seen_step"] != clock.step, observes and first
+
+
+def by_questions(kernel: Any) -> dict[str, Callable[..., Any]]:
+    """The functions that read a step, by others that are told everything; the two of weights leave it to Python."""
+
+    def grid(owner: dict[str, Any]) -> tuple[tuple[Any, ...], bool]:
+        observes, commits, first = asked(owner)
+        observer = owner["_modules"]["observer"]._buffers if observes else None
+        return (owner["_buffers"], observer, owner["compiled_scheme"], commits), first
+
+    def quantize(x: Any, other: Any, owner: dict[str, Any], step: Any, *clip: Any) -> Any:
+        told, first = grid(owner)
+        return kernel.fake_quantize(x, other, *told, *clip, first)
+
+    def quantize_norm(*arguments: Any) -> Any:
+        told, first = grid(arguments[7])
+        return kernel.fake_quantize_norm(*arguments[:7], first, *told, *arguments[9:])
+
+    return {"quantize": quantize, "quantize_norm": quantize_norm}
+
+
 @contextmanager
-def counted(answers: bool) -> Iterator[dict[str, int]]:
-    """How often each of the functions answered; they do not where they may not."""
+def counted(reads: bool) -> Iterator[dict[str, int]]:
+    """How often each of the functions read a step and answered; others do their work where they may not."""
     kernel: Any = kernels.compiled()
-    calls = dict.fromkeys(LED, 0)
+    calls = dict.fromkeys(READERS, 0)
 
     def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
-        y = function(*args) if answers else NotImplemented
+        y = function(*args)
         calls[name] += y is not NotImplemented
         return y
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in LED:
-            patch.setattr(kernel, name, partial(call, name, getattr(kernel, name)))
+        others = {} if reads else {name: lambda *args: NotImplemented for name in READERS} | by_questions(kernel)
+        for name in READERS:
+            patch.setattr(kernel, name, others.get(name) or partial(call, name, getattr(kernel, name)))
         yield calls
 
 
@@ -132,18 +160,18 @@ def counted(answers: bool) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize("state", STATES, ids=lambda s: s.__name__)
 def test_every_state_is_bit_for_bit_what_python_makes_of_it(state: Callable[[nn.Module], None], preset: str) -> None:
     with counted(True):
-        led = train(state, preset)
+        read = train(state, preset)
     with counted(False) as none:
-        asked = train(state, preset)
+        by_questions = train(state, preset)
     assert not any(none.values())
-    assert all(same(a, b) for a, b in zip(led, asked, strict=True))
+    assert all(same(a, b) for a, b in zip(read, by_questions, strict=True))
 
 
-def test_ordinary_steps_are_led_by_kernels() -> None:
+def test_ordinary_steps_are_done_by_kernels() -> None:
     with counted(True) as calls:
         train(ordinary)
-    # Weights have their ranges in the first of the six forwards already, activations from the second on.
-    assert calls == {"quantize": 5 * 8, "quantize_norm": 5 * 1, "layer_operands": 6 * 5, "shifted_bias": 6 * 2}
+    # Weights have their ranges in the first of the six forwards already; activations are observed there, and then quantized.
+    assert calls == {"quantize": 7 * 8, "quantize_norm": 7 * 1, "layer_operands": 6 * 5, "shifted_bias": 6 * 2}
 
 
 def test_a_hook_on_every_module_sees_the_quantizers_of_inputs_and_weights() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 
-class _Beside(torch.autograd.Function):
+class _WithZeroGradients(torch.autograd.Function):
     """The identity, which gives parameters beside it gradients of zero."""
 
     @staticmethod
@@ -22,7 +22,7 @@ class _Beside(torch.autograd.Function):
         return grad, *(torch.zeros_like(p) for p in ctx.saved_tensors)
 
 
-def beside(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def with_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """`x`. Where several processes train together, `parameters` get gradients of zero: DDP waits for one of each."""
     together = parameters and torch.is_grad_enabled() and distributed.is_available() and distributed.is_initialized()
-    return _Beside.apply(x, *parameters) if together else x  # type: ignore[no-untyped-call]
+    return _WithZeroGradients.apply(x, *parameters) if together else x  # type: ignore[no-untyped-call]

@@ -6,15 +6,12 @@ It is moved by what rounding the folded bias will do, and runs in one pass with 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from truequant.fake import passes
-from truequant.fake.norms import NormCall, normalized
+from truequant.fake import one_pass
+from truequant.fake.batch_statistics import NormCall, normalized
 from truequant.fake.shadowing import shadowed
 from truequant.fake.sites import RuntimeSite
 from truequant.planning import norm_arguments
@@ -27,24 +24,25 @@ def of_module(
     module: Any = site.owner
     x, batch = args[0] if args else kwargs["input"], layer.take_statistics()
     if batch is not None:
-        call = _shifted(layer, NormCall.of_module(module, x))
+        call = NormCall.of_module(module, x, _bias(layer, module, x))
         _count_batch(module)
         return site.finish(normalized(call, batch))
-    if site.carries is not None and module.momentum is not None and module.track_running_stats:
-        y = passes.normalized(site, x, lambda: _shifted(layer, NormCall.of_module(module, x)))
+    is_one_call = module.track_running_stats and module.momentum is not None and not isinstance(module, nn.SyncBatchNorm)
+    if is_one_call and site.quantized_at is not None:
+        y = one_pass.normalized(site, x, lambda: NormCall.of_module(module, x, _bias(layer, module, x)))
         if y is not None:
             _count_batch(module)
             return y
-    shifted = passes.shifted_bias(layer, x.dtype)
+    shifted = one_pass.shifted_bias(layer, x.dtype)
     if shifted is None:
         return site.finish(forward(*args, **kwargs))
-    if isinstance(module, nn.SyncBatchNorm) or module.momentum is None or not module.track_running_stats:
+    if not is_one_call:
         with shadowed(module, bias=shifted):
             return site.finish(forward(*args, **kwargs))
     # What the module's own forward calls; without shadowing, which torch.compile before 2.11 cannot follow.
+    call = NormCall.of_module(module, x, shifted)
     _count_batch(module)
-    mean, var = module.running_mean, module.running_var
-    return site.finish(F.batch_norm(x, mean, var, module.weight, shifted, True, module.momentum, module.eps))
+    return site.finish(call.result())
 
 
 def of_function(
@@ -53,7 +51,7 @@ def of_function(
     """`function`, which is `F.batch_norm`, called with these arguments."""
     given = norm_arguments(args, kwargs)
     x, batch = given["input"], layer.take_statistics()
-    shifted = passes.shifted_bias(layer, x.dtype)
+    shifted = one_pass.shifted_bias(layer, x.dtype)
     if shifted is not None:
         given["bias"] = shifted
     if not given["training"] or given["running_mean"] is None:
@@ -61,18 +59,18 @@ def of_function(
     call = NormCall(x, *(given[name] for name in ("running_mean", "running_var", "weight", "bias", "momentum", "eps")))
     if batch is not None:
         return site.finish(normalized(call, batch))
-    y = passes.normalized(site, x, lambda: call) if site.carries is not None else None
+    y = one_pass.normalized(site, x, lambda: call) if site.quantized_at is not None else None
     return site.finish(function(**given)) if y is None else y
 
 
-def _shifted(layer: RuntimeSite, call: NormCall) -> NormCall:
-    shifted = passes.shifted_bias(layer, call.x.dtype)
-    return call if shifted is None else replace(call, bias=shifted)
+def _bias(layer: RuntimeSite, module: Any, x: Tensor) -> Tensor | None:
+    shifted = one_pass.shifted_bias(layer, x.dtype)
+    own: Tensor | None = module.bias
+    return own if shifted is None else shifted
 
 
 def _count_batch(module: Any) -> None:
-    with torch.no_grad():
-        module.num_batches_tracked.add_(1)
+    module.num_batches_tracked.add_(1)
 
 
 __all__ = ["of_function", "of_module"]

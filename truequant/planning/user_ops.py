@@ -47,7 +47,7 @@ def register_op(
         result of each code. "movement": it moves values and computes none, so that scale and zero point stay. "float": a named
         float island, quantized before and behind.
     lower: of a movement, `lower(steps, x, *args, **kwargs)`: the same as movements that a program has; see
-        `truequant.transform.registered.MovementSteps`.
+        `truequant.transform.user_ops.MovementSteps`.
     onnx: of a float op, `onnx(step, *args, **kwargs)`, where tensors stand as names and `step("Relu", [name])` appends a node
         and returns the name of what it writes. Without it the op has no ONNX form; `int8(x)` and `.tq` files know it where
         it is registered.

@@ -14,7 +14,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Modules whose one call is `F.batch_norm`: `nn.SyncBatchNorm` computes the statistics of all ranks itself."""
 
 
-def carried(
+def pass_ends(
     graph: Graph, trained: Trace, calls: Mapping[int, Call | None], at_node: Mapping[int, str], fusions: Fusions
 ) -> dict[int, str]:
     """For each node, by index, whose training pass ends in a quantizer: the name of the site where that quantizer sits.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from truequant import kernels
-from truequant.fake import passes
+from truequant.fake import one_pass
 from truequant.fake.clock import local
 from truequant.fake.products import product
 from truequant.fake.sites import RuntimeSite
@@ -21,14 +21,16 @@ def trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: 
     quantizer = site.weight
     if torch.compiler.is_compiling() or quantizer is None or (kernel := kernels.compiled()) is None:
         return None
-    if local.marking or not site.clock.enabled or not site.owner.training or passes.hooks_everywhere():
+    if local.marking or not site.clock.enabled or not site.owner.training or one_pass.hooks_everywhere():
         return None
     if site.plan.affine is not None and quantizer.tied:
         return None
     reads = site.reads[0] if site.norm is None and site.own_bias else None
-    operands = kernel.layer_operands(weight, bias, quantizer.__dict__, None if reads is None else reads.__dict__)
+    if (step := quantizer.step()) is None:
+        return None
+    operands = kernel.layer_operands(weight, bias, quantizer.__dict__, step, None if reads is None else reads.__dict__)
     if operands is NotImplemented:
         return None
     sums = (site.reads[0], quantizer) if quantizer.sums_codes else ()
-    result: Tensor = passes.finished(site, [product(linear, x, *operands, *sums)])
+    result: Tensor = one_pass.finished(site, [product(linear, x, *operands, *sums)])
     return result
