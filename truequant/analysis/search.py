@@ -29,7 +29,6 @@ from truequant.schemes import IntegerType, QConfig, Rule, int2, int4, int7, int8
 from truequant.transform import prepare
 
 LARGEST_FILE = 16 << 20
-Types = tuple[IntegerType, ...]
 
 
 def search(

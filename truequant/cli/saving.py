@@ -14,8 +14,6 @@ from truequant.cli.recipe import OutputSection
 from truequant.errors import ArgumentError
 from truequant.training.loop import Position
 
-Best = Literal["loss", "test-loss", "none"]
-
 
 class Saving:
     """The folder of checkpoints of one training.

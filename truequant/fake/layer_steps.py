@@ -21,7 +21,7 @@ def trained(site: RuntimeSite, linear: Linear, x: Tensor, weight: Tensor, bias: 
     quantizer = site.weight
     if torch.compiler.is_compiling() or quantizer is None or (kernel := kernels.compiled()) is None:
         return None
-    if local.marking or not site.clock.enabled or not site.owner.training or one_pass.hooks_everywhere():
+    if local.marking is not None or not site.owner.training or one_pass.hooks_everywhere():
         return None
     if site.plan.affine is not None and quantizer.tied:
         return None

@@ -37,21 +37,21 @@ def _clip_of(site: PlannedSite) -> kernels.Clip:
     return _CLIPS[plan.op], low, math.inf if plan.maximum is None else plan.maximum
 
 
-def _quantized(quantizer: FakeQuantize, x: Tensor | list[Tensor], other: Tensor | None, clip: kernels.Clip) -> Tensor | None:
-    """The clipped and quantized `x`, or sum of `x` and `other`, by one kernel."""
-    return quantizer.in_pass(lambda kernel, step: kernel.quantize(x, other, quantizer.__dict__, step, *clip))
+def _by_kernel(quantizer: FakeQuantize, x: Tensor | list[Tensor], clip: kernels.Clip) -> Callable[[ModuleType, Step], Any]:
+    """How a kernel clips and quantizes `x`."""
+    return lambda kernel, step: kernel.quantize(x, None, quantizer.__dict__, step, *clip)
 
 
 def called(quantizer: FakeQuantize, x: Tensor) -> Tensor:
     """`quantizer(x)`."""
-    y = None if hooks_everywhere() else _quantized(quantizer, x, None, kernels.NO_CLIP)
+    y = None if hooks_everywhere() else quantizer.in_pass(_by_kernel(quantizer, x, kernels.NO_CLIP))
     result: Tensor = quantizer(x) if y is None else y
     return result
 
 
 def quantized_in_place(quantizer: FakeQuantize, x: list[Tensor]) -> Tensor | None:
     """The quantized tensor of a list, in its own memory where nothing but the list holds it."""
-    return _quantized(quantizer, x, None, kernels.NO_CLIP)
+    return quantizer.in_pass(_by_kernel(quantizer, x, kernels.NO_CLIP))
 
 
 def finished(site: PlannedSite, result: list[Any]) -> Any:
@@ -75,7 +75,7 @@ def clamped(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | No
         return quantizer(kernels.clipped(x, clip)) if torch.is_grad_enabled() else None
     if quantizer.shift is not None:
         return quantizer.learned_pass(x, clip)
-    return _quantized(quantizer, x, None, clip)
+    return quantizer.in_pass(_by_kernel(quantizer, x, clip))
 
 
 def added(site: PlannedSite, args: Any, kwargs: dict[str, Any]) -> Tensor | None:

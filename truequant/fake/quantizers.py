@@ -92,16 +92,6 @@ class FakeQuantize(Grid):
             return IN_FORCE
         return OBSERVES if (self._seen_step == clock.step if committed is None else committed) else COMMITS
 
-    def step_in_pass(self) -> Step | None:
-        """As `step`, for a kernel that computes what is quantized as well; None where there is none, or somebody wants to see
-        that. It is asked at every call of every quantizer: nothing here looks a module or buffer up.
-        """
-        if self.compiled_scheme is None or not self._unseen():
-            return None
-        if (self.counts and not self._counts_here()) or not (self.stream is None or self.stream.chosen or self._calibrated):
-            return None
-        return self._step(compiling=False)
-
     def _unseen(self) -> bool:
         clock = self.clock
         return (
@@ -159,9 +149,14 @@ class FakeQuantize(Grid):
 
         compute: kernels and step to the result, or to NotImplemented; in the first step it only observes.
         """
-        step, kernel = self.step_in_pass(), kernels.compiled()
-        if step is None or kernel is None:
+        # Asked at every call of every quantizer: nothing here looks a module or buffer up.
+        if self.compiled_scheme is None or not self._unseen() or (kernel := kernels.compiled()) is None:
             return None
+        if self.counts and not self._counts_here():
+            return None
+        if self.stream is not None and not (self.stream.chosen or self._calibrated):
+            return None
+        step = self._step(compiling=False)
         if not self._calibrated:
             if not step.first or compute(kernel, step) is NotImplemented:
                 return None

@@ -112,11 +112,12 @@ class WeightQuantizer(Grid):
     def step(self) -> Step | None:
         """What a kernel does in a call that trains, for a scale that is not learned; None where none may take its place."""
         clock = self.clock
-        if not (self.training and self.quantizing and self._calibrated and clock.enabled) or clock.calibrating:
+        state = clock.state
+        if not (self.training and self.quantizing and self._calibrated and clock.enabled) or state == "calibrating":
             return None
         if self.shift is not None or self.compiled_scheme is None or is_hooked(self):
             return None
-        if self.is_held or clock.state == "frozen":
+        if self.is_held or state == "frozen":
             return IN_FORCE
         return OBSERVES if self.reads_range else None
 

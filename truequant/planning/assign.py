@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from truequant.errors import PlanError, SchemeError
 from truequant.planning.actions import KEEP_SIGN
@@ -294,6 +294,3 @@ def _writes_nonnegative(graph: Graph, node: Node, seen: set[int]) -> bool:
     if node.action in KEEP_SIGN:
         return all(_nonnegative(graph, graph.grid(v), seen) for v in node.reads)
     return node.action == "softmax" or (node.action == "table" and node.call.op.name in _POSITIVE_TABLES)
-
-
-Naming = Callable[[Node], str]

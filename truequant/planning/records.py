@@ -17,7 +17,6 @@ Kind = Literal["input", "activation", "output", "weight", "scores", "constant"]
 class QuantizerPlan:
     """A quantizer: submodule `slot` of the quantizers of module `owner`. `name` is `owner.slot`.
 
-    follows: the site whose grid it shares in name; one_sided: its values are never negative.
     channels: how many scales a per-channel scheme has, or the shape of per-group ones; None for one.
     tied: a weight's scale belongs to the weight with its BatchNorm folded in.
     stream: of a residual stream in front of norms, the axis of its channels, counted from the end: it has 8 bits, or 16 where

@@ -12,7 +12,7 @@ from typing import Any
 from truequant.errors import ArgumentError, FileError
 from truequant.files import atomic_write
 
-INK, SOFT, LINE, ACCENT, WARN = "#1b1f27", "#59606e", "#d9dde3", "#1f5fbf", "#b3470b"
+SOFT, LINE, ACCENT, WARN = "#59606e", "#d9dde3", "#1f5fbf", "#b3470b"
 LEVELS = ((40, "#2c7bb6"), (30, "#77b7d8"), (20, "#f0c05a"), (10, "#e8823a"), (float("-inf"), "#b5262b"))
 """Colours of signal over quantization noise in decibels, those of the page."""
 MAP_ROWS, SITES = 60, 12

@@ -270,3 +270,30 @@ def test_a_plan_from_before_constants_were_counted_apart() -> None:
     old.more = True
     with pytest.raises(PlanError, match="call 2 of 'mul' was not there when the model was prepared"):
         old(x)
+
+
+class Named(nn.Module):
+    """A table whose input is given by its name."""
+
+    def __init__(self, *, by_name: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.by_name = nn.Linear(4, 4), nn.Linear(4, 2), by_name
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(F.gelu(input=y) if self.by_name else F.gelu(y))
+
+
+def test_in_evaluation_gradients_pass_through_arguments_by_name_too() -> None:
+    gradients = []
+    for by_name in (False, True):
+        torch.manual_seed(0)
+        x = torch.randn(3, 4, requires_grad=True)
+        qat = tq.calibrate(tq.prepare(Named(by_name=by_name), x.detach()), [x.detach()]).eval()
+        qat(x).sum().backward()
+        gradients.append(x.grad)
+    first, second = gradients
+    assert first is not None
+    assert second is not None
+    assert bool(first.any())
+    assert torch.equal(first, second)

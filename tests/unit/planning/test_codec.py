@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -104,6 +104,17 @@ def test_plans(preset: str) -> None:
     assert str(again) == str(plan)
     assert hash(again) == hash(plan)
     check_plan(again, "plan")
+
+
+def test_a_renamed_field_keeps_its_name_in_texts() -> None:
+    text = plan_to_json(tq.plan(Net(), EXAMPLE))
+    assert isinstance(text, dict)
+    sites = cast("list[dict[str, Any]]", text["sites"])
+    assert any(site["carries"] for site in sites)
+    assert not any("quantized_at" in site for site in sites)
+    sites[0]["quantized_at"] = None
+    with pytest.raises(FileError, match="a Site has no field 'quantized_at'"):
+        plan_from_json(text)
 
 
 def local_class() -> type:
