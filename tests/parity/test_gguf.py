@@ -88,6 +88,8 @@ def with_blocks(case: str) -> Any:
     state = {name: p.detach() for name, p in trained(case).named_parameters(remove_duplicate=False)}
     for name, quantizer in tq.quantizers(trained(case)):
         state[name] = quantizer.values(state[name])
+    if fields.get("tie_word_embeddings"):
+        state["model.embed_tokens.weight"] = state["lm_head.weight"]  # one table, of integer weights
     model = language_model(kind, **{**fields, "tie_word_embeddings": False})
     model.load_state_dict(state)
     for module in model.modules():

@@ -52,6 +52,15 @@ PLACES = torch.randint(0, 5, (2, 3, 8), generator=GENERATOR)
 ROWS = torch.tensor([4, 0, 0, 2])
 LEFT, RIGHT = torch.triu_indices(5, 5, 1)
 
+
+def moved_up(n: Tensor) -> Tensor:
+    """As an encoder-decoder makes the decoder's tokens of its own: one place on, behind a start."""
+    moved = n.new_zeros(n.shape)
+    moved[:, 1:] = n[:, :-1].clone()
+    moved[:, 0] = 2
+    return moved.masked_fill(moved == -100, 1)
+
+
 EXACT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "mask times activation": (lambda x: x * (x > 0), (X,)),
     "activation times mask": (lambda x: (x > 0) * x, (X,)),
@@ -84,6 +93,10 @@ EXACT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "scatter of a number": (lambda x: x.scatter(1, PLACES[:, :1], 7.0), (X,)),
     "scatter of mask": (lambda x: torch.zeros_like(x).scatter(-1, x.topk(2, dim=-1).indices, 1.0), (X,)),
     "scatter_reduce amax": (lambda x, y: x.scatter_reduce(1, PLACES, y[:, :3], "amax"), (X, Y)),
+    "a part overwritten": (lambda x, y: torch.slice_scatter(x, y[..., :2], -1, -6, 6, 2), (X, Y)),
+    "a part overwritten, to the end": (lambda x, y: torch.slice_scatter(x, y[:, :2], 1, start=3), (X, Y)),
+    "a place overwritten": (lambda x, y: torch.select_scatter(x, y[:, :, 0], 2, -1), (X, Y)),
+    "integers moved up": (moved_up, (WHOLE,)),
     "index_copy": (lambda x, y: x.index_copy(1, torch.tensor([3, 0]), y[:, :2]), (X, Y)),
     "floor division": (lambda x: torch.div(x, 0.1, rounding_mode="floor"), (torch.linspace(-3, 3, 61).reshape(1, 61),)),
     "truncated division": (lambda x, y: torch.div(x, y, rounding_mode="trunc"), (X, Y)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import truequant as tq
+from truequant.errors import ConversionError
 
 UNROLLED = tq.QConfig(unroll_recurrent=True)
 KINDS = [
@@ -248,3 +249,41 @@ def test_a_float_layer_that_adds_up_in_another_order() -> None:
     assert "model.requires_grad_(False) before tq.convert" in str(caught.value.fix)
     qat.requires_grad_(False)
     assert torch.equal(tq.convert(qat)(x)[0], qat(x)[0])
+
+
+class LastStep(nn.Module):
+    """The last step of each sequence, packed or padded."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.rnn, self.head, self.packed = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3), packed
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if self.packed:
+            _, (h, _) = self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+            last = h[-1]
+        else:
+            y, _ = self.rnn(x)
+            last = y[torch.arange(len(y)), lengths - 1]
+        result: Tensor = self.head(last)
+        return result
+
+
+def test_packed_sequences_are_refused_with_what_to_write_instead() -> None:
+    torch.manual_seed(0)
+    packed, padded = LastStep(True).eval(), LastStep(False).eval()
+    padded.load_state_dict(packed.state_dict())
+    inputs = torch.randn(3, 7, 8), torch.tensor([7, 3, 5])
+    torch.testing.assert_close(padded(*inputs), packed(*inputs))
+    with pytest.warns(UserWarning, match="tq.convert will refuse this model: no program holds") as caught:
+        refused = tq.calibrate(tq.prepare(packed, inputs), [inputs], progress=False).eval()
+    advice = "fix:      give the recurrent layer padded sequences, and take the last step of each by its length: "
+    assert advice + "y[torch.arange(len(y)), lengths - 1]" in str(caught[0].message)
+    with pytest.raises(ConversionError, match="no program holds what the evaluated forward computes: '_pack_padded") as error:
+        tq.convert(refused)
+    assert advice in str(error.value)
+    qat = tq.calibrate(tq.prepare(padded, inputs), [inputs], progress=False).eval()
+    int8 = tq.convert(qat)
+    other = torch.randn(2, 7, 8), torch.tensor([1, 6])
+    assert torch.equal(int8(*other), qat(*other))
+    assert tq.verify(qat, int8, [inputs]).codes_different == 0

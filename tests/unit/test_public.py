@@ -88,7 +88,7 @@ def test_every_room_can_be_the_first_that_is_imported(room: str) -> None:
 # What `from truequant import prepare` loads, beside torch: rooms, modules of the one room that is loaded in part, modules of
 # others. It was measured at 0.06 of the CPU time of `import torch`; a room more makes it more for everyone.
 PREPARES_WITH = {"errors", "fake", "files", "kernels", "numerics", "observers", "planning", "schemes", "transform"}
-PREPARES_IN = {"truequant.transform", "truequant.transform.prepare"}
+PREPARES_IN = {"truequant.transform", "truequant.transform.prepare", "truequant.transform.refusals"}
 PREPARES_BY = {"hmac", "safetensors", "secrets", "tomllib"}
 
 

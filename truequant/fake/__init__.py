@@ -9,7 +9,7 @@ from truequant.fake.control import forget, freeze, quantizers, quantizers_off, s
 from truequant.fake.evaluation import affine_integers, integers, norm_parameters, site_bounds, table_of, written_scale
 from truequant.fake.ewgs import has_delta, keep_delta, set_delta
 from truequant.fake.exploded import warn_of_exploded_ranges
-from truequant.fake.float_linears import fake_quantize_tokens, integer_weight, ready
+from truequant.fake.float_linears import fake_quantize_tokens, integer_rows, integer_weight, ready
 from truequant.fake.inputs import InputQuantizer
 from truequant.fake.limits import Limits
 from truequant.fake.parts import Parts
@@ -58,6 +58,7 @@ __all__ = [
     "freeze",
     "has_delta",
     "input_clipping",
+    "integer_rows",
     "integer_weight",
     "integers",
     "interpolation_weights",

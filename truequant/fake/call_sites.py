@@ -181,13 +181,13 @@ class CallSites(TorchFunctionMode):
             refuse_part(self.binding.name, site.plan.op, self.around, self.had_gradients)
         plan, run = site.plan, _views.get(func, func)
         overwrites = plan.writes_back or kwargs.get("inplace") or writes_in_place(func)
-        if self.plain and site.quantized_at is None and not overwrites and not plan.constants:
+        if self.plain and site.quantized_at is None and not overwrites and not plan.constants and not plan.weights:
             if site.quantizer is None and plan.action in NOTHING_BUT_THE_OP:
                 return run(*args, **kwargs)
             if plan.action in PLAIN:
                 return one_pass.finished(site, [run(*args, **kwargs)])
         bare = site.quantizer is None and site.emits is None and site.quantized_at is None
-        if self.evaluates and bare and not overwrites and not plan.constants:
+        if self.evaluates and bare and not overwrites and not plan.constants and not plan.weights:
             if plan.action in NOTHING_BUT_THE_OP:
                 return run(*args, **kwargs)
             if plan.action == "float":

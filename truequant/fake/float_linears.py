@@ -19,6 +19,7 @@ from truequant import kernels
 from truequant.fake.clock import local
 from truequant.fake.products import product
 from truequant.fake.sites import RuntimeSite
+from truequant.fake.weights import WeightQuantizer
 from truequant.schemes import PerGroup
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -78,8 +79,13 @@ def integer_weight(site: RuntimeSite, weight: Tensor) -> tuple[Tensor, Tensor]:
     A row is one group where it has one scale.
     """
     assert site.weight is not None
-    codes, scale = site.weight.integers(weight)
-    grouped = isinstance(site.weight.scheme.granularity, PerGroup)
+    return integer_rows(site.weight, weight)
+
+
+def integer_rows(quantizer: WeightQuantizer, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As `integer_weight`, of a weight of two axes."""
+    codes, scale = quantizer.integers(weight)
+    grouped = isinstance(quantizer.scheme.granularity, PerGroup)
     return codes, scale if grouped else scale.reshape(-1, 1).expand(len(codes), 1)
 
 

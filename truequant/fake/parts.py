@@ -5,6 +5,7 @@ A module may be wrapped (adapters, FSDP, activation checkpointing, a compiler): 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -36,7 +37,9 @@ class Parts:
         return Parts(at, tuple(name for name in at if name in planned), _children(model))
 
     def check(self, model: nn.Module) -> None:
-        """`PlanError` where a planned module is gone from the model, or a sequence has one more that was never planned."""
+        """`PlanError` where a planned module is gone from the model, where a sequence has one more that was never planned, and
+        where one now stands in another, beside layers that were never planned: an adapter.
+        """
         for module, children in self.children:
             if tuple(module._modules.values()) != children:
                 break
@@ -52,6 +55,11 @@ class Parts:
                 for key, child in module._modules.items():
                     if child is not None and key != QUANTIZERS and not _any(child, known):
                         raise _error(f"{name}.{key}" if name else key, "added", _kind(child), "the modules that were planned")
+        for path, name, layer in _beside(model, known):
+            raise _error(
+                path, "wrapped", f"a {_kind(layer)} beside it, '{name}'", "the modules that were planned",
+                "adapters go in before: model = peft.get_peft_model(model, …), then tq.prepare(model, …)",
+            )  # fmt: skip
         self.children = _children(model)
 
     def _replaced(self, path: str, model: nn.Module, known: set[int]) -> PlanError:
@@ -70,13 +78,26 @@ class Parts:
         )  # fmt: skip
 
 
-def _error(path: str, what: str, now: str, planned: str) -> PlanError:
+_ANEW = "tq.restore_float(model), then tq.prepare(model, example_inputs) plans the model as it is now; calibrate again"
+
+
+def _error(path: str, what: str, now: str, planned: str, fix: str = _ANEW) -> PlanError:
     return PlanError(
         f"'{path}': the module was {what} after the model was prepared",
         got=now if now == "no module" else f"{now}, which no plan knows",
         expected=planned,
-        fix="tq.restore_float(model), then tq.prepare(model, example_inputs) plans the model as it is now; calibrate again",
+        fix=fix,
     )
+
+
+def _beside(model: nn.Module, known: set[int]) -> Iterator[tuple[str, str, nn.Module]]:
+    """Of modules that were put around known ones: their paths, and the layers with parameters that they brought."""
+    for path, module in model.named_modules():
+        if id(module) in known or not _any(module, known):
+            continue
+        for name, layer in module.named_modules():
+            if id(layer) not in known and not layer._modules and any(True for _ in layer.parameters(recurse=False)):
+                yield path, name, layer
 
 
 def _any(module: nn.Module, known: set[int]) -> bool:

@@ -39,6 +39,8 @@ class RuntimeSite(PlannedSite):
     # -- one call ------------------------------------------------------------------------------------------------------
     def run(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call `function` as the plan says and pass its result through the quantizer that sits here."""
+        if self.weights and not self.plan.leaf and self.clock.enabled:
+            args, kwargs = self._with_weights(args, kwargs)
         if local.marking is not None:
             return self._marked(function, args, kwargs)
         if not self.clock.enabled:
@@ -94,6 +96,15 @@ class RuntimeSite(PlannedSite):
             leaves[tensors[place]] = one_pass.called(quantizer, leaves[tensors[place]])
         found: tuple[Sequence[Any], dict[str, Any]] = pytree.tree_unflatten(leaves, structure)
         return found
+
+    def _with_weights(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of a function call with the weights among them on their grids."""
+        own = {id(getattr(self.owner, name)): quantizer for name, quantizer in self.weights.items()}
+
+        def on_grid(leaf: Any) -> Any:
+            return own[id(leaf)].on_grid(leaf) if id(leaf) in own else leaf
+
+        return tuple(on_grid(a) for a in args), {name: on_grid(a) for name, a in kwargs.items()}
 
     def _computes(self) -> bool:
         """Whether its result has a grid, or needs none."""

@@ -50,7 +50,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class QATModuleWrapper(nn.Module):
-    """A swapped module; never constructed, see `QATModuleWrapper.wrap` and `truequant.prepare`."""
+    """A swapped module; never constructed, see `QATModuleWrapper.wrap` and `truequant.prepare`.
+
+    It stands before the user's class, which may well have a `_forward` of its own: names of methods here begin with `_qat_`.
+    """
 
     __truequant__ = True
     binding: Binding
@@ -59,7 +62,7 @@ class QATModuleWrapper(nn.Module):
         binding = self.binding
         key = key_of(binding.name, binding.multiple, binding.callers)
         if binding.outermost:
-            return self._outermost(args, kwargs)
+            return self._qat_outermost(args, kwargs)
         around: CallSites | None = local.calls
         if around is not None and compiling():
             around = None
@@ -70,7 +73,7 @@ class QATModuleWrapper(nn.Module):
         try:
             if binding.stray and outer is None:
                 return super().forward(*args, **kwargs)
-            outputs = self._forward(binding, frame, args, kwargs, around)
+            outputs = self._qat_forward(binding, frame, args, kwargs, around)
         finally:
             local.frame = outer
             resume(suspended)
@@ -78,31 +81,31 @@ class QATModuleWrapper(nn.Module):
             around.returned(args, kwargs, outputs)
         return outputs
 
-    def _forward(
+    def _qat_forward(
         self, binding: Binding, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any], around: CallSites | None = None
     ) -> Any:
         if binding.leaf is not None:
             site = binding.leaf.get(frame.key)
             if site is not None:
-                return self._leaf(site, args, kwargs)
+                return self._qat_leaf(site, args, kwargs)
             if not binding.planned(frame.key, self.training):
-                self._expect(frame.key, sorted(binding.leaf), args, kwargs, around)
+                self._qat_expect(frame.key, sorted(binding.leaf), args, kwargs, around)
             return super().forward(*args, **kwargs)
         if around is not None and binding.frames is not None and not binding.planned(frame.key, self.training):
-            self._expect(frame.key, sorted(binding.frames[self.training]), args, kwargs, around)
+            self._qat_expect(frame.key, sorted(binding.frames[self.training]), args, kwargs, around)
         recorded = local.recorder is not None or local.marking is not None or (binding.islands and not self.training)
         counted = binding.ranked is not None and not compiling()
         counted = counted or binding.needs_calls or (binding.needs_recorded_calls and recorded)
         if counted and binding.clock.enabled:
             with CallSites(self, binding, frame, self.training) as calls:
-                outputs = self._own_forward(binding, args, kwargs)
+                outputs = self._qat_own_forward(binding, args, kwargs)
             calls.finish()
             if local.marking is not None:
                 local.marking.miscounted |= {(binding.name, op) for op, n in calls.seen.items() if n != calls.known(op)}
             return outputs
         return super().forward(*args, **kwargs)
 
-    def _expect(
+    def _qat_expect(
         self, key: tuple[int, ...], planned: Sequence[tuple[int, ...]], args: Any, kwargs: Any, around: CallSites | None
     ) -> None:
         """PlanError for a call that planning never saw, unless it is of constants alone."""
@@ -114,30 +117,30 @@ class QATModuleWrapper(nn.Module):
                 fix=TAKE_THIS_PATH,
             )
 
-    def _own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _qat_own_forward(self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward of the module's own class, written out where it would hide what it computes."""
         form = decomposed(self, unroll=binding.unrolls)
         return super().forward(*args, **kwargs) if form is None else form(self, *args, **kwargs)
 
-    def _leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _qat_leaf(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call of a module that is a site itself: the first case that fits."""
         action, forward = site.plan.action, super().forward
         if action == "layer" or action in GRIDLESS:
-            return self._layer(site, args, kwargs)
+            return self._qat_layer(site, args, kwargs)
         if site.weights and site.clock.enabled:
-            return site.run(lambda *a, **k: self._with_weights(site, forward, a, k), args, kwargs)
+            return site.run(lambda *a, **k: self._qat_with_weights(site, forward, a, k), args, kwargs)
         if action == "weighted":
-            return site.finish(self._weighted(site, forward, args, kwargs))
+            return site.finish(self._qat_weighted(site, forward, args, kwargs))
         if action == "norm" and site.layer is not None and self.training:
             return batch_norms.of_module(site, site.layer, forward, args, kwargs)
         if self.__dict__.get("inplace") is True or getattr(type(self), "inplace", False) is True:
-            return self._in_place(site, args, kwargs)
+            return self._qat_in_place(site, args, kwargs)
         if action in NEED_ARGUMENTS and site.exact():
             with LeafCall(site):
                 return forward(*args, **kwargs)
         return site.run(forward, read_by_view(site, args), kwargs)
 
-    def _layer(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _qat_layer(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A linear layer or a convolution of torch's: its sum of products is a function of three tensors."""
         module: Any = self
         x, op, bias = args[0] if args else kwargs["input"], site.plan.op, module.bias
@@ -150,32 +153,43 @@ class QATModuleWrapper(nn.Module):
         y = layer_steps.trained(site, linear, x, weight, bias)
         return site.run_layer(linear, x, weight, bias) if y is None else y
 
-    def _with_weights(
+    def _qat_with_weights(
         self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A recurrent layer whose forward reads its quantized weights, which shadow the parameters for this call."""
+        """A layer whose forward reads its quantized weights, which shadow the parameters for this call."""
+        limited = self._qat_limited(forward, args, kwargs)
         quantized = {n: quantizer.on_grid(getattr(self, n)) for n, quantizer in site.weights.items()}
-        with shadowed(self, **quantized):
+        with shadowed(self, **quantized, **limited):
             return forward(*args, **kwargs)
 
-    def _weighted(self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _qat_limited(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, None]:
+        """An Embedding with `max_norm` renormalizes the rows that it looks up, in place: the float ones first.
+
+        Returns the attributes to shadow, so that the quantized ones are left alone.
+        """
+        if getattr(self, "max_norm", None) is None:
+            return {}
+        with torch.no_grad():
+            forward(*args, **kwargs)
+        return {"max_norm": None}
+
+    def _qat_weighted(
+        self, site: RuntimeSite, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A layer whose own forward reads its quantized weight, which shadows the parameter for this call."""
         module: Any = self
         assert site.weight is not None
-        limit = getattr(module, "max_norm", None)
-        if limit is not None:  # an Embedding renormalizes the rows that it looks up, in place: the float ones first
-            with torch.no_grad():
-                forward(*args, **kwargs)
+        limited = self._qat_limited(forward, args, kwargs)
         shadows = {"weight": site.weight(module.weight)} if site.clock.enabled else {}
-        with shadowed(self, **shadows, **({} if limit is None else {"max_norm": None})):
+        with shadowed(self, **shadows, **limited):
             return forward(*args, **kwargs)
 
-    def _in_place(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _qat_in_place(self, site: RuntimeSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module with `inplace=True`, run out of place."""
         with shadowed(self, inplace=False):
             return run_in_place(site, super().forward, args, kwargs)
 
-    def _outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _qat_outermost(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binding = self.binding
         clock = binding.clock
         if not torch.compiler.is_compiling() and binding.parts is not None:
@@ -192,12 +206,12 @@ class QATModuleWrapper(nn.Module):
             args, kwargs = single((args, kwargs))
         # An ExitStack would say it shorter; torch.compile before 2.9 takes none.
         with Frame(()) as frame, parameters_in_single(self) if narrowed else contextlib.nullcontext():
-            args, kwargs = self._quantized_inputs(args, kwargs)
-            outputs = self._forward(binding, frame, args, kwargs)
+            args, kwargs = self._qat_quantized_inputs(args, kwargs)
+            outputs = self._qat_forward(binding, frame, args, kwargs)
         if counts:
             clock.watch(outputs)
             if self.training and not torch.compiler.is_compiling() and several() and not in_backward():
-                self._merge_ranks()
+                self._qat_merge_ranks()
         return outputs
 
     def train(self, mode: bool = True) -> Self:
@@ -206,7 +220,7 @@ class QATModuleWrapper(nn.Module):
         Raises `StateError` where a BatchNorm that belongs to a layer is not the model's any more.
         """
         if self.binding.outermost:
-            self._check_norms()
+            self._qat_check_norms()
             if self.training and not mode and self.binding.untrained is not None:
                 self.binding.untrained.check(self, self.binding.clock.step)
         if self.binding.limits is not None and self.training and not mode:
@@ -232,7 +246,7 @@ class QATModuleWrapper(nn.Module):
             )  # fmt: skip
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _check_norms(self) -> None:
+    def _qat_check_norms(self) -> None:
         """What replaces BatchNorm behind our back would be trained, and the one that is gone evaluated and converted."""
         there = list(self.modules())
         modules = {id(m) for m in there}
@@ -245,12 +259,12 @@ class QATModuleWrapper(nn.Module):
                     fix="convert first, then prepare: nn.SyncBatchNorm.convert_sync_batchnorm(model), tq.prepare(model, …)",
                 )  # fmt: skip
 
-    def _merge_ranks(self) -> None:
+    def _qat_merge_ranks(self) -> None:
         """What this forward observed on any rank is pending on all of them: scales stay equal everywhere."""
         observers = [m.observer for m in self.modules() if isinstance(m, FakeQuantize)]
         widest([o.pending_minimum for o in observers], [o.pending_maximum for o in observers])
 
-    def _quantized_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _qat_quantized_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return quantize_inputs(self.binding.inputs, args, kwargs) if self.binding.inputs else (args, kwargs)
 
     # -- hooks ---------------------------------------------------------------------------------------------------------

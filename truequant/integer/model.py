@@ -21,6 +21,7 @@ from truequant.integer.execute import execute
 from truequant.integer.program import IntegerProgram
 from truequant.integer.serialize import from_container, to_container
 from truequant.integer.shapes import program_shapes
+from truequant.integer.shares import Share, share
 from truequant.planning import build
 
 
@@ -65,6 +66,16 @@ class Int8Model(nn.Module):
     def ops(self) -> dict[str, int]:
         """How many nodes of each kind: the census."""
         return self.program.census()
+
+    def share(self, *args: Any, **kwargs: Any) -> Share:
+        """How much of what is computed for these inputs is computed on integers, and which float nodes write most.
+
+        >>> import truequant as tq
+        >>> model, x = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), torch.ones(2, 4)
+        >>> print(tq.convert(tq.calibrate(tq.prepare(model, x), [x]).eval()).share(x))
+        100.0% of 16 elements are computed on integers
+        """
+        return share(self.program, {name: tuple(tensor.shape) for name, tensor in bind(self.program, args, kwargs).items()})
 
     @property
     def size_bytes(self) -> int:

@@ -50,7 +50,7 @@ from truequant.numerics.requantize import (
     product_values,
     requantize,
 )
-from truequant.numerics.tokens import dynamic_linear, token_codes, weight_values
+from truequant.numerics.tokens import dynamic_linear, stored_values, token_codes, weight_values
 
 __all__ = [
     "BYTE", "FLOAT32_EXACT", "FLOAT64_EXACT", "INT16_MAX", "INT32_MAX", "MAX_SCALE", "MIN_SCALE", "InputClipping",
@@ -59,6 +59,6 @@ __all__ = [
     "dequantize", "dynamic_linear", "expand", "exponentials", "fma", "fold", "folded_bias", "folds_free",
     "global_average_factor", "mul", "multiplier", "norm_codes", "norm_constants", "normalized", "outside", "pair_bound",
     "parameter_shape", "pointwise", "power_of_two", "product_values", "products_in_int16", "quantize", "raised", "range_of",
-    "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale", "sub", "table", "taps_of_a_phase",
-    "token_codes", "too_long", "weight_values",
+    "recover", "requantize", "row_sums", "scale_and_zero_point", "softmax", "stored_scale", "stored_values", "sub", "table",
+    "taps_of_a_phase", "token_codes", "too_long", "weight_values",
 ]  # fmt: skip

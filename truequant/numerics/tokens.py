@@ -22,6 +22,12 @@ def weight_values(codes: Tensor, scale: Tensor) -> Tensor:
     return (codes.reshape(*scale.shape, -1) * scale[..., None]).reshape(codes.shape)
 
 
+def stored_values(codes: Tensor, scale: Tensor) -> Tensor:
+    """The float32 weight of int8 codes whose scale is `()`, `(C, 1, …)`, or `(C, groups)` of codes of two axes."""
+    grouped = codes.dim() == scale.dim() == 2 and scale.shape[1] > 1
+    return weight_values(codes.float(), scale) if grouped else codes.float() * scale
+
+
 def dynamic_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, qmax: int) -> Tensor:
     """Each token on its own grid, exact integer sums; the sums of several groups are added up in float64. float32."""
     tokens, token = token_codes(x, qmax)

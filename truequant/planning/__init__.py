@@ -12,6 +12,7 @@ from truequant.planning.decide import plan
 from truequant.planning.decomposed import FAST_PATHS, decomposed
 from truequant.planning.fitting import check_modules, check_plain
 from truequant.planning.formulas import Affine
+from truequant.planning.masks import masks_held
 from truequant.planning.norm_rules import NORM_OPS, norm_operands
 from truequant.planning.ops import (
     LINEAR_OPS,
@@ -43,8 +44,8 @@ __all__ = [
     "as_example", "attention_arguments", "build", "call_in", "call_of", "check_dynamic", "check_modules",
     "check_plain", "check_plan", "clamp_bounds", "config_from_json", "config_to_json", "contraction", "counted_as",
     "decode_call", "decomposed", "encode_call", "has_op", "inputs_of", "is_loss", "is_tree", "is_wide_stream", "items_of",
-    "linear_factors", "mapped", "named_leaves", "names_in", "norm_arguments", "norm_operands", "of_width", "op_named", "op_of",
-    "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "positional_in",
+    "linear_factors", "mapped", "masks_held", "named_leaves", "names_in", "norm_arguments", "norm_operands", "of_width",
+    "op_named", "op_of", "out_of_place", "phase_weights", "plain", "plan", "plan_from_json", "plan_to_json", "positional_in",
     "register_op", "registered_op", "renamed", "renumbered", "rule_of", "scheme_from_json", "scheme_to_json", "takes_of",
     "tensors_in", "tensors_of", "tree_of", "where_to", "whole", "writes_in_place",
 ]  # fmt: skip

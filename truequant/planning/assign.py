@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from truequant.errors import PlanError, SchemeError
 from truequant.planning.actions import BETWEEN_CODES, KEEP_SIGN
 from truequant.planning.algorithms import check_activation, check_dynamic, check_weight
+from truequant.planning.float_weights import coded, is_recurrent, weights_in_float
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import LINEAR_OPS, Role
+from truequant.planning.overrides import Overrides
 from truequant.planning.pooling import pool_arguments, uneven
 from truequant.planning.products import is_product
-from truequant.planning.recurrent import OPS as RECURRENT
-from truequant.planning.recurrent import weights_of
 from truequant.planning.scores import scores_grids, scores_scheme
 from truequant.planning.wide_sums import wide_sums
 from truequant.schemes import (
@@ -24,39 +23,10 @@ from truequant.schemes import (
     PerTensor,
     QConfig,
     QuantScheme,
-    Rule,
     is_dynamic,
     uint8,
     uint16,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """What the rules of one site say, later rules winning, and the last of them."""
-
-    in_float: bool = False
-    weight: QuantScheme | Inherit | None = INHERIT
-    input: QuantScheme | Inherit | None = INHERIT
-    output: QuantScheme | Inherit | None = INHERIT
-    rule: str | None = None
-
-    @staticmethod
-    def of(rules: list[Rule]) -> Overrides:
-        merged: dict[str, QuantScheme | Inherit | None] = {
-            "scheme": INHERIT,
-            "weight": INHERIT,
-            "input": INHERIT,
-            "output": INHERIT,
-        }
-        for rule in rules:
-            if rule.scheme is INHERIT:  # a later rule with a scheme takes the site out of float again
-                merged["scheme"] = INHERIT
-            for field in merged:
-                if getattr(rule, field) is not INHERIT:
-                    merged[field] = getattr(rule, field)
-        in_float = merged["scheme"] is None
-        return Overrides(in_float, merged["weight"], merged["input"], merged["output"], repr(rules[-1]) if rules else None)
 
 
 def leave_in_float(graph: Graph, overrides: dict[int, Overrides], config: QConfig) -> None:
@@ -67,6 +37,8 @@ def leave_in_float(graph: Graph, overrides: dict[int, Overrides], config: QConfi
         said = overrides[node.index]
         if said.in_float:
             node.action, node.reason = "float", f"{said.rule}"
+        elif coded(node, graph, overrides):
+            node.action, node.reason = "float", "rows of a table of integer weights"
         elif node.action == "layer" and (config.weight if said.weight is INHERIT else said.weight) is None:
             node.action, node.reason = "float", "no scheme for its weight"
         elif node.action == "normalize" and not config.target.norms:
@@ -153,15 +125,6 @@ def weight_scheme(
     return scheme
 
 
-def recurrent_weights(node: Node, graph: Graph, overrides: dict[int, Overrides], config: QConfig) -> tuple[str, ...]:
-    """Parameters of a recurrent layer, whose recurrence stays float, that are quantized; its input then is too."""
-    said = overrides[node.index]
-    wanted = config.weight if said.weight is INHERIT else said.weight
-    if node.action != "float" or node.call.op.name not in RECURRENT or not node.leaf or said.in_float or wanted is None:
-        return ()
-    return weights_of(graph.modules[node.call.owner])
-
-
 def activation_schemes(
     graph: Graph, overrides: dict[int, Overrides], config: QConfig, last: set[int]
 ) -> dict[int, QuantScheme | None]:
@@ -173,11 +136,11 @@ def activation_schemes(
         if node.integer:
             for value in (*node.reads, node.end):
                 result.setdefault(graph.grid(value), None)
-        elif recurrent_weights(node, graph, overrides, config):
+        elif is_recurrent(node) and weights_in_float(node, graph, overrides, config):
             result.setdefault(graph.grid(node.reads[0]), None)
     for grid in result:
         consumers = [n for n in graph.nodes if n.integer and any(graph.grid(v) == grid for v in n.reads)]
-        writers = [n for n in graph.nodes if n.integer and graph.grid(n.end) == grid]
+        writers = [n for n in graph.nodes if (n.integer or coded(n, graph, overrides)) and graph.grid(n.end) == grid]
         # What the config says of such a grid; then what rules say of the ops that write it; then of those that read it.
         scheme = given.scheme(grid, consumers)
         for node in writers:

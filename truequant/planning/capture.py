@@ -29,6 +29,7 @@ from truequant.planning.decomposed import decomposed
 from truequant.planning.example import run
 from truequant.planning.formulas import Formula, Formulas
 from truequant.planning.likes import LIKE, without_examples
+from truequant.planning.masks import masks_held
 from truequant.planning.names import Names
 from truequant.planning.ops import Op, Role, counted_as, op_of
 from truequant.planning.outputs import strangers_of, tensors_of
@@ -59,6 +60,9 @@ class Constant:
     """The one number of a tensor that the forward made, from no parameter or buffer."""
     far: bool = False
     """Whether it holds values, infinities of a mask among them, that no activation has."""
+
+    places: int | None = None
+    """Of a mask that a module holds, yes or no: how many places say yes."""
 
     @property
     def elements(self) -> int:
@@ -140,9 +144,9 @@ class _Entered:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, trace: Trace, names: dict[int, str]) -> None:
+    def __init__(self, trace: Trace, names: dict[int, str], masks: set[int]) -> None:
         super().__init__()
-        self.trace, self.names = trace, names
+        self.trace, self.names, self.masks = trace, names, masks
         self.formulas, self.learned = Formulas(names), Learned()
         self.held = Names(trace.stale)
         self.stack: list[_Entered] = [_Entered("", 0, Constants(nn.Module()))]
@@ -236,7 +240,8 @@ class _Recorder(TorchFunctionMode):
         made = name is None and formula is None and leaf.numel() == 1 and leaf.is_floating_point() and not leaf.is_meta
         learned = self.learned.has(leaf)
         hides = not learned and _hides(leaf)
-        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, hides, learned, float(leaf) if made else None, _far(leaf))
+        number, places = float(leaf) if made else None, int(leaf.sum()) if id(leaf) in self.masks else None
+        return Constant(name, tuple(leaf.shape), leaf.dtype, formula, hides, learned, number, _far(leaf), places)
 
     def enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's forward begins; hooks of its own have run, as calls of the forward around it."""
@@ -320,7 +325,7 @@ def trace(model: nn.Module, example_inputs: Any, *, training: bool, unroll: bool
     names = {
         id(t): n for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     }
-    recorder = _Recorder(result, names)
+    recorder = _Recorder(result, names, {id(m) for m in masks_held(model).values() if not m.is_meta})
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -11,14 +9,16 @@ from torch import nn
 from truequant.errors import PlanError, SchemeError, StateError
 from truequant.planning.actions import FLOAT, GRIDLESS, MOVES, OF_SCORES, Bias
 from truequant.planning.affine import of_channels
-from truequant.planning.align import calls_in_training
-from truequant.planning.assign import Overrides, activation_schemes, ends, leave_in_float, recurrent_weights, weight_scheme
+from truequant.planning.align import calls_in_training, calls_skipped, skipped, with_skipped
+from truequant.planning.assign import activation_schemes, ends, leave_in_float, weight_scheme
 from truequant.planning.attention import adds_bias
 from truequant.planning.calls import Dynamic, as_arguments, as_example, call_of, checked_axes
-from truequant.planning.capture import Call, Constant, Frame, Trace, trace
+from truequant.planning.capture import Call, Constant, Trace, trace
+from truequant.planning.counts import most_calls, rows_of_counts
 from truequant.planning.decomposed import FAST_PATHS
 from truequant.planning.fitting import check_plain
 from truequant.planning.float_linears import check_uses
+from truequant.planning.float_weights import is_recurrent, reason_of, tied_layer, weights_in_float
 from truequant.planning.fusion import fuse
 from truequant.planning.graph import Graph, Node
 from truequant.planning.held import Held, held
@@ -27,6 +27,7 @@ from truequant.planning.norm_parts import norms_of_grids, release_parts, take_pa
 from truequant.planning.notes import notes, wide_sums
 from truequant.planning.ops import LINEAR_OPS
 from truequant.planning.outputs import tensors_of
+from truequant.planning.overrides import Overrides
 from truequant.planning.pass_ends import pass_ends
 from truequant.planning.plan import Plan
 from truequant.planning.pointwise import leave_bare, leave_floats, take_leading
@@ -204,21 +205,36 @@ class _Builder:
         grid = self.graph.grid(node.reads[0])
         return narrowed(node, self.graph, scheme, self.tokens.get(grid) or self.schemes.get(grid), self.config)
 
-    def _recurrent(self, node: Node) -> tuple[tuple[str, str], ...]:
-        """Quantizers of the weights of a recurrent layer."""
+    def _float_weights(self, node: Node) -> tuple[tuple[str, str], ...]:
+        """Quantizers of the weights of a recurrent layer, or of the table of an embedding."""
         module = self.graph.modules[node.call.owner]
-        found = []
-        for name in recurrent_weights(node, self.graph, self.overrides, self.config):
-            scheme = weight_scheme(node, self.overrides[node.index], self.config, False, 2)
-            channels = getattr(module, name).shape[0] if isinstance(scheme.granularity, PerChannel) else None
-            found.append((name, self._quantizer(node.call.owner, name, "weight", scheme, channels)))
+        layer, found = tied_layer(node, self.graph), []
+        for name in weights_in_float(node, self.graph, self.overrides, self.config):
+            parameter = getattr(module, name)
+            if layer is not None and self._shares(node, layer):
+                found.append((name, self._weight(layer)))
+                continue
+            features = None if is_recurrent(node) else parameter.shape[1]
+            scheme = weight_scheme(node, self.overrides[node.index], self.config, False, 2, features)
+            rows, granularity = parameter.shape[0], scheme.granularity
+            scales: int | tuple[int, ...] | None = rows if isinstance(granularity, PerChannel) else None
+            if isinstance(granularity, PerGroup) and features is not None:
+                scales = rows, features // granularity.size
+            found.append((name, self._quantizer(node.call.owner, name, "weight", scheme, scales)))
         return tuple(found)
+
+    def _shares(self, node: Node, layer: Node) -> bool:
+        """Whether a table has the codes of the linear layer that holds it too: unless rules give it a scheme of its own."""
+        said = self.overrides[node.index].weight
+        return not isinstance(said, QuantScheme) or said == self.quantizers[self._weight(layer)].scheme
 
     # -- the plan ------------------------------------------------------------------------------------------------------
     def plan(self) -> Plan:
         at_node, at_input = self._place()
         trained = calls_in_training(self.graph, self.trained)
         self.pass_ends = pass_ends(self.graph, self.trained, trained, at_node, self.config.fusions)
+        trained |= calls_skipped(self.graph, skipped(self.graph.trace, self.trained))
+        self.trained = with_skipped(self.graph.trace, self.trained)
         sites = tuple(self._site(n, at_node, trained.get(n.index)) for n in self.graph.nodes)
         return Plan(
             self.config,
@@ -253,8 +269,9 @@ class _Builder:
         if node.action in MOVES and node.fused_into is None:
             emits = self.grid_quantizer.get(graph.grid(node.writes[0]))
         reason = node.reason
-        if recurrent_weights(node, graph, self.overrides, self.config):
-            reason = "recurrence in float; weights and input quantized"
+        weights = self._float_weights(node)
+        if weights:
+            reason = reason_of(node, weights)
         if node.fused_into is not None:
             reason = f"computed with {node.fused_into.name}"
         elif (
@@ -276,7 +293,7 @@ class _Builder:
             fused=tuple(link.name for link in node.fused), norm=node.norm.name if node.norm else None,
             fused_into=node.fused_into.name if node.fused_into else None, minimum=node.bounds[0], maximum=node.bounds[1],
             writes_back=any(v in graph.trace.stale for v in node.writes), rule=said.rule,
-            part=self.parts.get(node.index), weights=self._recurrent(node), quantized_at=self.pass_ends.get(node.index),
+            part=self.parts.get(node.index), weights=weights, quantized_at=self.pass_ends.get(node.index),
             dynamic=self.tokens[graph.grid(node.reads[0])] if node.action == "dynamic" else None,
             rank=node.call.rank, train_rank=trained.rank if trained else None,
             affine=node.affine, operand=_operand(node, graph), norm_rule=node.norm_rule if node.action == "normalize" else None,
@@ -321,8 +338,8 @@ class _Builder:
     def _owners(self) -> tuple[OwnerPlan, ...]:
         """Modules that own a site, and those between them and the root that count the calls of a module called repeatedly."""
         graph = self.graph
-        counts = _most(graph.trace.op_counts), _most(self.trained.op_counts)
-        ranks = _most(graph.trace.op_ranks), _most(self.trained.op_ranks)
+        counts = most_calls(graph.trace.op_counts), most_calls(self.trained.op_counts)
+        ranks = most_calls(graph.trace.op_ranks), most_calls(self.trained.op_ranks)
         watched = self._counted_owners()
         owners = {n.call.owner for n in graph.nodes} | watched | {""}
         owners |= {name for name, m in graph.modules.items() if isinstance(m, FAST_PATHS)}
@@ -336,8 +353,8 @@ class _Builder:
                 owner,
                 owner in graph.leaves,
                 owner in repeats.multiple,
-                () if owner in graph.leaves else _rows(owner, *counts),
-                _rows(owner, *ranks) if owner in watched else None,
+                () if owner in graph.leaves else rows_of_counts(owner, *counts),
+                rows_of_counts(owner, *ranks) if owner in watched else None,
                 tuple(callers.items()) if len(callers := repeats.callers.get(owner, {})) > 1 else (),
                 (keys[0].get(owner, ()), keys[1].get(owner, ())) if any(k.get(owner, ((),)) != ((),) for k in keys) else None,
             )
@@ -368,19 +385,6 @@ def _operand(node: Node, graph: Graph) -> int | None:
         return node.part.operand
     found = of_channels(node.call, graph.shape(node.reads[0])) if node.action in ("norm", "affine") else None
     return found.operand if found is not None else None
-
-
-def _most(recorded: Mapping[tuple[str, Frame], Counter[str]]) -> dict[str, Counter[str]]:
-    """How often each owner's own forward calls each op, in that of its calls which does so most often."""
-    most: dict[str, Counter[str]] = {}
-    for (owner, _), calls in recorded.items():
-        most[owner] = most.get(owner, Counter()) | calls
-    return most
-
-
-def _rows(owner: str, evaluated: dict[str, Counter[str]], trained: dict[str, Counter[str]]) -> tuple[tuple[str, int, int], ...]:
-    pair = evaluated.get(owner, Counter()), trained.get(owner, Counter())
-    return tuple((op, pair[0][op], pair[1][op]) for op in sorted({*pair[0], *pair[1]}))
 
 
 def _ancestors(name: str) -> list[str]:

@@ -9,7 +9,16 @@ from truequant.planning.plan import Plan
 
 
 def check_plain(model: nn.Module, where: str) -> None:
-    """`StateError` for a model that is compiled, or a part of which is: its calls cannot be seen there."""
+    """`StateError` for a model that is compiled, or a part of which is, whose calls cannot be seen, and for one that is wrapped
+    for training in parallel, whose wrapper counts the parameters that it has by then.
+    """
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        kind = type(model).__name__
+        raise StateError(
+            f"{where}: the model is wrapped for training in parallel: what is learned of quantizers would stay on one rank",
+            got=kind, expected="the module that was wrapped",
+            fix=f"{where}(model.module, …), then {kind}(…) around what it returns",
+        )  # fmt: skip
     for name, module in model.named_modules():
         inner = "_orig_mod" if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules else ""
         if inner or getattr(module, "_compiled_call_impl", None) is not None:

@@ -21,7 +21,8 @@ _EXPORTED = """
     conv3d.default conv3d.padding conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input cos.default
     cosh.default cumsum.default diff.default div.Scalar div.Scalar_mode div.Tensor div.Tensor_mode einsum.default
     elu.default embedding.default embedding_bag.default embedding_bag.padding_idx eq.Scalar eq.Tensor erf.default
-    exp.default expand.default expand_as.default expm1.default flip.default floor.default floor_divide.Scalar
+    exp.default expand.default expand_as.default expm1.default fill.Scalar fill.Tensor flip.default floor.default
+    floor_divide.Scalar
     floor_divide.default fmod.Scalar fmod.Tensor full.default full_like.default gather.default ge.Scalar ge.Tensor
     gelu.default glu.default grid_sampler.default group_norm.default gru.input gru_cell.default gt.Scalar gt.Tensor
     hardsigmoid.default hardswish.default hardtanh.default im2col.default index.Tensor index_add.default
@@ -36,7 +37,8 @@ _EXPORTED = """
     relu.default relu6.default remainder.Scalar remainder.Tensor repeat.default reshape.default rms_norm.default
     rnn_relu.input rnn_tanh.input roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor
     scaled_dot_product_attention.default scatter.reduce scatter.src scatter.value scatter.value_reduce scatter_add.default
-    scatter_reduce.two select.int selu.default sigmoid.default sign.default silu.default sin.default sinh.default
+    scatter_reduce.two select.int select_scatter.default selu.default sigmoid.default sign.default silu.default sin.default
+    sinh.default slice_scatter.default
     slice.Tensor softmax.int softplus.default sort.default sort.stable split_with_sizes.default sqrt.default square.default
     std.correction std.dim sub.Scalar sub.Tensor sum.default sum.dim_IntList tan.default tanh.default threshold.default
     to.dtype topk.default tril.default triu.default unfold.default upsample_bicubic2d.vec upsample_bilinear2d.vec
@@ -72,7 +74,7 @@ _NOT_EXPORTED = """
     permute.default pixel_shuffle.default pixel_unshuffle.default polar.default pow.Scalar put.default quantile.default
     quantile.scalar rad2deg.default real.default renorm.default repeat_interleave.self_int reshape_as.default
     resolve_conj.default rnn_relu_cell.default rnn_tanh_cell.default rot90.default scalar_tensor.default
-    searchsorted.Tensor select_scatter.default sgn.default signbit.default sinc.default slice_scatter.default
+    searchsorted.Tensor sgn.default signbit.default sinc.default
     softshrink.default special_i0.default split.Tensor squeeze.default stack.default
     std.default std_mean.correction std_mean.default std_mean.dim stft.center stft.default swapaxes.default t.default
     take.default take_along_dim.default tensordot.default tile.default trace.default transpose.int tril_indices.default

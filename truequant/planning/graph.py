@@ -348,8 +348,9 @@ def _picks(call: Call, rank: int) -> bool:
         places = items[axis] if sum(isinstance(i, Constant) for i in items) == 1 else None
     else:
         return False
-    numbers = isinstance(places, Constant) and len(places.shape) == 1 and places.dtype in (torch.int64, torch.int32)
-    return numbers and axis % rank > 0
+    if not isinstance(places, Constant) or len(places.shape) != 1 or axis % rank == 0:
+        return False
+    return places.dtype in (torch.int64, torch.int32) or places.places is not None
 
 
 def _by_factors(call: Call) -> bool:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from truequant.planning.capture import Call, Constant, Ref, Trace
 from truequant.planning.float_ops import ISLAND_OPS, MADE_AS, MOVING_OPS, ONNX_OPS
-from truequant.planning.ops import out_of_place, writes_in_place
+from truequant.planning.ops import only_in_place, out_of_place, writes_in_place
 from truequant.planning.user_ops import registered_op
 
 
@@ -37,14 +37,27 @@ def held(call: Call, trace: Trace, known: dict[Any, Held]) -> Held:
     op = registered_op(call.op.name)
     if op is not None:
         return Held() if op.onnx is not None or op.lower is not None else Held((), (call.op.name,))
-    if call.function is None:
+    if call.function is None or only_in_place(call.function):  # the whole graph alone shows what becomes of the latter
         return Held()
-    leaves, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
+    args = (call.args[0], _by_places(call.args[1])) if call.op.name == "getitem" else call.args
+    leaves, spec = pytree.tree_flatten((args, dict(call.kwargs)))
     kinds = tuple(_kind(leaf, trace) for leaf in leaves)
     key = call.function, kinds, str(spec)
     if key not in known:
         known[key] = _looked_up(call.function, kinds, leaves, spec)
     return known[key]
+
+
+def _by_places(index: Any) -> Any:
+    """An index with masks that a module holds as the numbers of their places, an axis each: `convert` knows them."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(item, Constant) and item.places is not None for item in items):
+        return index
+    found: list[Any] = []
+    for item in items:
+        known = isinstance(item, Constant) and item.places is not None
+        found += [Constant(None, (item.places,), torch.int64)] * len(item.shape) if known else [item]
+    return tuple(found)
 
 
 def _kind(leaf: Any, trace: Trace) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from truequant.planning.actions import ANY_WIDTH, COMPUTES
-from truequant.planning.assign import Overrides
 from truequant.planning.capture import Trace
+from truequant.planning.float_weights import coded
 from truequant.planning.graph import Graph
 from truequant.planning.leaves import is_leaf
 from truequant.planning.ops import Role, is_loss
+from truequant.planning.overrides import Overrides
 from truequant.planning.records import QuantizerPlan, Site
 from truequant.planning.saturation import narrowed_note
 from truequant.schemes import QConfig, QuantScheme
@@ -40,9 +41,10 @@ def notes(
     losses = dict.fromkeys(n.name for n in graph.nodes if is_loss(n.call.op.name))
     found += [f"'{name}' is a loss, which no program computes: prepare with example inputs without labels" for name in losses]
     found += [
-        f"{said.rule}: no weight of '{node.name}' is quantized by it: rows of a table have the codes of output="
+        f"{said.rule}: no weight of '{node.name}' is quantized by it: its table is no parameter of the module that reads it"
         for node in graph.nodes
         if node.call.op.role is Role.LOOKUP and isinstance((said := overrides[node.index]).weight, QuantScheme)
+        if not coded(node, graph, overrides)
     ]
     if narrow:
         found.append(narrowed_note(narrow))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, TypeVar
 
@@ -284,9 +285,24 @@ def out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function that computes what an in-place one does, and overwrites nothing."""
     if function in _IN_PLACE:
         return _IN_PLACE[function]
+    return _plain(function) or partial(_on_a_copy, function)
+
+
+def only_in_place(function: Callable[..., Any]) -> bool:
+    """Whether an op overwrites its first argument, and torch has no function that does not, such as `copy_`."""
+    return writes_in_place(function) and function not in _IN_PLACE and _plain(function) is None
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any] | None:
     name = _plain_name(function)
-    plain: Callable[..., Any] = getattr(T, name, None) or getattr(F, name)
-    return plain
+    return getattr(T, name, None) or getattr(F, name, None)
+
+
+def _on_a_copy(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What an op leaves of its argument that exists in place alone, such as `copy_`."""
+    y = x.clone()
+    function(y, *args, **kwargs)
+    return y
 
 
 def is_loss(name: str) -> bool:

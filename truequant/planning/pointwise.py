@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from truequant.planning.actions import BARE, READS_VALUES
-from truequant.planning.assign import Overrides
 from truequant.planning.elementwise import ARITHMETIC, EACH_NUMBER
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import Role
+from truequant.planning.overrides import Overrides
 from truequant.schemes import Inherit, QuantScheme
 
 _LEADING = (Role.MOVEMENT, Role.CONCAT)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from truequant.planning.actions import ANY_WIDTH, COMPUTES, FLOAT, MOVES
-from truequant.planning.assign import Overrides
 from truequant.planning.graph import Graph, Node
 from truequant.planning.ops import Role
+from truequant.planning.overrides import Overrides
 from truequant.planning.widths import WIDE_BITS
 from truequant.schemes import Inherit, PerTensor, QConfig, QuantScheme
 

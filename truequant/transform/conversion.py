@@ -156,6 +156,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _lower(found: Traced, model: QATModuleWrapper, plan: Plan, sites: dict[str, RuntimeSite]) -> IntegerProgram:
     exported = found.exported
+    for node in exported.graph.nodes:  # some that torch.export moved are missing among the users of what they read
+        for read in node.all_input_nodes:
+            read.users.setdefault(node)
     exported.graph.eliminate_dead_code()
     signature = exported.graph_signature
     tensors = {**dict(exported.state_dict), **exported.constants}

@@ -40,12 +40,12 @@ from truequant.planning import (
     check_modules,
     check_plain,
     check_plan,
-    is_loss,
     plan,
     positional_in,
 )
 from truequant.planning.actions import DIFFERS
 from truequant.schemes import QConfig
+from truequant.transform.refusals import left_behind
 
 
 @torch.inference_mode(False)
@@ -80,33 +80,9 @@ def prepare(
     decided = config if isinstance(config, Plan) else plan(model, example_inputs, config, dynamic=dynamic)
     model = model if inplace else copy.deepcopy(model)
     _Preparation(model, decided).run()
-    if left := _left_behind(decided):
+    if left := left_behind(decided):
         warnings.warn(left, stacklevel=3)
     return model
-
-
-def _left_behind(decided: Plan) -> str | None:
-    """What `convert` or `export_onnx` will refuse, said before anybody trains."""
-    lines = []
-    refused = decided.refused()
-    losses = tuple(site for site in refused if is_loss(site.op))
-    for sites, what, fix in (
-        (losses, "tq.convert will refuse this model: no program computes a loss",
-         "prepare with example inputs without labels; training may have them"),
-        (tuple(site for site in refused if site not in losses), "tq.convert will refuse this model: no program holds",
-         "write them as ops that truequant.planning.float_ops lists, or tq.register_op a function of your own"),
-        (decided.without_onnx(), "tq.export_onnx will refuse this model: no ONNX form is known of",
-         "int8(x) and int8.save(path) hold them"),
-    ):  # fmt: skip
-        named = [f"'{s.name}' ({', '.join(s.refused or s.without_onnx)})" for s in sites]
-        if named:
-            more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-            lines.append(f"{what} {', '.join(named[:_NAMED])}{more}\n  fix:      {fix}")
-    return "\n".join(lines) or None
-
-
-_NAMED = 5
-"""Sites that a warning names."""
 
 
 def restore_float(model: nn.Module) -> nn.Module:
@@ -322,4 +298,5 @@ def _differs(site: Site) -> bool:
     """Whether something else happens at a site than in the float model."""
     own = site.action == "clamp" and site.fused_into is None and site.emits is not None
     folded = site.action == "norm" and site.fused_into is not None  # nothing, on codes
-    return site.quantizer is not None or site.writes_back or site.action in DIFFERS or own or folded or bool(site.constants)
+    changed = site.quantizer is not None or site.writes_back or bool(site.constants or site.weights)
+    return changed or site.action in DIFFERS or own or folded

@@ -1,4 +1,4 @@
-"""Weights that a float op reads, by their codes: a recurrent layer computes with values that lie on a grid."""
+"""Weights that a float op reads, by their codes: recurrent layers and embeddings read values that lie on a grid."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from torch import Tensor
 
 from truequant.fake import RuntimeSite
 from truequant.fake.weights import WeightQuantizer
+from truequant.numerics import stored_values
+from truequant.schemes import PerGroup
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """int8 codes and their float32 scale, `()` or `(C, 1, …)`: the values are `codes * scale`."""
+    """int8 codes and their float32 scale, `()`, `(C, 1, …)` or, for groups of the second of two axes, `(C, groups)`."""
 
     codes: Tensor
     scale: Tensor
 
 
 class StoredWeights:
-    """Codes of the weights of recurrent layers, found by the values that their float op reads."""
+    """Codes of such weights, found by the values that their float op reads."""
 
     def __init__(self, sites: Iterable[RuntimeSite]) -> None:
         self._weights = [(quantizer, getattr(site.owner, name)) for site in sites for name, quantizer in site.weights.items()]
@@ -34,7 +36,7 @@ class StoredWeights:
             return None
         if self._found is None:
             stored = [_stored(quantizer, weight) for quantizer, weight in self._weights]
-            self._found = {_key(found.codes.float() * found.scale): found for found in stored if found is not None}
+            self._found = {_key(stored_values(found.codes, found.scale)): found for found in stored if found is not None}
         return self._found.get(_key(values))
 
 
@@ -46,6 +48,8 @@ def _key(values: Tensor) -> tuple[object, ...]:
 @torch.no_grad()
 def _stored(quantizer: WeightQuantizer, weight: Tensor) -> StoredWeight | None:
     codes, scale = quantizer.integers(weight)
+    if isinstance(quantizer.scheme.granularity, PerGroup):
+        return StoredWeight(codes.to(torch.int8).contiguous(), scale.contiguous())
     if scale.numel() not in (1, weight.shape[0]):
         return None
     scale = scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, *[1] * (weight.dim() - 1))

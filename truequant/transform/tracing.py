@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from truequant.errors import ConversionError
+from truequant.errors import ConversionError, PlanError
 from truequant.fake import marking
-from truequant.planning import Plan, arguments_in, call_in, tensors_of, tree_of
+from truequant.planning import Plan, arguments_in, call_in, masks_held, tensors_of, tree_of
+from truequant.transform.refusals import fix_of, named
 from truequant.transform.written_out import WrittenOut
 
 _TRACING = threading.Lock()
@@ -83,7 +84,22 @@ def _traced(model: nn.Module, plan: Plan, batch: int | None) -> Traced:
             return Traced(exported, flat.returned.tree, frozenset(marks.miscounted))
     except ConversionError:
         raise
+    except PlanError as error:
+        raise ConversionError(
+            "the forward calls, where it is traced, what it did not call when the model was prepared",
+            got=str(error).splitlines()[0],
+            expected="the same calls, traced or not",
+            fix="prepare with example inputs that take this path: where a mask that hides nothing is left out, one that hides "
+            "a place, or no mask",
+        ) from error
     except Exception as error:
+        if refused := plan.refused():
+            raise ConversionError(
+                f"no program holds what the evaluated forward computes: {named(refused)}",
+                got=refused[0].refused[0],
+                expected="ops of truequant.planning.float_ops, whose shapes follow from the shapes of the inputs",
+                fix=fix_of(refused),
+            ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
             "the evaluated forward is no static graph",
@@ -168,10 +184,12 @@ class _Exported(nn.Module):
         super().__init__()
         self.model, self.call = model, call
         self.returned = _Returned()
+        self.places = {path: [axis.tolist() for axis in mask.nonzero().T] for path, mask in masks_held(model).items()}
 
     def forward(self, *tensors: Any) -> Any:
         args, kwargs = arguments_in(self.call, {str(i): tensor for i, tensor in enumerate(tensors)})
-        with WrittenOut():
+        masks = {id(mask): self.places[path] for path, mask in masks_held(self.model).items()}
+        with WrittenOut(masks):
             outputs = self.model(*args, **kwargs)
         count = itertools.count()
         self.returned.tree = tree_of(outputs, lambda leaf: str(next(count)) if isinstance(leaf, Tensor) else None)

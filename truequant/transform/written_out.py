@@ -5,7 +5,7 @@ What is traced then reads sizes and names of dtypes, where it read tensors: `x.e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,25 @@ _FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
+Places = Sequence[Sequence[int]]
+"""Of a mask: the numbers of the places that say yes, axis by axis."""
+
+
 class WrittenOut(TorchFunctionMode):
-    """Active around a traced forward."""
+    """Active around a traced forward. masks: places of those that its modules hold, by the identity of what stands for them."""
+
+    def __init__(self, masks: Mapping[int, Places]) -> None:
+        super().__init__()
+        self.masks = masks
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ and self.masks:
+            return func(args[0], self._by_places(args[1]))
         return _FORMS.get(func, func)(*args, **(kwargs or {}))
+
+    def _by_places(self, index: Any) -> Any:
+        """An index whose masks are the numbers of their places: how many elements it takes is known."""
+        items = index if isinstance(index, tuple) else (index,)
+        if not any(id(item) in self.masks for item in items):
+            return index
+        return tuple(place for item in items for place in (self.masks.get(id(item)) or (item,)))

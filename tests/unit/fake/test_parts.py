@@ -98,6 +98,30 @@ class Block(nn.Module):
         return torch.relu(self.layer(x))
 
 
+class LowRank(nn.Module):
+    """An adapter that brings layers of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.down = layer, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) + self.down(x)
+
+
+def test_layers_of_an_adapter_that_no_plan_knows_are_named() -> None:
+    qat: Any = tq.calibrate(tq.prepare(Block(), X), [X]).eval()
+    qat.layer = LowRank(qat.layer)
+    with pytest.raises(PlanError) as error:
+        qat(X)
+    assert str(error.value) == (
+        "'layer': the module was wrapped after the model was prepared\n"
+        "  got:      a Linear beside it, 'down', which no plan knows\n"
+        "  expected: the modules that were planned\n"
+        "  fix:      adapters go in before: model = peft.get_peft_model(model, …), then tq.prepare(model, …)"
+    )
+
+
 def parametrized(qat: Any) -> None:
     nn.utils.parametrize.register_parametrization(qat.layer, "weight", nn.Identity())
 

@@ -63,6 +63,14 @@ def test_a_compiled_model_is_refused_with_the_inner_one() -> None:
         tq.plan(model, X)
 
 
+def test_a_model_that_is_wrapped_for_training_in_parallel_is_refused() -> None:
+    model = nn.DataParallel(net())
+    for refused in (lambda: tq.plan(model, X), lambda: tq.prepare(model, X)):
+        with pytest.raises(StateError, match="is wrapped for training in parallel") as error:
+            refused()
+    assert str(error.value).endswith("fix:      prepare(model.module, …), then DataParallel(…) around what it returns")
+
+
 def test_a_part_is_restored_and_not_converted() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import truequant as tq
@@ -244,7 +245,17 @@ def test_a_loss_is_named_before_training() -> None:
     assert not any("loss" in n for n in tq.plan(Labelled(), {"ids": torch.arange(4)}).notes)
 
 
-def test_a_weight_scheme_of_a_table_is_said_to_do_nothing() -> None:
-    rule = tq.Rule("table", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))
-    plan = tq.plan(Labelled(), {"ids": torch.arange(4)}, tq.QConfig().with_rules(rule))
-    assert f"{rule!r}: no weight of 'table' is quantized by it: rows of a table have the codes of output=" in plan.notes
+def test_a_weight_scheme_of_another_modules_table_is_said_to_do_nothing() -> None:
+    class Borrowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(4, 8), nn.Linear(8, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            y: Tensor = self.head(F.embedding(ids, self.table.weight))
+            return y
+
+    rule = tq.Rule("embedding_0", weight=tq.QuantScheme(tq.types.int4, tq.PerChannel(0)))
+    plan = tq.plan(Borrowing(), torch.arange(4), tq.QConfig().with_rules(rule))
+    said = "no weight of 'embedding_0' is quantized by it: its table is no parameter of the module that reads it"
+    assert f"{rule!r}: {said}" in plan.notes

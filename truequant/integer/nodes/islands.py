@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from truequant import numerics
 from truequant.errors import ConversionError
 from truequant.integer.edge import Edge
 from truequant.integer.nodes.base import Node, Shape
@@ -166,12 +167,14 @@ def _resolved(value: Any, node: Island, inputs: Sequence[Tensor], *, check_only:
 
 
 def _dequantized(node: Island, codes: Tensor, scale: Tensor, device: torch.device | None) -> Tensor:
-    """The values of stored codes. `ConversionError` unless they are int8 with one float32 scale, or one for each of axis 0."""
-    fits = scale.dim() == 0 or scale.shape == (*codes.shape[:1], *[1] * (codes.dim() - 1))
+    """The values of stored codes. `ConversionError` unless they are int8, with float32 scales that fit them."""
+    grouped = codes.dim() == scale.dim() == 2 and scale.shape[1] > 1 and codes.shape[1] % scale.shape[1] == 0
+    one_a_row = scale.shape == (*codes.shape[:1], *[1] * (codes.dim() - 1))
+    fits = scale.dim() == 0 or one_a_row or (grouped and scale.shape[0] == codes.shape[0])
     if codes.dtype != torch.int8 or scale.dtype != torch.float32 or not fits:
         raise ConversionError(
             f"{node.label}: a weight that is no codes and scale",
             got=f"{codes.dtype} {tuple(codes.shape)}, {scale.dtype} {tuple(scale.shape)}",
-            expected="int8 codes, and a float32 scale for all or for each of the first axis",
+            expected="int8 codes, and a float32 scale for all, for each of the first axis, or for each group of a row",
         )
-    return codes if device is None else codes.to(device).float() * scale.to(device)
+    return codes if device is None else numerics.stored_values(codes.to(device), scale.to(device))

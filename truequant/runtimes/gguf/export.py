@@ -76,7 +76,7 @@ def _placed(found: dict[str, Stored], architecture: architectures.Architecture, 
                 expected="the names of transformers' model", fix="the model for causal language modelling itself, in no other",
             )  # fmt: skip
         missing.pop(place, None)
-        if name == "lm_head.weight" and isinstance(stored, Tensor) and _tied(found, stored):
+        if name == "lm_head.weight" and _tied(found.get("model.embed_tokens.weight"), stored):
             continue
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(place.split(".")[-2], 0)
         yield _as_written(place, stored, heads if architecture.pairs_of_halves else 0)
@@ -96,10 +96,11 @@ def _needed(config: Any) -> Iterator[str]:
             yield f"blk.{layer}.{part}.weight"
 
 
-def _tied(found: dict[str, Stored], head: Tensor) -> bool:
+def _tied(embedding: Stored | None, head: Stored) -> bool:
     """Whether the head is the embedding, which llama.cpp then takes for both."""
-    embedding = found.get("model.embed_tokens.weight")
-    return isinstance(embedding, Tensor) and embedding.data_ptr() == head.data_ptr()
+    if isinstance(embedding, Coded) and isinstance(head, Coded):
+        return np.array_equal(embedding.codes, head.codes) and np.array_equal(embedding.scale, head.scale)
+    return isinstance(embedding, Tensor) and isinstance(head, Tensor) and embedding.data_ptr() == head.data_ptr()
 
 
 def _as_written(name: str, stored: Stored, heads: int) -> Written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from truequant.errors import ArgumentTypeError, ExportError
-from truequant.fake import QATModuleWrapper, integer_weight, quantizers
+from truequant.fake import QATModuleWrapper, integer_rows, integer_weight, quantizers
 from truequant.integer import Int8Model, IntegerProgram
 from truequant.integer.nodes import DynamicLinear, Island, WeightOnlyLinear
 from truequant.runtimes.gguf.blocks import Coded
@@ -47,14 +48,19 @@ def _of_prepared(model: nn.Module) -> dict[str, Stored]:
         if site.weight is None:
             if site.quantizer is not None:
                 raise _on_edges(site.plan.name)
+            for name, quantizer in site.weights.items():
+                found[f"{site.plan.owner}.{name}"] = _coded(*integer_rows(quantizer, getattr(site.owner, name)))
             continue
         if site.plan.action not in ("weight_only", "dynamic") or site.quantizer is not None:
             raise _on_edges(site.plan.name)
         weight = site.owner.weight
         assert isinstance(weight, Tensor)
-        codes, scale = integer_weight(site, weight)
-        found[f"{site.plan.name}.weight"] = Coded(codes.to(torch.int8).cpu().numpy(), scale.float().cpu().numpy())
+        found[f"{site.plan.name}.weight"] = _coded(*integer_weight(site, weight))
     return found
+
+
+def _coded(codes: Tensor, scale: Tensor) -> Coded:
+    return Coded(codes.to(torch.int8).cpu().numpy(), scale.float().cpu().numpy())
 
 
 def _of_program(program: IntegerProgram) -> Iterator[tuple[str, Stored]]:
@@ -72,7 +78,15 @@ def _of_program(program: IntegerProgram) -> Iterator[tuple[str, Stored]]:
             module = _CALL.sub("", node.output)
             own = not node.output.startswith("@")  # an op between the calls of a plan computes positions
             if own and node.op in _FLOATS and node.tensors and node.tensors[0].dim() == _FLOATS[node.op]:
-                yield f"{module}.weight", node.tensors[0]
+                yield f"{module}.weight", _of_island(node)
+
+
+def _of_island(node: Island) -> Stored:
+    """The weight that a float op reads first: its values, or its codes."""
+    if node.arguments[0] != json.dumps({"codes": [0, 1]}):
+        return node.tensors[0]
+    codes, scale = node.tensors[:2]
+    return _coded(codes, scale if scale.dim() == 2 else scale.reshape(-1, 1).expand(len(codes), 1))
 
 
 def _on_edges(where: str) -> ExportError:

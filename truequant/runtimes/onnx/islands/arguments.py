@@ -34,12 +34,14 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A weight by its codes, int8, and their scale: `()` or one for each of the first axis."""
+    """A weight by its codes, int8, and their scale: `()`, one for each of the first axis, or `(rows, groups)`."""
 
     codes: Any
     scale: Any
 
 
+READ_CODES = RECURRENT | {"embedding"}
+"""Ops whose form reads a weight by its codes."""
 _ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "floordiv": "Div"}
 
 
@@ -205,10 +207,15 @@ def _resolved(writer: Writer, node: Island, value: Any) -> Any:
 
 
 def _stored(writer: Writer, node: Island, i: int, j: int) -> Stored | str:
-    """A weight by its codes: as it is for a recurrent layer, which puts its gates in another order, else its values."""
+    """A weight by its codes: as it is for an op whose form reads codes, else its values."""
     codes, scale = numpy_of(node.tensors[i]), numpy_of(node.tensors[j])
-    if node.op.partition(".")[0] in RECURRENT:
+    if node.op.partition(".")[0] in READ_CODES:
         return Stored(codes, scale)
+    if scale.ndim == 2 and scale.shape[1] > 1:
+        raise ExportError(
+            f"'{node.output}': {node.op} has no ONNX form that reads a weight with several scales a row",
+            got=f"{scale.shape[1]} scales a row", expected="one", fix="weight=QuantScheme(…, PerChannel(0))",
+        )  # fmt: skip
     name = writer.fresh(f"{node.output}.weight_{i}")
     writer.dtypes[name], writer.shapes[name] = torch.float32, tuple(codes.shape)
     return writer.on_grid(name, codes, scale.reshape(-1) if scale.ndim else scale)

@@ -10,7 +10,7 @@ import torch
 
 from truequant.errors import ExportError
 from truequant.integer.nodes import Island
-from truequant.runtimes.onnx.islands.arguments import Arguments
+from truequant.runtimes.onnx.islands.arguments import Arguments, Stored
 from truequant.runtimes.onnx.islands.steps import IslandWriter, Steps
 from truequant.runtimes.onnx.writer import Writer
 
@@ -313,4 +313,23 @@ def embedding_bag(writer: Writer, node: Island, a: Arguments) -> None:
 
 
 def embedding(writer: Writer, node: Island, a: Arguments) -> None:
-    Steps(writer, node)("Gather", [a.tensor("0"), a.tensor("1")])
+    """Rows of a table; of codes those rows alone become values."""
+    step, table, rows = Steps(writer, node), a["0"], a.tensor("1")
+    if not isinstance(table, Stored):
+        step("Gather", [a.tensor("0"), rows])
+        return
+    taken = step("Gather", [writer.constant(f"{node.output}.codes", table.codes), rows], "rows")
+    values = step("Cast", [taken], "values", to=writer.element(torch.float32))
+    scale = writer.constant(f"{node.output}.scale", table.scale)
+    if not table.scale.ndim:
+        step("Mul", [values, scale])
+        return
+    scales, groups = step("Gather", [scale, rows], "scales"), table.scale.shape[1]
+    if groups == 1:
+        step("Mul", [values, scales])
+        return
+    kept, width = [0] * len(writer.shapes[rows]), table.codes.shape[1]
+    split = writer.integers(f"{node.output}.groups", [*kept, groups, width // groups])
+    last = writer.integers(f"{node.output}.last", [len(kept) + 1])
+    scaled = step("Mul", [step("Reshape", [values, split], "split"), step("Unsqueeze", [scales, last], "wide")], "scaled")
+    step("Reshape", [scaled, writer.integers(f"{node.output}.whole", [*kept, width])])

@@ -131,6 +131,13 @@ def expand_as(writer: Writer, node: Island, a: Arguments) -> None:
     step("Expand", [a.tensor("0"), step("Shape", [a.tensor("1")], "shape")])
 
 
+def fill(writer: Writer, node: Island, a: Arguments) -> None:
+    """One number in the shape of a tensor, and of its dtype."""
+    step = Steps(writer, node)
+    (number,) = a.operands("1", dtype=writer.dtypes[node.output])
+    step("Expand", [number, step("Shape", [a.tensor("0")], "shape")])
+
+
 def filled(value: float) -> IslandWriter:
     """`zeros` and its kin: a number in a shape."""
 

@@ -63,6 +63,39 @@ def select(writer: Writer, node: Island, a: Arguments) -> None:
     Steps(writer, node)("Gather", [a.tensor("0"), a.tensor("2")], axis=int(a["1"]))
 
 
+def slice_scatter(writer: Writer, node: Island, a: Arguments) -> None:
+    """A part of a tensor overwritten, `x[:, start:end:step] = y`: from `start` on, as far as `y` goes."""
+    step = Steps(writer, node)
+
+    def number(value: int, part: str) -> str:
+        return writer.constant(f"{node.output}.{part}", np.int64(value))
+
+    axis = int(a.get("2", 0)) % len(writer.shapes[a.tensor("0")])
+    first = a.size(a.get("3") or 0, "first")
+    one = writer.integers(f"{node.output}.axis", [0])
+    count = step("Squeeze", [a.size(a.measured("1", axis), "count"), one], "count")
+    steps = step("Range", [number(0, "zero"), count, number(1, "one")], "steps")
+    places = step("Add", [step("Mul", [steps, number(a.get("5", 1), "step")], "strides"), first], "places")
+    _scatter_along(step, a, places, axis)
+
+
+def select_scatter(writer: Writer, node: Island, a: Arguments) -> None:
+    """One place of an axis overwritten, `x[:, 0] = y`."""
+    step = Steps(writer, node)
+    axis = int(a["2"]) % len(writer.shapes[a.tensor("0")])
+    source = step("Unsqueeze", [a.tensor("1"), writer.integers(f"{node.output}.axis", [axis])], "column")
+    _scatter_along(step, a, a.size(a["3"], "place"), axis, source)
+
+
+def _scatter_along(step: Steps, a: Arguments, places: str, axis: int, source: str | None = None) -> None:
+    """`source`, by default the second argument, at `places` of an axis of the first."""
+    writer, rank = step.writer, len(step.writer.shapes[a.tensor("0")])
+    source = a.operands("1", dtype=a.dtype())[0] if source is None else source
+    column = writer.integers(f"{step.node.output}.column", [-1, *[1] * (rank - axis - 1)])
+    whole = step("Expand", [step("Reshape", [places, column], "along"), step("Shape", [source], "shape")], "whole")
+    step("ScatterElements", [a.tensor("0"), whole, source], axis=axis)
+
+
 def gather(writer: Writer, node: Island, a: Arguments) -> None:
     """torch lets the index be shorter than the source on the other axes, and so does ONNX."""
     Steps(writer, node)("GatherElements", [a.tensor("0"), a.tensor("2")], axis=int(a["1"]))
