@@ -197,9 +197,15 @@ class Branch(nn.Module):
         return y + y * self.gamma
 
 
-def test_the_plan_says_why_a_factor_is_left_in_float() -> None:
-    plan = tq.plan(Branch(), torch.rand(4, 3, 9, 9))
-    assert plan.site("mul_0").reason == "does not fold into 'fc', whose result is read elsewhere too"
+def test_a_factor_that_does_not_fold_is_one_operation_for_each_number() -> None:
+    """The layer's result is read elsewhere too, without the factor."""
+    torch.manual_seed(0)
+    model, x = Branch().eval(), torch.rand(4, 3, 9, 9)
+    site = tq.plan(model, x).site("mul_0")
+    assert (site.action, site.reason) == ("pointwise", "a float32 operation for each number, rounded alike everywhere")
+    qat = tq.prepare(model, x)
+    tq.calibrate(qat, [x])
+    tq.assert_exact(qat.eval(), tq.convert(qat), [x], runtimes=("reference", "onnxruntime"))
 
 
 def test_a_plan_with_a_map_is_stored_and_checked() -> None:
