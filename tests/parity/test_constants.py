@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import truequant as tq
 from tests.interpret import interpret
+from tests.parity.trained import trained_on
 from truequant.errors import ConversionError, FileError
 from truequant.integer import IntegerProgram, ProgramInput
 from truequant.integer.nodes import Constant, Dequantize, Edge, Quantize
@@ -84,15 +85,7 @@ def example(model: nn.Module, batch: int = 3) -> Tensor:
 
 
 def trained(kind: type[nn.Module], config: tq.QConfig | str | None = None) -> nn.Module:
-    torch.manual_seed(0)
-    model = kind()
-    qat = tq.prepare(model, example(model), config).train()
-    optimizer = torch.optim.SGD(qat.parameters(), 0.05)
-    for batch in (4, 5, 6):
-        optimizer.zero_grad()
-        qat(example(model, batch)).square().mean().backward()
-        optimizer.step()
-    return qat.eval()
+    return trained_on(kind, example, config)
 
 
 @pytest.mark.parametrize("preset", ["int8", "w8a8", "w8a8-pow2", "w4a4"])

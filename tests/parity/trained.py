@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,19 @@ def trained(model: nn.Module, config: str, steps: int = 3, rate: float = 0.05) -
         qat(torch.rand(4, 3, 9, 9, generator=generator)).square().mean().backward()
         optimizer.step()
     return qat
+
+
+def trained_on(kind: type[nn.Module], example: Callable[..., Tensor], config: tq.QConfig | str | None = None) -> nn.Module:
+    """A model of `kind`, evaluated, after three steps of SGD on batches of several sizes. example: of a model and a size."""
+    torch.manual_seed(0)
+    model = kind()
+    qat = tq.prepare(model, example(model), config).train()
+    optimizer = torch.optim.SGD(qat.parameters(), 0.05)
+    for batch in (4, 5, 6):
+        optimizer.zero_grad()
+        qat(example(model, batch)).square().mean().backward()
+        optimizer.step()
+    return qat.eval()
 
 
 def codes_are_equal(qat: nn.Module, x: Tensor, tmp_path: Path) -> tq.Int8Model:

@@ -6,7 +6,6 @@ The program's islands read contiguous tensors, so the evaluated model's do. Trai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from truequant.planning import Role, op_of, writes_in_place
+from truequant.planning.ops import IN_C
 
 
 def on_contiguous(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -24,14 +24,10 @@ def on_contiguous(function: Callable[..., Any], args: Sequence[Any], kwargs: Map
     """
     if torch.compiler.is_compiling():
         return function(*args, **kwargs)  # compiled code orders its sums in its own way
-    if isinstance(function, _OF_TORCH):
+    if isinstance(function, IN_C):
         return _read(function, args, kwargs)
     with _ContiguousReads():
         return function(*args, **kwargs)
-
-
-_OF_TORCH = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
-"""What makes one call of a function of torch's: itself."""
 
 
 class _ContiguousReads(TorchFunctionMode):

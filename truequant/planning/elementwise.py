@@ -7,15 +7,16 @@ differ. So no quantizer stands between such ops, and they read what a layer sums
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
+from truequant.numerics import Pointwise
 from truequant.planning.capture import Call, Constant, Ref
 from truequant.planning.flow import Flow
 from truequant.planning.ops import Role, writes_in_place
 from truequant.planning.values import Values
 
 EACH_NUMBER = "a float32 operation for each number, rounded alike everywhere"
-ARITHMETIC = frozenset(("add", "sub", "mul", "div", "neg"))
+ARITHMETIC: frozenset[str] = frozenset(get_args(Pointwise))
 """The operations, by the name of their op."""
 
 

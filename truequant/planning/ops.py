@@ -223,7 +223,8 @@ _PROPERTIES = frozenset(
 
 _OTHERS: dict[Callable[..., Any], Op] = {}
 """Functions and methods written in C that are not in the table, as far as they were called: to find a name takes long."""
-_IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
+IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
+"""Types of functions that are written in C, as torch's own are: one of them makes one call, itself."""
 
 
 def _answered_while_tracing(function: Answer) -> Answer:
@@ -244,7 +245,7 @@ def op_of(function: Callable[..., Any]) -> Op | None:
     name = getattr(function, "__name__", "")
     if name in _PROPERTIES:
         return None
-    if torch.compiler.is_compiling() or not isinstance(function, _IN_C):
+    if torch.compiler.is_compiling() or not isinstance(function, IN_C):
         return Op(_label(function), Role.FLOAT, (function,))
     op = _OTHERS.get(function)
     if op is None:

@@ -49,13 +49,13 @@ def biased(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     output, _, _ = low.result(site)
     assert isinstance(output, Codes)
     bias = operands[1 - (site.plan.operand or 0)]
-    return _sum(low, node, operands, output, site, bias)
+    return _sum(low, operands, output, site, bias)
 
 
-def _sum(low: Lowering, node: GraphNode, operands: Sequence[Any], output: Codes, site: RuntimeSite, bias: GraphNode) -> Codes:
+def _sum(low: Lowering, operands: Sequence[Any], output: Codes, site: RuntimeSite, bias: GraphNode) -> Codes:
     """The codes of scores and their bias, two values; hidden where the bias hides a place."""
     name = low.unique(f"{output.name}@sum")
-    terms = values(low, node, name, operands, repeats=False)
+    terms = values(low, name, operands, repeats=False)
     low.emit(program_nodes.Pointwise("add", tuple(term.name for term in terms), name))
     low.emit(program_nodes.Quantize(name, output.name))
     return with_mask(low, output, bias, site) if site.plan.bias == "hiding" else output
@@ -211,7 +211,7 @@ def attention(low: Lowering, node: GraphNode, site: RuntimeSite) -> Lowered:
     if site.plan.bias is not None:
         product = low.unique(f"{name}@product")
         low.emit(program_nodes.MatMul(q.name, keys.name, product, 0, 0, scale))
-        scores = _sum(low, node, [Floats(product), mask], low.codes(f"{name}.scores", grid), site, mask)
+        scores = _sum(low, [Floats(product), mask], low.codes(f"{name}.scores", grid), site, mask)
         return _attend(low, site, scores, v, causal=bool(given["is_causal"]))
     scores = low.codes(f"{name}.scores", grid, scale)
     low.emit(program_nodes.MatMul(q.name, keys.name, scores.name, grid.scheme.qmin, grid.scheme.qmax))

@@ -39,13 +39,7 @@ def _stored(
     low: Lowering, operand: GraphNode, name: str, grid: FakeQuantize, beside: GraphNode | None, *, repeats: bool
 ) -> Lowered:
     """The codes of one constant. beside: another operand, of the same batch."""
-    value, like = low.values[operand], None
-    if isinstance(value, Floats) and beside is not None:
-        one = _of_one_sample(low, operand, beside)
-        if one is not None:
-            other = low.values[beside]
-            assert isinstance(other, Codes)
-            value, like = one, other.name if repeats else None
+    value, like = _for_a_batch(low, operand, beside)
     if isinstance(value, Floats):  # its size follows the inputs: it is computed, and quantized then
         edge = low.codes(name, grid)
         low.emit(program_nodes.Quantize(value.name, edge.name))
@@ -55,32 +49,39 @@ def _stored(
     edge = low.codes(name, grid)
     with torch.no_grad():
         codes = grid.codes(value.float()).to(storage(low.edges[name])).contiguous()
-    low.emit(program_nodes.Constant(name, codes, like))
+    low.emit(program_nodes.Constant(name, codes, like.name if repeats and isinstance(like, Codes) else None))
     return edge
 
 
-def values(low: Lowering, node: GraphNode, name: str, operands: Sequence[Any], *, repeats: bool) -> list[Floats]:
+def values(low: Lowering, name: str, operands: Sequence[Any], *, repeats: bool) -> list[Floats]:
     """What an op reads, as values; a number or tensor that is no activation is stored. repeats: along a batch, too."""
-    found = []
-    for operand in operands:
-        value: Lowered = operand if isinstance(operand, Floats) else None
-        if isinstance(operand, GraphNode):
-            value = low.values[operand]
-        elif not isinstance(operand, Floats):
-            value = torch.tensor(operand, dtype=torch.float32)
-        like = None
-        if isinstance(value, Floats) and isinstance(operand, GraphNode):
-            others = [o for o in operands if isinstance(o, GraphNode) and o is not operand]
-            beside = next((o for o in others if isinstance(low.values[o], (Codes, Floats))), None)
-            one = None if beside is None else _of_one_sample(low, operand, beside)
-            if one is not None and beside is not None:
-                value, like = one, low.floats(low.values[beside]).name if repeats else None
-        if isinstance(value, Tensor):
-            output = low.unique(f"{name}@constant")
-            low.emit(program_nodes.Constant(output, value.detach().float().clone().contiguous(), like))
-            value = Floats(output)
-        found.append(low.floats(value))
-    return found
+    return [_value(low, name, operand, operands, repeats=repeats) for operand in operands]
+
+
+def _value(low: Lowering, name: str, operand: Any, operands: Sequence[Any], *, repeats: bool) -> Floats:
+    value: Lowered
+    if isinstance(operand, Floats):
+        return operand
+    if isinstance(operand, GraphNode):
+        others = (o for o in operands if isinstance(o, GraphNode) and o is not operand)
+        value, like = _for_a_batch(low, operand, next((o for o in others if isinstance(low.values[o], (Codes, Floats))), None))
+    else:
+        value, like = torch.tensor(operand, dtype=torch.float32), None
+    if not isinstance(value, Tensor):
+        return low.floats(value)
+    output = low.unique(f"{name}@constant")
+    along = low.floats(like).name if repeats and like is not None else None
+    low.emit(program_nodes.Constant(output, value.detach().float().clone().contiguous(), along))
+    return Floats(output)
+
+
+def _for_a_batch(low: Lowering, operand: GraphNode, beside: GraphNode | None) -> tuple[Lowered, Lowered]:
+    """What an operand was lowered to; of one that holds the same for each sample, that of a batch of one, and the other
+    operand `beside`, along whose batch it may be repeated.
+    """
+    value = low.values[operand]
+    one = _of_one_sample(low, operand, beside) if isinstance(value, Floats) and beside is not None else None
+    return (value, None) if one is None or beside is None else (one, low.values[beside])
 
 
 def _of_one_sample(low: Lowering, operand: GraphNode, beside: GraphNode) -> Tensor | None:

@@ -93,7 +93,7 @@ def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -
     if site is not None and site.plan.constants and site.exact():
         parts = constants(low, node, site, tensors)
     elif site is not None and site.plan.action == "pointwise":
-        parts = [*values(low, node, name, tensors, repeats=True)]
+        parts = [*values(low, name, tensors, repeats=True)]
         source = Floats(name)
     if any(isinstance(p, Tensor) for p in parts):
         return low.tables.island(low, node, name)

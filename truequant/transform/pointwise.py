@@ -19,7 +19,7 @@ _FUNCTIONS: dict[Any, Pointwise] = {
 
 
 def _operation(low: Lowering, node: GraphNode, name: str) -> Lowered:
-    operands = [value.name for value in values(low, node, name, node.args, repeats=False)]
+    operands = [value.name for value in values(low, name, node.args, repeats=False)]
     low.emit(program_nodes.Pointwise(_FUNCTIONS[node.target], tuple(operands), name))
     return Floats(name)
 

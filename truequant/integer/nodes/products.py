@@ -36,12 +36,15 @@ class MatMul(Binary):
 
     def check(self, edges: Mapping[str, Edge]) -> None:
         if self.output not in edges:
-            scale = float32(edges[self.left].scale) * float32(edges[self.right].scale) * float32(self.factor)
-            if not all_normal(scale):
+            if not all_normal(scale := self.value_scale(edges)):
                 raise ConversionError(f"{self.label}: scales too far apart for float32", got=float(scale))
             return
         check_clamp(self, self.low, self.high, edges[self.output])
         check_ratio(self, edges, of_product=True)
+
+    def value_scale(self, edges: Mapping[str, Edge]) -> Tensor:
+        """`float32(float32(sa * sb) * factor)`, by which its sums become values; 0-d, float32."""
+        return float32(edges[self.left].scale) * float32(edges[self.right].scale) * float32(self.factor)
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
         left, right = shapes

@@ -18,7 +18,7 @@ from truequant.runtimes.onnx.islands.ops import write_island
 from truequant.runtimes.onnx.kernels import kernels_of
 from truequant.runtimes.onnx.lookups import look_up_flat, write_lookup, write_table
 from truequant.runtimes.onnx.norms import normalize
-from truequant.runtimes.onnx.writer import Writer
+from truequant.runtimes.onnx.writer import Writer, numpy_of
 
 
 def _quantize(writer: Writer, node: program_nodes.Quantize) -> None:
@@ -52,7 +52,7 @@ def matmul(writer: Writer, node: program_nodes.MatMul) -> None:
     if node.output in writer.program.edges:
         binary(writer, node)
         return
-    name, edges = node.output, (writer.edge(node.left), writer.edge(node.right))
+    name = node.output
     if is_wide(node, writer.program.edges):
         operands = [writer.dequantized(node.left, name), writer.dequantized(node.right, f"{name}.right")]
         value = writer.node(kernels_of(node).op, operands, writer.fresh(f"{name}.product"), name=name)
@@ -61,8 +61,7 @@ def matmul(writer: Writer, node: program_nodes.MatMul) -> None:
         zeros = [writer.scale_and_zero(of)[1] for of in (node.left, node.right)]
         acc = writer.node(kernels_of(node).sums, [node.left, node.right, *zeros], writer.fresh(f"{name}.sum"), name=name)
         value = writer.node("Cast", [acc], writer.fresh(f"{name}.float"), name=f"{name}.float", to=1)
-        left, right = (np.float32(edge.scale) for edge in edges)
-        scale = writer.constant(f"{name}.scale", np.float32(np.float32(left * right) * np.float32(node.factor)))
+        scale = writer.constant(f"{name}.scale", numpy_of(node.value_scale(writer.program.edges)))
     writer.node("Mul", [value, scale], name, name=f"{name}.scaled")
 
 

@@ -170,12 +170,11 @@ def _matmul(writer: Writer, node: program_nodes.MatMul) -> None:
         # A Round that changes nothing: OpenVINO multiplies in float32 what does not come from codes.
         right = _step(writer, node.output, "Round", [right], "right_as_float")
     acc = writer.node("MatMul", [left, right], writer.fresh(f"{node.output}.sum"), name=node.output)
-    a, b = (np.float32(writer.edge(n).scale) for n in (node.left, node.right))
     if node.output not in writer.program.edges:
-        factor = np.float32(np.float32(a * b) * np.float32(node.factor))
+        factor = numpy_of(node.value_scale(writer.program.edges))
         writer.node("Mul", [acc, _number(writer, node.output, "factor", factor)], node.output, name=f"{node.output}.scaled")
         return
-    y = np.float32(writer.edge(node.output).scale)
+    a, b, y = (np.float32(writer.edge(n).scale) for n in (node.left, node.right, node.output))
     _requantized(writer, acc, np.float32(np.float32(a * b) / y), node.output, node.low, node.high)
 
 
