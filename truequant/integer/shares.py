@@ -43,7 +43,7 @@ class Share:
     makes floats of its outputs.
 
     integer: of nodes that compute codes, or sum them. in_float: all others, the one that writes most first; what quantizes
-    and dequantizes around an island is among them.
+    and dequantizes around an island is among them, and so are operations that every runtime rounds alike (`Pointwise`).
     """
 
     integer: int
@@ -77,7 +77,7 @@ def share(program: IntegerProgram, inputs: Mapping[str, Shape]) -> Share:
         elements = math.prod(shapes[node.output])
         if isinstance(node, Island) and not dtypes[node.output].is_floating_point:
             continue
-        if isinstance(node, (Island, FloatLinear, Quantize, Dequantize)):
+        if node.rounds_once or isinstance(node, (Island, FloatLinear, Quantize, Dequantize)):
             in_float.append(InFloat(node.output, node.op if isinstance(node, Island) else type(node).__name__, elements))
         else:
             integer += elements

@@ -43,3 +43,26 @@ def test_the_ends_of_a_model_are_not_counted() -> None:
     found = int8.share(x[:1])
     assert (found.integer, found.in_float) == (4 * 6 * 6 + 5, ())
     assert str(found) == "100.0% of 149 elements are computed on integers"
+
+
+class Scaled(nn.Module):
+    """A table of numbers for each place, as rotary products have it: a float operation that every runtime rounds alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.table = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layer(x) * self.table)
+        return y
+
+
+def test_operations_on_floats_are_float_though_they_are_exact() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 8)
+    int8 = tq.convert(tq.calibrate(tq.prepare(Scaled(), x), [x], progress=False).eval())
+    assert int8.ops()["Pointwise"] == 1
+    found = int8.share(x)
+    assert found.integer == 2 * 6 * 8 + 2 * 6 * 5
+    assert sorted((n.op, n.elements) for n in found.in_float) == [("Pointwise", 96), ("Quantize", 96)]
