@@ -92,6 +92,14 @@ class Partly(Rotary):
         return torch.cat([turned * self.cos[:, :4] + neighbours * self.sin[:, :4], kept], -1)
 
 
+class Cached(Partly):
+    """As Phi-3 does: keys and values stand behind those of a cache, which begins empty, a tensor of one axis."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (torch.cat([torch.tensor([]), new], -2) for new in (self.turned(k), v))
+        return F.scaled_dot_product_attention(self.turned(q), keys, values)
+
+
 class Relative(Attention):
     """As Swin does: a learned table of positions, looked up, and a mask of -100 for what lies in another window."""
 
@@ -327,3 +335,10 @@ def test_nodes_that_cannot_be() -> None:
         )  # fmt: skip
     assert of(Pointwise("div", ("x", "x"), "y")).nodes[0].output_shape([(3, 1), (1, 2)]) == (3, 2)
     assert Dequantize("a", "b").rounds_once is False
+
+
+def test_an_empty_cache_is_left_out() -> None:
+    qat = trained(Cached)
+    int8, plain = tq.convert(qat), tq.convert(trained(Partly))
+    assert int8.ops() == plain.ops()
+    tq.assert_exact(qat, int8, [example(qat)], runtimes=("reference", "onnxruntime"))

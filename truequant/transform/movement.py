@@ -87,13 +87,14 @@ def _max_pool(low: Lowering, node: GraphNode, name: str, source: Codes | Floats)
 
 def _concat(low: Lowering, node: GraphNode, name: str, source: Codes | Floats) -> Lowered:
     tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
-    parts = [low.values[t] for t in tensors]
-    parts = [p for p in parts if not isinstance(p, Tensor) or p.numel()]  # a cache begins with an empty tensor
+    # A cache begins with an empty tensor, and what rotary products leave as it is may be empty too.
+    full = [t for t in tensors if not isinstance(value := low.values[t], Tensor) or value.numel()]
+    parts = [low.values[t] for t in full]
     site = low.site_of(node)
     if site is not None and site.plan.constants and site.exact():
         parts = constants(low, node, site, tensors)
     elif site is not None and site.plan.action == "pointwise":
-        parts = [*values(low, name, tensors, repeats=True)]
+        parts = [*values(low, name, full, repeats=True)]
         source = Floats(name)
     if any(isinstance(p, Tensor) for p in parts):
         return low.tables.island(low, node, name)
